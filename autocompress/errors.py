@@ -1,0 +1,30 @@
+"""The errors that autocompress raises on purpose; each message names the value and what would be right."""
+
+
+class AutocompressError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class InvalidInputError(AutocompressError, ValueError):
+    """An argument cannot be used: an unknown name, a malformed value, weights that do not fit."""
+
+
+class InfeasibleTargetError(AutocompressError, ValueError):
+    """No network meets the target.
+
+    Attributes:
+        smallest: the smallest budget that can be met, in the target's own unit (bytes or bits); asking for
+            exactly this succeeds.
+    """
+
+    def __init__(self, message: str, smallest: int) -> None:
+        super().__init__(message)
+        self.smallest = smallest
+
+
+class CorruptArtifactError(AutocompressError):
+    """A compressed file is truncated, altered, or was never one."""
+
+
+class TrainingDivergedError(AutocompressError, ArithmeticError):
+    """The training loss became NaN or infinite."""
