@@ -1,0 +1,114 @@
+"""A dense ONNX model from a network, checked against the network itself with onnxruntime.
+
+Needs the packages of the extra `autocompress[onnx]`; nothing here is imported before they are asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import logging
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.errors import AutocompressError, InvalidInputError
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# Two runtimes sum the same products in another order; this is far above that and far below what changes an answer.
+RELATIVE_TOLERANCE = 1e-4
+
+
+def export_onnx(model: nn.Module, example: Tensor | tuple[Tensor, ...], path: str | os.PathLike[str]) -> float:
+    """Writes `model` as one self-contained ONNX file and returns how far onnxruntime's output is from PyTorch's.
+
+    The first dimension of every input and output is the batch and stays free. The file appears under its name only
+    after the check.
+
+    Args:
+        model: the network; a copy on the CPU in eval mode is exported.
+        example: its input, or a tuple of its inputs, batch first [n, ...] with n >= 1.
+        path: the file to write.
+
+    Returns:
+        Largest absolute difference of the outputs, as a part of the largest absolute output (1 if that is smaller).
+
+    Raises:
+        AutocompressError: a package is missing, PyTorch cannot export the network, or the outputs differ.
+        InvalidInputError: the file cannot be written there.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise AutocompressError(
+            f'exporting to ONNX needs {", ".join(missing)}; install them with: pip install "autocompress[onnx]"'
+        )
+    inputs = example if isinstance(example, tuple) else (example,)
+    # Two examples at least: torch.export takes a dimension of one for a constant.
+    inputs = tuple(torch.cat([part, part])[: max(2, len(part))].detach().cpu() for part in inputs)
+    network = copy.deepcopy(model).cpu().eval()
+    path = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(suffix=".onnx", prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise InvalidInputError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    os.close(handle)
+    try:
+        _write(network, inputs, temporary)
+        difference = _difference(network, inputs, temporary)
+        if not difference <= RELATIVE_TOLERANCE:
+            raise AutocompressError(
+                f"the exported ONNX model answers differently from the network: by {difference:.2g} of its largest "
+                f"output, allowed is {RELATIVE_TOLERANCE:.0e}; nothing was written"
+            )
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    logger.info("onnxruntime agrees with PyTorch to %.1e of the largest output", difference)
+    return difference
+
+
+def _write(network: nn.Module, inputs: tuple[Tensor, ...], path: str) -> None:
+    """Exports with the batch dimension free where the network allows it."""
+    batch_is_free = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own deprecations; what matters is checked afterwards
+            torch.onnx.export(
+                network, inputs, path, dynamo=True, external_data=False, dynamic_shapes=batch_is_free, verbose=False
+            )
+    except Exception as error:  # the exporter raises what it likes: its own types, asserts, errors of the model's code
+        reason = str(error).strip().split("\n")[0]
+        raise AutocompressError(f"PyTorch could not export this network to ONNX: {reason}") from error
+
+
+def _difference(network: nn.Module, inputs: tuple[Tensor, ...], path: str) -> float:
+    """Returns the largest difference between PyTorch's and onnxruntime's outputs, nan if one of them is nan."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    found = session.run(None, {name: part.numpy() for name, part in zip(names, inputs, strict=True)})
+    with torch.no_grad():
+        output = network(*inputs)
+    expected = [output] if isinstance(output, Tensor) else [part for part in output if isinstance(part, Tensor)]
+    worst = 0.0
+    for ours, theirs in zip(expected, found, strict=True):
+        gap = float((ours - torch.from_numpy(theirs)).abs().max()) / max(1.0, float(ours.abs().max()))
+        worst = gap if not gap <= worst else worst  # keeps a nan
+    return worst
+
+
+def _umask() -> int:
+    """Returns the umask; temporary files are private, the exported file need not be."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
