@@ -1,0 +1,118 @@
+"""`autocompress compress`: a task, a reference network, a compressed file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from argparse import Namespace
+from pathlib import Path
+
+from torch import nn
+
+from autocompress.cli.output import check_folder, check_output, percent, to_json
+from autocompress.compress import compress
+from autocompress.errors import InvalidInputError
+from autocompress.models import load_weights
+from autocompress.targets import Target, only_target
+from autocompress.task import Task, load_task
+from autocompress.training.reference import reference_network
+
+logger = logging.getLogger(__name__)
+
+# In the folder of --resume, beside the checkpoints: which command they belong to.
+COMMAND_FILE = "command.json"
+
+
+def compress_command(options: Namespace) -> str:
+    """Compresses a network into the file `options.out` and returns the report, or the JSON object.
+
+    Everything that can be wrong with the command is found before anything is trained.
+
+    Raises:
+        InvalidInputError, InfeasibleTargetError: the command asks for what cannot be.
+    """
+    target = only_target(options.target)
+    check_output(options.out, (".safetensors",), inputs=(options.weights,))
+    if options.resume is not None:
+        claim_folder(options.resume, options, target)
+    task = load_task(options.model, options.data, device=options.device, seed=options.seed)
+    model = reference(task, options)
+    result = compress(
+        model,
+        train=task.train,
+        val=task.validation,
+        test=task.test,
+        target=target,
+        loss=task.loss,
+        metric=task.metric,
+        epochs=options.epochs,
+        seed=options.seed,
+        ignore=tuple(options.ignore),
+        device=options.device,
+        resume=options.resume,
+        recipe=task.recipe,
+        progress=not options.no_progress,
+    )
+    result.save(options.out)
+    answer = result.to_json()
+    if options.json:
+        return to_json(answer | {"out": str(options.out)})
+    return "\n".join(
+        [
+            result.report(),
+            "",
+            f"reference accuracy   {percent(answer['reference_accuracy'])}",
+            f"validation accuracy  {percent(answer['validation_accuracy'])}",
+            f"test accuracy        {percent(answer['test_accuracy'])}",
+            f"{options.out}: {options.out.stat().st_size} bytes",
+        ]
+    )
+
+
+def reference(task: Task, options: Namespace) -> nn.Module:
+    """Returns the network to compress: with the weights given, else trained, or taken from where it was kept."""
+    if options.weights is None:
+        model, _ = reference_network(task, seed=options.seed, progress=not options.no_progress)
+        return model
+    model = task.make_model()
+    load_weights(model, options.weights)
+    return model
+
+
+def claim_folder(folder: Path, options: Namespace, target: Target) -> None:
+    """Makes the folder of checkpoints and notes in it which command they belong to.
+
+    Raises:
+        InvalidInputError: it cannot be made or written, or it belongs to another command.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"--resume {str(folder)!r}: cannot make this folder: {error.strerror}") from error
+    check_folder(folder, f"--resume {str(folder)!r}")
+    weights = options.weights
+    command = {
+        "model": options.model,
+        "data": options.data,
+        "target": str(target),
+        "epochs": options.epochs,
+        "seed": options.seed,
+        "ignore": sorted(options.ignore),
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest() if weights and weights.is_file() else None,
+    }
+    note = folder / COMMAND_FILE
+    try:
+        before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else command
+    except ValueError:
+        before = {}
+    other = [name for name in command if not isinstance(before, dict) or before.get(name) != command[name]]
+    if other:
+        raise InvalidInputError(
+            f"--resume {str(folder)!r} holds the checkpoints of another command ({', '.join(other)} differ); "
+            "give another folder, or the same command"
+        )
+    temporary = note.with_suffix(".tmp")
+    temporary.write_text(json.dumps(command), encoding="utf-8")
+    os.replace(temporary, note)

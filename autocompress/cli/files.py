@@ -1,0 +1,119 @@
+"""`autocompress inspect | evaluate | export`: what can be done with a compressed file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autocompress.artifact import load, read_state, size_report
+from autocompress.cli.output import check_output, percent, to_json
+from autocompress.errors import InvalidInputError
+from autocompress.models import make_model
+from autocompress.task import load_task
+from autocompress.training.evaluate import evaluate
+
+# What one image is for the networks known by name, without the batch; a function of the user's own needs --input-shape.
+INPUT_SHAPES = {"lenet5": (1, 28, 28), "resnet": (3, 32, 32), "torchvision:": (3, 224, 224)}
+
+
+def inspect_command(options: Namespace) -> str:
+    """Returns the size report of a file, or it as a JSON object."""
+    data = read_bytes(options.file)
+    model = None if options.model is None else named_model(options)
+    state = read_state(options.file, model)
+    report = size_report(state, data, model)
+    return to_json({"file": str(options.file)} | report.to_json()) if options.json else str(report)
+
+
+def evaluate_command(options: Namespace) -> str:
+    """Returns the accuracy of a file on a split, as text or as a JSON object."""
+    read_bytes(options.file)
+    task = load_task(options.model, options.data, device=options.device)
+    batches = task.test if options.split == "test" else task.validation
+    if batches is None:
+        raise InvalidInputError(f"--data {options.data!r} has no {options.split} split; try the other --split")
+    model = load(options.file, into=task.make_model())
+    outcome = evaluate(model, batches, loss=task.loss, metric=task.metric, device=options.device)
+    if options.json:
+        return to_json(
+            {
+                "file": str(options.file),
+                "file_bytes": options.file.stat().st_size,
+                "split": options.split,
+                "examples": len(outcome.scores),
+                f"{options.split}_accuracy": outcome.metric,
+                f"{options.split}_loss": outcome.loss,
+            }
+        )
+    return f"{options.split} accuracy  {percent(outcome.metric)}  ({len(outcome.scores)} examples)"
+
+
+def export_command(options: Namespace) -> str:
+    """Writes the network of a file as ONNX or as a plain state_dict and returns what was written."""
+    check_output(options.out, (".onnx",) if options.to == "onnx" else (".pt", ".pth"), inputs=(options.file,))
+    read_bytes(options.file)
+    model = load(options.file, into=named_model(options))
+    difference = None
+    if options.to == "onnx":
+        from autocompress.integrations.onnx import export_onnx
+
+        difference = export_onnx(model, torch.zeros(1, *input_shape(options)).normal_(), options.out)
+    else:
+        save_state_dict(model, options.out)
+    size = options.out.stat().st_size
+    if options.json:
+        return to_json({"file": str(options.file), "out": str(options.out), "bytes": size, "difference": difference})
+    return f"{options.out}: {size} bytes, dense"
+
+
+def named_model(options: Namespace) -> nn.Module:
+    """Returns the network of --model and --classes."""
+    return make_model(options.model, **({} if options.classes is None else {"num_classes": options.classes}))
+
+
+def input_shape(options: Namespace) -> tuple[int, ...]:
+    """Returns the shape of one input of the model, without the batch.
+
+    Raises:
+        InvalidInputError: it is not known and not given.
+    """
+    if options.input_shape is not None:
+        return tuple(options.input_shape)
+    for start, shape in INPUT_SHAPES.items():
+        if options.model.startswith(start):
+            return shape
+    raise InvalidInputError(f"the inputs of {options.model!r} are not known; give their shape, --input-shape 3,32,32")
+
+
+def save_state_dict(model: nn.Module, path: Path) -> None:
+    """Writes the dense state_dict with torch.save, on the CPU; the file appears only when it is whole."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns the whole file.
+
+    Raises:
+        InvalidInputError: there is no such file, or it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {str(path)!r}: {error.strerror}") from error

@@ -1,0 +1,66 @@
+"""What a command leaves behind: the checks before the work starts, and how its answer is printed."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from autocompress.errors import InvalidInputError
+
+# Enough to find out now, not after hours of training, that a disk is full.
+PROBE_BYTES = 65536
+
+
+def check_output(path: Path, suffixes: tuple[str, ...], inputs: tuple[Path | None, ...] = ()) -> None:
+    """Returns if `path` can be written: its name says what it is, its folder takes files, no input is overwritten.
+
+    Raises:
+        InvalidInputError: otherwise, naming what is wrong.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise InvalidInputError(f"--out {str(path)!r}: the file's name must end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise InvalidInputError(f"--out {str(path)!r} is a folder; give the name of a file in it")
+    for other in inputs:
+        if other is not None and path.exists() and other.exists() and path.samefile(other):
+            raise InvalidInputError(f"--out {str(path)!r} is a file that is read, too; give it another name")
+    check_folder(path.parent, f"--out {str(path)!r}")
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """Returns if files can be created in `folder`.
+
+    Raises:
+        InvalidInputError: there is no such folder, or it takes no file; `what` names the option.
+    """
+    if not folder.is_dir():
+        raise InvalidInputError(f"{what}: there is no folder {str(folder)!r}; create it first")
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        raise InvalidInputError(f"{what}: cannot write into the folder {str(folder)!r}: {error.strerror}") from error
+
+
+def to_json(answer: Mapping[str, object]) -> str:
+    """Returns one JSON object on one line; a number that JSON does not have (nan, inf) becomes null."""
+    return json.dumps(_plain(answer), allow_nan=False)
+
+
+def _plain(value: object) -> object:
+    """Returns `value` with what JSON does not have replaced."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def percent(fraction: float | None) -> str:
+    """Returns a fraction of 1 as text such as `98.61 %`."""
+    return "not known" if fraction is None else f"{100 * fraction:.2f} %"

@@ -1,0 +1,173 @@
+"""The options of the command line and their help."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter, _SubParsersAction
+from importlib import metadata
+from pathlib import Path
+
+EXAMPLES = """\
+examples:
+  autocompress compress lenet5 --data digits --target 4KB --out lenet5.safetensors
+  autocompress compress mypkg.nets:make_net --data mypkg.data:loaders --weights net.pt --target 1% --out net.safetensors
+  autocompress inspect lenet5.safetensors --model lenet5
+  autocompress evaluate lenet5.safetensors --model lenet5 --data digits
+  autocompress export lenet5.safetensors --model lenet5 --to onnx --out lenet5.onnx
+
+exit status: 0 done, 2 bad input (a target that cannot be met included), 3 damaged file, 130 interrupted,
+1 any other failure
+"""
+
+COMPRESS = """\
+Trains a network so that its file is no larger than the target, and writes the file.
+
+targets:
+  50KB 50KiB 4000B    the file, everything in it (1 KB = 1000 bytes, 1 KiB = 1024 bytes)
+  1%   100x           the file, as a part of the original float32 tensors
+  weights:836x        bits times nonzeros of the weights alone, as the literature counts: compares, does not fit
+
+examples:
+  autocompress compress lenet5 --data mnist --target 4KB --out lenet5.safetensors
+  autocompress compress resnet20 --data cifar10 --weights net.safetensors --target 20x --out small.safetensors
+  autocompress compress mypkg.nets:make_net --data mypkg.data:loaders --target 1% --ignore "head.*" --out n.safetensors
+"""
+
+MODEL = (
+    "lenet5, resnet20/32/44/56, resnet50, torchvision:NAME, or package.module:function, a function without arguments "
+    "that returns the network (the current folder is importable)"
+)
+DATA = (
+    "digits, mnist, fashion-mnist, cifar10, folder:PATH, or package.module:function, a function without arguments "
+    "that returns the loaders (train, validation[, test])"
+)
+
+
+def build_parser() -> ArgumentParser:
+    """Returns the parser; `command` of what it parses is the name of the command."""
+    parser = ArgumentParser(
+        prog="autocompress",
+        description="Compress a trained PyTorch network to a file of the size you ask for.",
+        epilog=EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"autocompress {metadata.version('autocompress')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_compress(commands)
+    _add_inspect(commands)
+    _add_evaluate(commands)
+    _add_export(commands)
+    return parser
+
+
+def _add_compress(commands: _SubParsersAction[ArgumentParser]) -> None:
+    """Adds `compress`."""
+    parser = commands.add_parser(
+        "compress",
+        help="train a network into a file of the size asked for",
+        description=COMPRESS,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("--data", required=True, help=DATA)
+    parser.add_argument(
+        "--target", required=True, action="append", help="the size asked for, see above (several: not supported yet)"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="trained weights to start from (.safetensors or .pt state_dict); without it a reference network is "
+        "trained first and kept for the next time",
+    )
+    parser.add_argument("--epochs", type=_positive, metavar="N", help="length of the compression (default: by model)")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="S", help="of everything random (default: 0)")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="keep checkpoints in DIR, and go on from them: the same command starts and continues a run",
+    )
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help='parameters or modules not to compress, such as "head.*" (may be repeated)',
+    )
+    _add_common(parser)
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar (off anyway without a terminal)")
+
+
+def _add_inspect(commands: _SubParsersAction[ArgumentParser]) -> None:
+    """Adds `inspect`."""
+    parser = commands.add_parser("inspect", help="show what is in a compressed file, layer by layer")
+    _add_file(parser)
+    parser.add_argument("--model", help=f"its network, for the names of the layers: {MODEL}")
+    parser.add_argument("--classes", type=_positive, metavar="N", help="number of classes of MODEL (default: 10)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
+
+
+def _add_evaluate(commands: _SubParsersAction[ArgumentParser]) -> None:
+    """Adds `evaluate`."""
+    parser = commands.add_parser("evaluate", help="measure the accuracy of a compressed file")
+    _add_file(parser)
+    parser.add_argument("--model", required=True, help=MODEL)
+    parser.add_argument("--data", required=True, help=DATA)
+    parser.add_argument("--split", choices=["test", "validation"], default="test", help="default: test")
+    _add_common(parser)
+
+
+def _add_export(commands: _SubParsersAction[ArgumentParser]) -> None:
+    """Adds `export`."""
+    parser = commands.add_parser("export", help="write the network of a compressed file as dense ONNX or PyTorch file")
+    _add_file(parser)
+    parser.add_argument("--model", required=True, help=MODEL)
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=["onnx", "pt"],
+        help="onnx: a dense model, checked with onnxruntime; pt: a plain state_dict for torch.load",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the file to write")
+    parser.add_argument("--data", help="the data it was made for: tells the number of classes and an input's shape")
+    parser.add_argument(
+        "--input-shape",
+        type=_shape,
+        metavar="N,N,...",
+        help="shape of one input without the batch, such as 1,28,28: for ONNX, where MODEL does not tell it",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
+
+
+def _add_file(parser: ArgumentParser) -> None:
+    """Adds the compressed file to read."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="a file written by autocompress compress")
+
+
+def _add_common(parser: ArgumentParser) -> None:
+    """Adds --device and --json."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
+
+
+def _positive(text: str) -> int:
+    """Returns a whole number of at least 1."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    """Returns a whole number that every random generator takes as its seed."""
+    if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) < 2**32):
+        raise ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """Returns the shape written as `1,28,28` or `1x28x28`."""
+    parts = text.replace("x", ",").split(",")
+    if not all(part.strip().isascii() and part.strip().isdigit() and 0 < int(part) < 2**24 for part in parts):
+        raise ArgumentTypeError(f"{text!r} is not a shape such as 1,28,28")
+    return tuple(int(part) for part in parts)
