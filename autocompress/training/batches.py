@@ -1,0 +1,94 @@
+"""What a batch may be: a tuple whose last element is the target, or a dict with the target under a usual key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sized
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.errors import InvalidInputError
+
+TARGET_KEYS = ("labels", "label", "target", "targets", "y")
+
+
+def split_batch(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
+    """Returns (positional arguments of the model, keyword arguments, target).
+
+    A tuple or list of at least two gives all but its last element as positional arguments and the last as the
+    target; a dict gives all but the first of `TARGET_KEYS` that it has as keyword arguments.
+
+    Raises:
+        InvalidInputError: the batch is of another kind, or has no target.
+    """
+    if isinstance(batch, Mapping):
+        key = next((key for key in TARGET_KEYS if key in batch), None)
+        if key is None:
+            raise InvalidInputError(
+                f"the batch is a dict with the keys {sorted(map(str, batch))}; its target must be under one of "
+                f"{', '.join(TARGET_KEYS)}"
+            )
+        return (), {str(name): value for name, value in batch.items() if name != key}, batch[key]
+    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        return tuple(batch[:-1]), {}, batch[-1]
+    size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+    raise InvalidInputError(
+        f"a batch is a {type(batch).__name__}{size}; it must be a tuple (inputs..., target) or a dict with a target"
+    )
+
+
+def to_device(batch: Any, device: torch.device | str, memory_format: torch.memory_format | None = None) -> Any:
+    """Returns the batch with every tensor in it on `device`; 4-d float tensors in `memory_format` where given."""
+    if isinstance(batch, Tensor):
+        batch = batch.to(device, non_blocking=True)
+        images = memory_format is not None and batch.ndim == 4 and batch.is_floating_point()
+        return batch.contiguous(memory_format=memory_format) if images and memory_format is not None else batch
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device, memory_format) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return tuple(to_device(value, device, memory_format) for value in batch)
+    return batch
+
+
+def forward(model: nn.Module, batch: Any) -> tuple[Any, Tensor]:
+    """Returns (output of the model, target) for a batch that lies on the model's device."""
+    args, kwargs, target = split_batch(batch)
+    return model(*args, **kwargs), target
+
+
+def check_batches(batches: Iterable[Any], name: str) -> int:
+    """Returns the number of batches, after checking that there are some and that they can be gone through again.
+
+    Where the object has no length it is gone through once, to count.
+
+    Raises:
+        InvalidInputError: there is no batch, or `batches` is an iterator, which is spent after one epoch.
+    """
+    if not isinstance(batches, Iterable):
+        raise InvalidInputError(f"{name} is a {type(batches).__name__}; it must be a loader or a list of batches")
+    if iter(batches) is batches:
+        raise InvalidInputError(
+            f"{name} is an iterator ({type(batches).__name__}), spent after one epoch; give a DataLoader or a list"
+        )
+    count = len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
+    if count == 0:
+        raise InvalidInputError(f"{name} gives no batch at all; it must give at least one")
+    return count
+
+
+def default_device(device: torch.device | str | None = None) -> torch.device:
+    """Returns the device asked for, else the first CUDA device where there is one, else the CPU.
+
+    Raises:
+        InvalidInputError: the name is not one of a device, or this machine has no such device.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInputError(f"device {str(device)!r} cannot be used here ({reason}); try 'cpu'") from error
+    return chosen

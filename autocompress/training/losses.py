@@ -1,0 +1,69 @@
+"""The default loss and metric (classification), and the loss of distillation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autocompress.errors import InvalidInputError
+
+# Hinton, Vinyals, Dean 2015 ("Distilling the knowledge in a neural network"): soft targets at a raised temperature.
+DISTILLATION_WEIGHT = 0.5
+DISTILLATION_TEMPERATURE = 4.0
+IGNORED_TARGET = -100  # torch's own convention for targets that do not count
+
+
+def logits_of(output: Any) -> Tensor:
+    """Returns the logits in a model's output: the tensor itself, or its field `logits`, float32 at least.
+
+    Raises:
+        InvalidInputError: the output holds no logits.
+    """
+    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        raise InvalidInputError(
+            f"the model returned a {type(output).__name__}; the default loss and metric take a tensor of logits or an "
+            "object with a field `logits`: give loss= and metric= of your own"
+        )
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def classification_loss(output: Any, target: Tensor) -> Tensor:
+    """Returns the mean cross-entropy, a scalar.
+
+    Args:
+        output: logits [n, classes] or, for sequences, [n, ..., classes].
+        target: class numbers [n] or [n, ...]; -100 does not count.
+    """
+    logits = logits_of(output)
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), target.reshape(-1), ignore_index=IGNORED_TARGET)
+
+
+def correct_predictions(output: Any, target: Tensor) -> Tensor:
+    """Returns, per example, 1.0 where the largest logit is the target's, else 0.0. Shape [n], float32.
+
+    Of a sequence (target [n, ...]) the share of its counted elements that are right.
+    """
+    right = (logits_of(output).argmax(-1) == target).float()
+    if target.ndim <= 1:
+        return right
+    counted = (target != IGNORED_TARGET).float().flatten(1)
+    return (right.flatten(1) * counted).sum(1) / counted.sum(1).clamp(min=1)
+
+
+def distillation_loss(output: Any, teacher_output: Any, hard_loss: Tensor) -> Tensor:
+    """Returns a * T^2 * KL(teacher || student at temperature T) + (1 - a) * hard_loss, a scalar.
+
+    T^2 keeps the gradient of the soft part on the scale of the hard one (Hinton et al. 2015, section 2).
+
+    Args:
+        output: the student's logits [n, ..., classes].
+        teacher_output: the teacher's, in the same shape.
+        hard_loss: the loss on the true targets, a scalar.
+    """
+    student, teacher = (logits_of(each).flatten(0, -2) / DISTILLATION_TEMPERATURE for each in (output, teacher_output))
+    soft = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean")
+    return DISTILLATION_WEIGHT * DISTILLATION_TEMPERATURE**2 * soft + (1 - DISTILLATION_WEIGHT) * hard_loss

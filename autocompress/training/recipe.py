@@ -1,0 +1,85 @@
+"""How a network is trained: a Recipe, and the ones that are known by the name of their network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+
+from autocompress.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained, from scratch and while it is compressed.
+
+    Attributes:
+        optimizer: "sgd" (heavy-ball momentum) or "adamw".
+        learning_rate: the peak of the schedule; None = found by itself (`training.learning_rate`).
+        momentum: of SGD; AdamW keeps its usual (0.9, 0.999).
+        weight_decay: on tensors of two or more dimensions only; biases and norm parameters have none.
+        batch_size: examples per optimizer step.
+        warmup_fraction: share of all steps in which the rate rises linearly to its peak; a cosine to 0 follows.
+        reference_epochs: length of the training of a reference network.
+        compress_epochs: default length of a compression run.
+    """
+
+    optimizer: str = "adamw"
+    learning_rate: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 128
+    warmup_fraction: float = 0.1
+    reference_epochs: int = 30
+    compress_epochs: int = 30
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("sgd", "adamw"):
+            raise InvalidInputError(f"optimizer {self.optimizer!r} is unknown; it may be 'sgd' or 'adamw'")
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise InvalidInputError(f"learning_rate is {self.learning_rate}; it must be above 0, or None to be found")
+        for name in ("batch_size", "reference_epochs", "compress_epochs"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.warmup_fraction < 1:
+            raise InvalidInputError(f"warmup_fraction is {self.warmup_fraction}; it must be in [0, 1)")
+
+    def key(self) -> str:
+        """Returns the recipe as one line of text that is equal only for equal recipes."""
+        return " ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))
+
+
+_RESNET = Recipe("sgd", 0.1, weight_decay=5e-4, batch_size=128, warmup_fraction=0.05, reference_epochs=160)
+_RECIPES = {
+    "lenet5": Recipe("sgd", 0.1, momentum=0.93, batch_size=256, reference_epochs=20, compress_epochs=30),
+    "resnet20": _RESNET,
+    "resnet32": _RESNET,
+    "resnet44": _RESNET,
+    "resnet56": _RESNET,
+    "resnet50": _RESNET,
+}
+
+
+def recipe_for(model: str) -> Recipe:
+    """Returns the recipe of a network by its name; unknown names get the default, which finds its learning rate."""
+    return _RECIPES.get(model, Recipe())
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, learning_rate: float) -> torch.optim.Optimizer:
+    """Returns the recipe's optimizer over the trainable parameters: one group with weight decay, one without.
+
+    Raises:
+        InvalidInputError: the model has no parameter that requires a gradient.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise InvalidInputError(f"the model {type(model).__name__} has no parameter that requires a gradient")
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=recipe.momentum)
+    return torch.optim.AdamW(groups, lr=learning_rate)

@@ -1,0 +1,120 @@
+"""The uncompressed network of a task, trained by its recipe on the training split alone, once, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.data.arrays import data_root
+from autocompress.errors import InvalidInputError
+from autocompress.models.weights import load_weights
+from autocompress.training.batches import check_batches
+from autocompress.training.checkpoint import save_checkpoint
+from autocompress.training.evaluate import Evaluation, evaluate
+from autocompress.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from autocompress.task import Task
+
+logger = logging.getLogger(__name__)
+
+
+def reference_network(
+    task: Task,
+    *,
+    cache_dir: str | Path | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> tuple[nn.Module, Evaluation]:
+    """Returns (the trained network, its evaluation on the validation split).
+
+    Trained with the task's recipe where no weights are in the cache; an interrupted training goes on where it stopped.
+    A cached file that cannot be read is trained anew.
+
+    Args:
+        task: the network, its data and its recipe.
+        cache_dir: folder of the weights; default: `reference` in `data.data_root()`.
+        seed: of the training.
+        device: default: CUDA where there is one.
+        progress: a bar on stderr, where that is a terminal.
+    """
+    model = task.make_model()
+    folder = Path(cache_dir) if cache_dir is not None else data_root() / "reference"
+    path = folder / f"{_file_name(task, model, seed)}.pt"
+    if not _load_cached(model, path):
+        logger.info("training the reference of %s for %d epochs", task.name, task.recipe.reference_epochs)
+        checkpoint = path.with_suffix(".checkpoint")
+        _train(task, model, checkpoint, seed=seed, device=device, progress=progress)
+        save_checkpoint(path, {name: tensor.cpu() for name, tensor in model.state_dict().items()})
+        checkpoint.unlink(missing_ok=True)
+    scores = evaluate(model, task.validation, loss=task.loss, metric=task.metric, device=device)
+    logger.info("reference of %s: validation metric %.4f", task.name, scores.metric)
+    return model, scores
+
+
+def _train(
+    task: Task, model: nn.Module, checkpoint: Path, *, seed: int, device: torch.device | str | None, progress: bool
+) -> None:
+    def trainer() -> Trainer:
+        return Trainer(
+            model,
+            task.train,
+            recipe=task.recipe,
+            epochs=task.recipe.reference_epochs,
+            loss=task.loss,
+            device=device,
+            seed=seed,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+
+    try:
+        trainer().fit()
+    except InvalidInputError:
+        if not checkpoint.exists():
+            raise
+        logger.warning("%s is not of this training; starting anew", checkpoint)
+        checkpoint.unlink()
+        trainer().fit()
+
+
+def _load_cached(model: nn.Module, path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        load_weights(model, path)
+    except InvalidInputError as error:
+        logger.warning("the cached reference is not usable and is trained anew: %s", error)
+        return False
+    logger.info("reference taken from %s", path)
+    return True
+
+
+def _file_name(task: Task, model: nn.Module, seed: int) -> str:
+    """Returns the task's name and a digest of all that decides the weights: recipe, seed, start and data."""
+    digest = hashlib.sha256(f"{task.name} {seed} {task.recipe.key()} {check_batches(task.train, 'train')}".encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        _update(digest, tensor)
+    # the validation data stand for the data: they are in a fixed order, and drawn from the same source
+    _update(digest, next(iter(task.validation)))
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', task.name)}-{digest.hexdigest()[:16]}"
+
+
+def _update(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for key in sorted(value):
+            _update(digest, value[key])
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            _update(digest, each)

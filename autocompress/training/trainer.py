@@ -1,0 +1,249 @@
+"""The one training loop: it takes callbacks and knows nothing of compression."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from autocompress.errors import InvalidInputError, TrainingDivergedError
+from autocompress.training.batches import check_batches, default_device, forward, to_device
+from autocompress.training.callbacks import TrainerCallback
+from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
+from autocompress.training.learning_rate import find_learning_rate
+from autocompress.training.losses import classification_loss, distillation_loss
+from autocompress.training.precision import autocast, uses_bfloat16
+from autocompress.training.random_state import (
+    data_order_state,
+    random_states,
+    restore_data_order,
+    restore_random_states,
+    seeded,
+    set_epoch,
+)
+from autocompress.training.recipe import Recipe, make_optimizer
+from autocompress.training.schedule import make_scheduler
+
+logger = logging.getLogger(__name__)
+
+# Reading a loss waits for the device: on a GPU NaN is looked for once in so many steps (the step it names is exact).
+_STEPS_BETWEEN_CHECKS = 16
+# Longer gradients are scaled down to this global norm. Without it LeNet-5 on the digits diverges at a third of the
+# learning rate at which it trains best with it.
+LARGEST_GRADIENT_NORM = 1.0
+
+
+@dataclass
+class TrainingLog:
+    """What a training run did, what came before a resume included.
+
+    Attributes:
+        losses: mean training loss of each epoch.
+        gradient_steps: optimizer steps.
+        wall_seconds: time spent in `fit`.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    gradient_steps: int = 0
+    wall_seconds: float = 0.0
+
+
+class Trainer:
+    """Trains a model for a number of epochs: warm-up, cosine, autocast, checkpoints with exact resume.
+
+    Attributes:
+        model: the network, on the run's device.
+        optimizer: made at construction, so that a callback may hold it.
+        scheduler: moved on after each step.
+        total_steps: optimizer steps of the whole run.
+        step: optimizer steps done.
+        epoch: epochs done.
+        callbacks: called in order; may be appended to before `fit`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Iterable[Any],
+        *,
+        recipe: Recipe,
+        epochs: int,
+        loss: Callable[[Any, Tensor], Tensor] = classification_loss,
+        device: torch.device | str | None = None,
+        precision: str = "auto",
+        seed: int = 0,
+        teacher: nn.Module | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        checkpoint: Path | None = None,
+        progress: bool = True,
+    ) -> None:
+        """Prepares the run; where the recipe has no learning rate it is found here, on a copy of the model.
+
+        Args:
+            model: the network; trained in place.
+            train: batches to go through once per epoch.
+            recipe: optimizer and schedule.
+            epochs: length of the run.
+            loss: (output, target) -> scalar.
+            device: default: CUDA where there is one.
+            precision: "auto" (bfloat16 where the hardware has it), "fp32" or "bf16".
+            seed: of every random number of the run; the caller's generators are left as they were.
+            teacher: a network to distil from; the loss is then `losses.distillation_loss`.
+            callbacks: see `callbacks.TrainerCallback`.
+            checkpoint: file to resume from where it exists; rewritten after each epoch.
+            progress: a bar on stderr, where that is a terminal.
+
+        Raises:
+            InvalidInputError: no batches, no epochs, nothing to train, or a checkpoint of another run.
+        """
+        if epochs < 1:
+            raise InvalidInputError(f"epochs is {epochs}; it must be at least 1")
+        self.train_batches, self.epochs, self.loss, self.recipe = train, epochs, loss, recipe
+        self.total_steps = epochs * check_batches(train, "the training data")
+        self.device = default_device(device)
+        self.bfloat16 = uses_bfloat16(precision, self.device)
+        self.seed, self.progress, self.checkpoint = seed, progress, checkpoint
+        self.memory_format = torch.channels_last if self.bfloat16 else None
+        self.model = model.to(self.device)
+        self.teacher = teacher.to(self.device).eval() if teacher is not None else None
+        self.callbacks: list[TrainerCallback] = list(callbacks)
+        self.step, self.epoch, self.log = 0, 0, TrainingLog()
+        self._saved = load_checkpoint(checkpoint) if checkpoint and checkpoint.exists() else None
+        self.learning_rate = self._peak_learning_rate()
+        self.optimizer = make_optimizer(self.model, recipe, self.learning_rate)
+        self.scheduler = make_scheduler(self.optimizer, self.total_steps, recipe.warmup_fraction)
+
+    def fit(self) -> TrainingLog:
+        """Trains to the end, from the checkpoint where there is one; returns what was done.
+
+        Raises:
+            TrainingDivergedError: the loss became NaN or infinite; the last checkpoint stays.
+        """
+        if self.memory_format is not None:
+            self.model.to(memory_format=self.memory_format)
+        try:
+            with seeded(self.seed):
+                if self._saved is not None:
+                    self._restore(self._saved)
+                with self._bar() as bar:
+                    while self.epoch < self.epochs:
+                        self._run_epoch(bar)
+                set_epoch(self.train_batches, self.epochs)  # the same next order, whether the run was resumed or not
+        finally:
+            if self.memory_format is not None:
+                self.model.to(memory_format=torch.contiguous_format)
+        return self.log
+
+    def _run_epoch(self, bar: Any) -> None:
+        started = time.perf_counter()
+        bar.set_description(f"epoch {self.epoch + 1}/{self.epochs}", refresh=False)
+        set_epoch(self.train_batches, self.epoch)
+        self.model.train()
+        losses: list[Tensor] = []
+        for batch in self.train_batches:
+            losses.append(self._train_step(batch))
+            interval = 1 if self.device.type == "cpu" else _STEPS_BETWEEN_CHECKS
+            if len(losses) % interval == 0:
+                self._check_finite(losses[-interval:])
+                bar.set_postfix(loss=f"{float(losses[-1]):.4f}", refresh=False)
+            for callback in self.callbacks:
+                callback.on_step(self)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scheduler.step()
+            bar.update()
+        if not losses:
+            raise InvalidInputError("the training data gave no batch in this epoch; it must give at least one")
+        self._check_finite(losses)
+        self.epoch += 1
+        for callback in self.callbacks:
+            callback.on_epoch_end(self)
+        self.log.losses.append(float(torch.stack(losses).mean()))
+        self.log.gradient_steps = self.step
+        self.log.wall_seconds += time.perf_counter() - started
+        logger.info("epoch %d/%d: loss %.4f", self.epoch, self.epochs, self.log.losses[-1])
+        if self.checkpoint is not None:
+            save_checkpoint(self.checkpoint, self._state())
+
+    def _train_step(self, batch: Any) -> Tensor:
+        """Returns the loss of one optimizer step, a detached scalar; the gradients are still there."""
+        batch = to_device(batch, self.device, self.memory_format)
+        with autocast(self.bfloat16, self.device):
+            output, target = forward(self.model, batch)
+        value = self.loss(output, target)
+        if self.teacher is not None:
+            with torch.no_grad(), autocast(self.bfloat16, self.device):
+                teacher_output, _ = forward(self.teacher, batch)
+            value = distillation_loss(output, teacher_output, value)
+        value.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
+        self.optimizer.step()
+        self.step += 1
+        return value.detach()
+
+    def _check_finite(self, losses: list[Tensor]) -> None:
+        bad = (~torch.isfinite(torch.stack(losses))).nonzero()
+        if len(bad) == 0:
+            return
+        first = int(bad[0, 0])
+        raise TrainingDivergedError(
+            f"the training loss became {float(losses[first])} in step {self.step - len(losses) + 1 + first} of "
+            f"{self.total_steps}, at a peak learning rate of {self.learning_rate:g}; lower the learning rate, and "
+            "check the inputs for NaN"
+        )
+
+    def _peak_learning_rate(self) -> float:
+        if self.recipe.learning_rate is not None:
+            return self.recipe.learning_rate
+        if self._saved is not None:
+            return float(self._saved["learning_rate"])
+        with seeded(self.seed):
+            return find_learning_rate(
+                self.model, self.train_batches, recipe=self.recipe, loss=self.loss, device=self.device
+            )
+
+    def _bar(self) -> Any:
+        hidden = not self.progress or not sys.stderr.isatty()
+        return tqdm(total=self.total_steps, initial=self.step, file=sys.stderr, disable=hidden, unit="step")
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "callbacks": [callback.state_dict() for callback in self.callbacks],
+            "random": random_states(),
+            "data_order": data_order_state(self.train_batches),
+            "log": vars(self.log),
+            "learning_rate": self.learning_rate,
+            "total_steps": self.total_steps,
+            "step": self.step,
+            "epoch": self.epoch,
+        }
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Takes up a run where its checkpoint left it."""
+        if saved["total_steps"] != self.total_steps or len(saved["callbacks"]) != len(self.callbacks):
+            raise InvalidInputError(
+                f"the checkpoint {self.checkpoint} is of another run: {saved['total_steps']} steps where this one has "
+                f"{self.total_steps}; resume with the same data and epochs, or choose another place"
+            )
+        try:
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise InvalidInputError(f"the checkpoint {self.checkpoint} is of another network: {error}") from error
+        self.scheduler.load_state_dict(saved["scheduler"])
+        for callback, state in zip(self.callbacks, saved["callbacks"], strict=True):
+            callback.load_state_dict(state)
+        restore_random_states(saved["random"])
+        restore_data_order(self.train_batches, saved["data_order"])
+        self.log = TrainingLog(**saved["log"])
+        self.step, self.epoch = saved["step"], saved["epoch"]
