@@ -105,7 +105,8 @@ def _greedy(costs: Integers, errors: Floats, budget: int) -> tuple[list[int], fl
             extra, saved = int(costs[row, after] - costs[row, before]), float(errors[row, before] - errors[row, after])
             steps.append((-saved / extra, row, position, after, extra, saved))
     bound = error = _total(errors, choices)
-    price, frozen = 0.0, set()
+    price = 0.0
+    frozen: set[int] = set()
     for negated, row, _, after, extra, saved in sorted(steps):
         if row in frozen:
             continue

@@ -93,7 +93,7 @@ def project_weight_bits(
     masks = [
         rank.mask(count, weight.shape) for rank, count, weight in zip(ranked, pruning.nonzeros, weights, strict=True)
     ]
-    starts = previous.centroids or [None] * len(masks)
+    starts: Sequence[list[Tensor] | None] = previous.centroids or [None] * len(masks)
     books = [
         fit_codebooks(sort_values(target[mask]), SIZES, start)
         for target, mask, start in zip(targets, masks, starts, strict=True)

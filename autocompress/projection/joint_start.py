@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from autocompress.projection.allocation import Allocation, allocate
-from autocompress.projection.kmeans import Codebook, SortedValues, fit_codebook, fit_codebooks, sort_values
+from autocompress.projection.kmeans import Codebook, fit_codebook, fit_codebooks, prepare_sorted, sort_values
 from autocompress.projection.pruning import RankedWeights, prune, rank_weights
 
 BIT_CHOICES = tuple(range(1, 9))
 PRICE_ROUNDS = 12  # of the bisection: neighbouring prices then differ by less than their effect on the bits
+CLOSE = 0.005  # share of the budget within which the price is found: projection A spends the rest
 PRICE_CANDIDATES = 3  # prices nearest the budget whose bits are tried
 ALTERNATIONS = 6  # at most, of A and B from one candidate; two or three are usual
 
@@ -31,17 +31,23 @@ class _Layer:
 
     flat: Tensor
     ranked: RankedWeights
+    ordered: Tensor  # float64 [n], ascending
     fitted: dict[int, list[Codebook]] = field(default_factory=dict)
-
-    def largest(self, nonzeros: int) -> SortedValues:
-        """Returns the `nonzeros` largest magnitudes, prepared for k-means."""
-        return sort_values(self.flat[self.ranked.order[self.ranked.order.numel() - nonzeros :]])
+    latest: dict[int, Tensor] = field(default_factory=dict)  # bits -> centroids at the last price, for a warm start
 
     def codebooks(self, nonzeros: int) -> list[Codebook]:
         """Returns codebooks of 2^1 .. 2^8 values for the `nonzeros` largest magnitudes."""
         if nonzeros not in self.fitted:
-            self.fitted[nonzeros] = fit_codebooks(self.largest(nonzeros), [2**bit for bit in BIT_CHOICES])
+            largest = self.flat[self.ranked.order[self.ranked.order.numel() - nonzeros :]]
+            self.fitted[nonzeros] = fit_codebooks(sort_values(largest), [2**bit for bit in BIT_CHOICES])
         return self.fitted[nonzeros]
+
+    def fit_tails(self, bit: int, below: int, above: int) -> Codebook:
+        """Returns 2^bit values for the first `below` and the last `above` of the sorted weights, warm-started."""
+        tails = torch.cat([self.ordered[:below], self.ordered[self.ordered.numel() - above :]])
+        book = fit_codebook(prepare_sorted(tails), 2**bit, self.latest.get(bit))
+        self.latest[bit] = book.centroids
+        return book
 
 
 def allocate_bits(books: Sequence[Sequence[Codebook]], nonzeros: Sequence[int], budget_bits: int) -> Allocation:
@@ -64,7 +70,8 @@ def joint_bits(targets: Sequence[Tensor], budget_bits: int) -> list[int]:
         targets: one tensor with elements per layer, any shapes.
         budget_bits: at least one bit per layer.
     """
-    layers = [_Layer(target.detach().flatten(), rank_weights(target)) for target in targets]
+    flats = [target.detach().flatten() for target in targets]
+    layers = [_Layer(flat, rank_weights(flat), flat.sort().values.double()) for flat in flats]
     starts = _priced_bits(layers, budget_bits)  # the best usually come first and spare the others their codebooks
     starts += [[bit] * len(layers) for bit in BIT_CHOICES if bit * len(layers) <= budget_bits]
     best, best_bits, next_bits = float("inf"), starts[0], starts[0]
@@ -103,20 +110,22 @@ def _priced_bits(layers: Sequence[_Layer], budget_bits: int) -> list[list[int]]:
         bits = [bit for bit, _ in choices]
         if sum(bits) <= budget_bits and all(bits != other for _, other in seen):
             seen.append((abs(np.log(used_bits / budget_bits)), bits))
+        if abs(used_bits - budget_bits) <= CLOSE * budget_bits:
+            break
         low, high = (low, middle) if used_bits <= budget_bits else (middle, high)
     return [bits for _, bits in sorted(seen)[:PRICE_CANDIDATES]]
 
 
 def _cheapest(layer: _Layer, price: float) -> tuple[int, int]:
     """Returns the (bits, nonzeros) of least error + price * bits * nonzeros, keeping w^2 > price * bits."""
-    squares = layer.ranked.squares
-    thresholds = price * torch.tensor(BIT_CHOICES, dtype=torch.float64, device=squares.device)
-    below: npt.NDArray[np.int64] = torch.searchsorted(squares, thresholds, right=True).cpu().numpy()
-    best = (float("inf"), 1, 1)
-    for bit, count in zip(BIT_CHOICES, np.maximum(1, squares.numel() - below).tolist(), strict=True):
-        if bit > 1 and count <= 2 ** (bit - 1):
+    roots = (price * torch.tensor(BIT_CHOICES, dtype=torch.float64, device=layer.flat.device)).sqrt()
+    below = torch.searchsorted(layer.ordered, -roots)
+    above = layer.flat.numel() - torch.searchsorted(layer.ordered, roots, right=True)
+    best = (layer.ranked.dropped_square(1) + price, 1, 1)
+    for bit, low, high in zip(BIT_CHOICES, below.tolist(), above.tolist(), strict=True):
+        count = low + high
+        if count == 0 or (bit > 1 and count <= 2 ** (bit - 1)):
             break  # fewer bits already give every kept weight its own value
-        book = fit_codebook(layer.largest(count), 2**bit)
-        error = layer.ranked.dropped_square(count) + book.squared_error
+        error = layer.ranked.dropped_square(count) + layer.fit_tails(bit, low, high).squared_error
         best = min(best, (error + price * bit * count, bit, count))
     return best[1], best[2]

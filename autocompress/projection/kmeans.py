@@ -43,7 +43,8 @@ class SortedValues:
         """Returns the distinct values, ascending, or None where there are more than `limit`."""
         if self.values.numel() and int(torch.count_nonzero(self.values.diff())) + 1 > limit:
             return None
-        return torch.unique_consecutive(self.values)
+        distinct: Tensor = torch.unique_consecutive(self.values)
+        return distinct
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,12 @@ class Codebook:
 
 def sort_values(values: Tensor) -> SortedValues:
     """Returns the elements of `values` (any shape) prepared for k-means, in O(n log n)."""
-    ordered = values.detach().flatten().sort().values.double()
+    return prepare_sorted(values.detach().flatten().sort().values)
+
+
+def prepare_sorted(values: Tensor) -> SortedValues:
+    """Returns ascending `values` [n] prepared for k-means, in O(n)."""
+    ordered = values.double()
     zero = ordered.new_zeros(1)
     return SortedValues(ordered, torch.cat([zero, ordered.cumsum(0)]), torch.cat([zero, ordered.square().cumsum(0)]))
 
@@ -125,7 +131,7 @@ def encode(target: Tensor, mask: Tensor, centroids: Tensor) -> CodedTensor:
         mask: bool, the same shape.
         centroids: [k] values before rounding to what the file can hold; those not used are left out.
     """
-    values = round_codebook(centroids.to(torch.float32)).unique()
+    values: Tensor = torch.unique(round_codebook(centroids.to(torch.float32)))
     kept = target.detach()[mask].to(torch.float32)
     nearest = torch.bucketize(kept, (values[:-1] + values[1:]) / 2)
     used = torch.bincount(nearest, minlength=values.numel()) > 0
@@ -155,7 +161,7 @@ def cold_starts(data: SortedValues, sizes: Sequence[int]) -> list[Tensor]:
     if small:
         distinct = data.distinct(CELLS)
         if distinct is None:
-            distinct = at(torch.arange(CELLS, device=share.device, dtype=share.dtype) / CELLS).unique()
+            distinct = torch.unique(at(torch.arange(CELLS, device=share.device, dtype=share.dtype) / CELLS))
         edges = torch.searchsorted(data.values, distinct)
         edges[0] = 0
         edges = torch.cat([edges, edges.new_tensor([count])])
@@ -220,7 +226,7 @@ def _lloyd(data: SortedValues, starts: list[Tensor], sizes: Sequence[int]) -> li
         elif done:
             break
         centroids, previous = means, totals
-    parts = zip(means.split(list(sizes)), empty.split(list(sizes)), totals.tolist(), strict=True)
+    parts = zip(torch.split(means, list(sizes)), torch.split(empty, list(sizes)), totals.tolist(), strict=True)
     return [Codebook(mean[~gone], total) for mean, gone, total in parts]
 
 
@@ -236,7 +242,7 @@ def _reseed(
     worth = torch.where((low < high) & (top > bottom), errors, -1.0)
     parts = []
     for mean, end, gain in zip(
-        means.split(list(sizes)), far_end.split(list(sizes)), worth.split(list(sizes)), strict=True
+        torch.split(means, list(sizes)), torch.split(far_end, list(sizes)), torch.split(worth, list(sizes)), strict=True
     ):
         holes = mean.isnan().nonzero().flatten()
         donors = gain.argsort(descending=True, stable=True)[: holes.numel()]
