@@ -74,7 +74,7 @@ def compress_command(options: Namespace) -> str:
 def reference(task: Task, options: Namespace) -> nn.Module:
     """Returns the network to compress: with the weights given, else trained, or taken from where it was kept."""
     if options.weights is None:
-        model, _ = reference_network(task, seed=options.seed, progress=not options.no_progress)
+        model, _ = reference_network(task, seed=options.seed, device=options.device, progress=not options.no_progress)
         return model
     model = task.make_model()
     load_weights(model, options.weights)

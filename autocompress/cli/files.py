@@ -7,9 +7,10 @@ import os
 import tempfile
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.artifact import load, read_state, size_report
 from autocompress.cli.output import check_output, percent, to_json
@@ -18,14 +19,14 @@ from autocompress.models import make_model
 from autocompress.task import load_task
 from autocompress.training.evaluate import evaluate
 
-# What one image is for the networks known by name, without the batch; a function of the user's own needs --input-shape.
+# One image of the networks known by name, without the batch. A function of the user's own needs --data or the shape.
 INPUT_SHAPES = {"lenet5": (1, 28, 28), "resnet": (3, 32, 32), "torchvision:": (3, 224, 224)}
 
 
 def inspect_command(options: Namespace) -> str:
     """Returns the size report of a file, or it as a JSON object."""
     data = read_bytes(options.file)
-    model = None if options.model is None else named_model(options)
+    model = None if options.model is None else network_and_example(options)[0]
     state = read_state(options.file, model)
     report = size_report(state, data, model)
     return to_json({"file": str(options.file)} | report.to_json()) if options.json else str(report)
@@ -58,12 +59,19 @@ def export_command(options: Namespace) -> str:
     """Writes the network of a file as ONNX or as a plain state_dict and returns what was written."""
     check_output(options.out, (".onnx",) if options.to == "onnx" else (".pt", ".pth"), inputs=(options.file,))
     read_bytes(options.file)
-    model = load(options.file, into=named_model(options))
+    network, example = network_and_example(options)
+    if options.to == "onnx" and options.input_shape is not None:
+        example = random_input(options.input_shape)
+    if options.to == "onnx" and example is None:
+        raise InvalidInputError(
+            f"the inputs of {options.model!r} are not known; give --data, or their shape such as --input-shape 3,32,32"
+        )
+    model = load(options.file, into=network)
     difference = None
     if options.to == "onnx":
         from autocompress.integrations.onnx import export_onnx
 
-        difference = export_onnx(model, torch.zeros(1, *input_shape(options)).normal_(), options.out)
+        difference = export_onnx(model, example, options.out)
     else:
         save_state_dict(model, options.out)
     size = options.out.stat().st_size
@@ -72,23 +80,21 @@ def export_command(options: Namespace) -> str:
     return f"{options.out}: {size} bytes, dense"
 
 
-def named_model(options: Namespace) -> nn.Module:
-    """Returns the network of --model and --classes."""
-    return make_model(options.model, **({} if options.classes is None else {"num_classes": options.classes}))
+def network_and_example(options: Namespace) -> tuple[nn.Module, Any]:
+    """Returns the network of --model, made for --data where that is given, and an input of it if one is known.
 
-
-def input_shape(options: Namespace) -> tuple[int, ...]:
-    """Returns the shape of one input of the model, without the batch.
-
-    Raises:
-        InvalidInputError: it is not known and not given.
+    The example is one input with a batch dimension of 1: a tensor, a tuple or a dict of keyword arguments.
     """
-    if options.input_shape is not None:
-        return tuple(options.input_shape)
-    for start, shape in INPUT_SHAPES.items():
-        if options.model.startswith(start):
-            return shape
-    raise InvalidInputError(f"the inputs of {options.model!r} are not known; give their shape, --input-shape 3,32,32")
+    if options.data is not None:
+        task = load_task(options.model, options.data)
+        return task.make_model(), task.input_example
+    shape = next((shape for start, shape in INPUT_SHAPES.items() if options.model.startswith(start)), None)
+    return make_model(options.model), None if shape is None else random_input(shape)
+
+
+def random_input(shape: tuple[int, ...]) -> Tensor:
+    """Returns one input of this shape, [1, ...], the same at every call."""
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def save_state_dict(model: nn.Module, path: Path) -> None:
@@ -113,6 +119,8 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         InvalidInputError: there is no such file, or it cannot be read.
     """
+    if not path.is_file():
+        raise InvalidInputError(f"there is no file {str(path)!r}")
     try:
         return path.read_bytes()
     except OSError as error:

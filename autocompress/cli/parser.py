@@ -104,7 +104,7 @@ def _add_inspect(commands: _SubParsersAction[ArgumentParser]) -> None:
     parser = commands.add_parser("inspect", help="show what is in a compressed file, layer by layer")
     _add_file(parser)
     parser.add_argument("--model", help=f"its network, for the names of the layers: {MODEL}")
-    parser.add_argument("--classes", type=_positive, metavar="N", help="number of classes of MODEL (default: 10)")
+    parser.add_argument("--data", help="the data it was made for, where MODEL depends on it (classes, input shape)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
 
 

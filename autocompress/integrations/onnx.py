@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import inspect
 import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +29,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 RELATIVE_TOLERANCE = 1e-4
 
 
-def export_onnx(model: nn.Module, example: Tensor | tuple[Tensor, ...], path: str | os.PathLike[str]) -> float:
+def export_onnx(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> float:
     """Writes `model` as one self-contained ONNX file and returns how far onnxruntime's output is from PyTorch's.
 
     The first dimension of every input and output is the batch and stays free. The file appears under its name only
@@ -34,7 +37,7 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Tensor, ...], path: st
 
     Args:
         model: the network; a copy on the CPU in eval mode is exported.
-        example: its input, or a tuple of its inputs, batch first [n, ...] with n >= 1.
+        example: its input, a tuple of its inputs, or a dict of them by argument name; batch first [n, ...], n >= 1.
         path: the file to write.
 
     Returns:
@@ -49,9 +52,7 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Tensor, ...], path: st
         raise AutocompressError(
             f'exporting to ONNX needs {", ".join(missing)}; install them with: pip install "autocompress[onnx]"'
         )
-    inputs = example if isinstance(example, tuple) else (example,)
-    # Two examples at least: torch.export takes a dimension of one for a constant.
-    inputs = tuple(torch.cat([part, part])[: max(2, len(part))].detach().cpu() for part in inputs)
+    inputs = by_name(model, example)
     network = copy.deepcopy(model).cpu().eval()
     path = Path(path)
     try:
@@ -76,29 +77,52 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Tensor, ...], path: st
     return difference
 
 
-def _write(network: nn.Module, inputs: tuple[Tensor, ...], path: str) -> None:
+def by_name(model: nn.Module, example: Any) -> dict[str, Tensor]:
+    """Returns the model's inputs by argument name, on the CPU, each [n, ...] with n >= 2.
+
+    Raises:
+        InvalidInputError: the model's `forward` does not take so many inputs.
+    """
+    if not isinstance(example, Mapping):
+        parts = example if isinstance(example, tuple) else (example,)
+        try:
+            example = inspect.signature(model.forward).bind(*parts).arguments
+        except TypeError as error:
+            raise InvalidInputError(f"{type(model).__name__} does not take {len(parts)} inputs: {error}") from error
+    # Two examples at least: torch.export takes a dimension of one for a constant.
+    return {name: torch.cat([part, part])[: max(2, len(part))].detach().cpu() for name, part in example.items()}
+
+
+def _write(network: nn.Module, inputs: dict[str, Tensor], path: str) -> None:
     """Exports with the batch dimension free where the network allows it."""
-    batch_is_free = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
+    batch_is_free = {name: {0: torch.export.Dim.AUTO} for name in inputs}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own deprecations; what matters is checked afterwards
             torch.onnx.export(
-                network, inputs, path, dynamo=True, external_data=False, dynamic_shapes=batch_is_free, verbose=False
+                network,
+                (),
+                path,
+                kwargs=inputs,
+                input_names=list(inputs),
+                dynamo=True,
+                external_data=False,
+                dynamic_shapes=batch_is_free,
+                verbose=False,
             )
     except Exception as error:  # the exporter raises what it likes: its own types, asserts, errors of the model's code
         reason = str(error).strip().split("\n")[0]
         raise AutocompressError(f"PyTorch could not export this network to ONNX: {reason}") from error
 
 
-def _difference(network: nn.Module, inputs: tuple[Tensor, ...], path: str) -> float:
+def _difference(network: nn.Module, inputs: dict[str, Tensor], path: str) -> float:
     """Returns the largest difference between PyTorch's and onnxruntime's outputs, nan if one of them is nan."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [entry.name for entry in session.get_inputs()]
-    found = session.run(None, {name: part.numpy() for name, part in zip(names, inputs, strict=True)})
+    found = session.run(None, {name: part.numpy() for name, part in inputs.items()})
     with torch.no_grad():
-        output = network(*inputs)
+        output = network(**inputs)
     expected = [output] if isinstance(output, Tensor) else [part for part in output if isinstance(part, Tensor)]
     worst = 0.0
     for ours, theirs in zip(expected, found, strict=True):
