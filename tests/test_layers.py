@@ -22,6 +22,7 @@ ROOMS = [
     "finishing",
     "artifact",
     "methods",
+    "result",
     "compressor",
     "compress",
     "cli __main__",

@@ -28,6 +28,23 @@ def test_onnxruntime_gives_the_same_answers_for_any_batch(network, tmp_path):
     torch.testing.assert_close(torch.from_numpy(found), network.eval()(batch), rtol=1e-4, atol=1e-5)
 
 
+class Sum(nn.Module):
+    def forward(self, left, right):
+        return left + 2 * right
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_several_inputs(tmp_path, named):
+    left, right = torch.ones(1, 3), torch.zeros(1, 3)
+    example = {"right": right, "left": left} if named else (left, right)
+    assert export_onnx(Sum(), example, tmp_path / "net.onnx") == 0.0
+
+
+def test_inputs_that_the_network_does_not_take(network, tmp_path):
+    with pytest.raises(InvalidInputError, match="does not take 2 inputs"):
+        export_onnx(network, (torch.zeros(1, 1, 8, 8), torch.zeros(1)), tmp_path / "net.onnx")
+
+
 def test_missing_packages_are_named(network, tmp_path, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(

@@ -7,12 +7,16 @@ import json
 import logging
 import os
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from autocompress.cli.output import check_folder, check_output, percent, to_json
 from autocompress.compress import compress
+from autocompress.compressor import Compressor
 from autocompress.errors import InvalidInputError
 from autocompress.models import load_weights
 from autocompress.targets import Target, only_target
@@ -35,9 +39,10 @@ def compress_command(options: Namespace) -> str:
     """
     target = only_target(options.target)
     check_output(options.out, (".safetensors",), inputs=(options.weights,))
+    task = load_task(options.model, options.data, device=options.device, seed=options.seed)
+    check_target(task, target, options)
     if options.resume is not None:
         claim_folder(options.resume, options, target)
-    task = load_task(options.model, options.data, device=options.device, seed=options.seed)
     model = reference(task, options)
     result = compress(
         model,
@@ -59,16 +64,17 @@ def compress_command(options: Namespace) -> str:
     answer = result.to_json()
     if options.json:
         return to_json(answer | {"out": str(options.out)})
-    return "\n".join(
-        [
-            result.report(),
-            "",
-            f"reference accuracy   {percent(answer['reference_accuracy'])}",
-            f"validation accuracy  {percent(answer['validation_accuracy'])}",
-            f"test accuracy        {percent(answer['test_accuracy'])}",
-            f"{options.out}: {options.out.stat().st_size} bytes",
-        ]
-    )
+    size = f"{options.out}: {options.out.stat().st_size} bytes"
+    return "\n".join([result.report(), "", *accuracy_lines(answer), size])
+
+
+def accuracy_lines(answer: Mapping[str, Any]) -> list[str]:
+    """Returns the accuracies as text; the reference's is of the test data where there are some."""
+    reference = f", reference {percent(answer['reference_accuracy'])}"
+    validation = f"validation accuracy  {percent(answer['validation_accuracy'])}"
+    if answer["test_accuracy"] is None:
+        return [validation + reference]
+    return [validation, f"test accuracy        {percent(answer['test_accuracy'])}{reference}"]
 
 
 def reference(task: Task, options: Namespace) -> nn.Module:
@@ -79,6 +85,20 @@ def reference(task: Task, options: Namespace) -> nn.Module:
     model = task.make_model()
     load_weights(model, options.weights)
     return model
+
+
+def check_target(task: Task, target: Target, options: Namespace) -> None:
+    """Returns if the target can be met and there is something to compress: known before a reference is trained.
+
+    Raises:
+        InvalidInputError, InfeasibleTargetError: otherwise.
+    """
+    model = task.make_model()
+    parameters = list(model.parameters())
+    if not parameters:
+        raise InvalidInputError(f"the model {options.model!r} has no parameters; there is nothing to compress")
+    # The optimizer takes no step: this is for the checks that the compressor makes of itself.
+    Compressor(model, torch.optim.SGD(parameters, lr=1.0), target=target, total_steps=1, ignore=tuple(options.ignore))
 
 
 def claim_folder(folder: Path, options: Namespace, target: Target) -> None:

@@ -81,7 +81,7 @@ def by_name(model: nn.Module, example: Any) -> dict[str, Tensor]:
     """Returns the model's inputs by argument name, on the CPU, each [n, ...] with n >= 2.
 
     Raises:
-        InvalidInputError: the model's `forward` does not take so many inputs.
+        InvalidInputError: the model's `forward` does not take these inputs.
     """
     if not isinstance(example, Mapping):
         parts = example if isinstance(example, tuple) else (example,)
@@ -89,6 +89,9 @@ def by_name(model: nn.Module, example: Any) -> dict[str, Tensor]:
             example = inspect.signature(model.forward).bind(*parts).arguments
         except TypeError as error:
             raise InvalidInputError(f"{type(model).__name__} does not take {len(parts)} inputs: {error}") from error
+    other = [name for name, part in example.items() if not isinstance(part, Tensor)]
+    if other:
+        raise InvalidInputError(f"the inputs {', '.join(other)} of {type(model).__name__} are no tensors")
     # Two examples at least: torch.export takes a dimension of one for a constant.
     return {name: torch.cat([part, part])[: max(2, len(part))].detach().cpu() for name, part in example.items()}
 
