@@ -1,0 +1,87 @@
+"""Writing and reading the file, and filling a module from it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autocompress.artifact.format import decode_state
+from autocompress.artifact.layout import layout_of
+from autocompress.codebooks import CompressedState
+from autocompress.errors import InvalidInputError
+
+
+def save_artifact(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file whole or not at all: to a temporary one in the same folder, which then takes the name.
+
+    Raises:
+        InvalidInputError: the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InvalidInputError(f"cannot write {path}: there is no folder {path.parent}")
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise InvalidInputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+        InvalidInputError: it does not exist or cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_state(path: str | os.PathLike[str], model: nn.Module | None = None) -> CompressedState:
+    """Returns the state in a file; `model` (only its names and shapes count) is needed where the file has no names.
+
+    Raises:
+        InvalidInputError: no such file, a file for another network, or a model is needed.
+        CorruptArtifactError: a damaged file.
+    """
+    return decode_state(read_bytes(path), None if model is None else layout_of(model))
+
+
+def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
+    """Fills a module with the weights of a file and returns it in eval mode.
+
+    The values are exactly those of the state that was saved, converted to each parameter's dtype and device.
+
+    Raises:
+        InvalidInputError: no such file, or a file for another network; the module is unchanged.
+        CorruptArtifactError: a damaged file; the module is unchanged.
+    """
+    return fill(into, read_state(path, into))
+
+
+def fill(module: nn.Module, state: CompressedState) -> nn.Module:
+    """Copies the values of a state into a module of the same names and shapes; returns it in eval mode."""
+    dense = state.dense()
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if name not in state.aliases:
+                tensor.copy_(dense[name])
+    return module.eval()

@@ -1,0 +1,7 @@
+"""The entropy coder: a whole `CompressedState` in one range-coded stream, and the length of each of its parts."""
+
+from __future__ import annotations
+
+from autocompress.coding.state import Entry, code_length, decode_stream, encode_stream
+
+__all__ = ["Entry", "code_length", "decode_stream", "encode_stream"]
