@@ -132,10 +132,8 @@ def _exact(costs: Integers, errors: Floats, budget: int, price: float, incumbent
     for row in range(len(costs)):
         all_spent = (spent[:, None] + costs[row]).ravel()
         all_wrong = (wrong[:, None] + errors[row]).ravel()
-        possible = (all_spent + cheapest[row + 1] <= budget) & (
-            all_wrong + rest[row + 1] - price * (budget - all_spent) < limit
-        )
-        kept = np.flatnonzero(possible)
+        hopeful = np.maximum(all_wrong, all_wrong + rest[row + 1] - price * (budget - all_spent)) < limit
+        kept = np.flatnonzero(hopeful & (all_spent + cheapest[row + 1] <= budget))
         kept = kept[np.lexsort((all_wrong[kept], all_spent[kept]))]
         values = all_wrong[kept]
         lowest_before = np.append(np.inf, np.minimum.accumulate(values)[:-1]) if kept.size else values

@@ -131,14 +131,19 @@ def encode(target: Tensor, mask: Tensor, centroids: Tensor) -> CodedTensor:
         mask: bool, the same shape.
         centroids: [k] values before rounding to what the file can hold; those not used are left out.
     """
-    values: Tensor = torch.unique(round_codebook(centroids.to(torch.float32)))
     kept = target.detach()[mask].to(torch.float32)
-    nearest = torch.bucketize(kept, (values[:-1] + values[1:]) / 2)
-    used = torch.bincount(nearest, minlength=values.numel()) > 0
-    renumbered = used.cumsum(0)  # of a value in use: its place among those in use, from 1
+    values = centroids.to(torch.float32)
+    while True:
+        # The grid of a codebook depends on its values: when some go unused, the others are rounded again.
+        size = values.numel()
+        values = torch.unique(round_codebook(values))
+        nearest = torch.bucketize(kept, (values[:-1] + values[1:]) / 2)
+        values = values[torch.bincount(nearest, minlength=values.numel()) > 0]
+        if values.numel() == size:
+            break
     codes = torch.zeros(target.shape, dtype=torch.int16, device=target.device)
-    codes[mask] = renumbered[nearest].to(torch.int16)
-    return CodedTensor(codes, values[used])
+    codes[mask] = (nearest + 1).to(torch.int16)
+    return CodedTensor(codes, values)
 
 
 def cold_starts(data: SortedValues, sizes: Sequence[int]) -> list[Tensor]:
