@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import tempfile
 from argparse import Namespace
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from autocompress.artifact import load, read_state, size_report
 from autocompress.cli.output import check_output, percent, to_json
+from autocompress.codebooks import CompressedState
 from autocompress.errors import InvalidInputError
 from autocompress.models import make_model
 from autocompress.task import load_task
@@ -28,8 +30,17 @@ def inspect_command(options: Namespace) -> str:
     data = read_bytes(options.file)
     model = None if options.model is None else network_and_example(options)[0]
     state = read_state(options.file, model)
-    report = size_report(state, data, model)
+    report = size_report(state, data, nn.Module() if model is None else model)
+    if model is None:
+        report = dataclasses.replace(report, original_bytes=original_bytes(state))
     return to_json({"file": str(options.file)} | report.to_json()) if options.json else str(report)
+
+
+def original_bytes(state: CompressedState) -> int:
+    """Returns 4 bytes per floating-point element of the network that a state came from, shared storage once."""
+    raw = sum(tensor.numel() for tensor in state.raw.values() if tensor.is_floating_point())
+    coded = sum(tensor.codes.numel() for tensor in state.coded.values())
+    return 4 * (raw + coded + sum(tensor.levels.numel() for tensor in state.grid.values()))
 
 
 def evaluate_command(options: Namespace) -> str:
