@@ -7,7 +7,9 @@ import torch
 
 from autocompress.codebooks import round_codebook
 from autocompress.errors import InvalidInputError
-from autocompress.projection.kmeans import encode, exact_codebook, fit_codebook, fit_codebooks, sort_values
+from autocompress.projection.kmeans import encode, fit_codebook, fit_codebooks
+from autocompress.projection.optimal_codebook import exact_codebook
+from autocompress.projection.sorted_values import sort_values
 
 SIZES = [2**bit for bit in range(1, 9)]
 

@@ -8,7 +8,8 @@ import torch
 from scipy.optimize import LinearConstraint, linprog, milp
 
 from autocompress.errors import InfeasibleTargetError
-from autocompress.projection.pruning import prune, rank_weights
+from autocompress.projection.pruning import prune
+from autocompress.projection.ranked_weights import rank_weights
 
 
 def draw(seed: int, sizes: tuple[int, ...], *, ties: bool = False) -> list[torch.Tensor]:

@@ -19,8 +19,10 @@ from autocompress.codebooks import CodedTensor
 from autocompress.costs.weight_data import check_weight_data_budget, weight_data_bits
 from autocompress.errors import InvalidInputError
 from autocompress.projection.joint_start import BIT_CHOICES, allocate_bits, joint_bits
-from autocompress.projection.kmeans import encode, fit_codebook, fit_codebooks, sort_values
-from autocompress.projection.pruning import prune, rank_weights
+from autocompress.projection.kmeans import encode, fit_codebook, fit_codebooks
+from autocompress.projection.pruning import prune
+from autocompress.projection.ranked_weights import rank_weights
+from autocompress.projection.sorted_values import sort_values
 
 SIZES = tuple(2**bit for bit in BIT_CHOICES)
 

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from autocompress.projection.allocation import Allocation, allocate
-from autocompress.projection.kmeans import Codebook, fit_codebook, fit_codebooks, prepare_sorted, sort_values
-from autocompress.projection.pruning import RankedWeights, prune, rank_weights
+from autocompress.projection.kmeans import fit_codebook, fit_codebooks
+from autocompress.projection.pruning import prune
+from autocompress.projection.ranked_weights import RankedWeights, rank_weights
+from autocompress.projection.sorted_values import Codebook, prepare_sorted, sort_values
 
 BIT_CHOICES = tuple(range(1, 9))
 PRICE_ROUNDS = 12  # of the bisection: neighbouring prices then differ by less than their effect on the bits
