@@ -60,7 +60,7 @@ def load_task(model: str, data: str, *, device: str | torch.device | None = None
         InvalidInputError: an unknown name, data that cannot be had, or a network that does not take this data.
     """
     where = default_device(device)
-    recipe = recipe_for(model)
+    recipe = recipe_for(model, data)
     splits = load_data(data, batch_size=recipe.batch_size, device=where, seed=seed)
     for batches, split in ((splits.train, "training"), (splits.validation, "validation")):
         check_batches(batches, f"the {split} data of {data}")

@@ -28,14 +28,18 @@ class Normalize:
 
 @dataclass(frozen=True)
 class CropAndFlip:
-    """Moves each image by up to `padding` pixels, black coming in, and mirrors every second one, all at once."""
+    """Moves each image by up to `padding` pixels, black coming in, and mirrors every second one where `flip` is set.
+
+    All images of a batch at once, on their device.
+    """
 
     padding: int = 4
+    flip: bool = True
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Returns what decides for `count` images, int64 [count, 3]: row offset, column offset, mirrored or not."""
         offsets = torch.randint(0, 2 * self.padding + 1, (count, 2), generator=generator)
-        return torch.cat([offsets, torch.randint(0, 2, (count, 1), generator=generator)], 1)
+        return torch.cat([offsets, torch.randint(0, 1 + self.flip, (count, 1), generator=generator)], 1)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         """Returns images of the same shape [n, c, h, w]; `draws` [n, 3] is from `draw`."""

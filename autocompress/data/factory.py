@@ -29,6 +29,8 @@ _NORMALIZE = {
     "cifar10": Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
+_AUGMENT = {"digits": CropAndFlip(padding=2, flip=False), "cifar10": CropAndFlip(padding=4)}
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -85,7 +87,6 @@ def _load_named(name: str, batch_size: int, device: torch.device | str, seed: in
         parts = [(arrays.train_images[index], arrays.train_labels[index]) for index in (kept, held)]
         parts.append((arrays.test_images, arrays.test_labels))
     num_classes = int(max(labels.max() for _, labels in parts)) + 1
-    augment = CropAndFlip() if name == "cifar10" else None
     train, validation, test = (
         TensorBatches(
             images.to(device),
@@ -93,7 +94,7 @@ def _load_named(name: str, batch_size: int, device: torch.device | str, seed: in
             batch_size=batch_size if number == 0 else _EVALUATION_BATCH,
             shuffle=number == 0,
             seed=seed,
-            augment=augment if number == 0 else None,
+            augment=_AUGMENT.get(name) if number == 0 else None,
             transform=_NORMALIZE[name],
         )
         for number, (images, labels) in enumerate(parts)

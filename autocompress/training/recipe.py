@@ -53,6 +53,8 @@ class Recipe:
 _RESNET = Recipe("sgd", 0.1, weight_decay=5e-4, batch_size=128, warmup_fraction=0.05, reference_epochs=160)
 _RECIPES = {
     "lenet5": Recipe("sgd", 0.1, momentum=0.93, batch_size=256, reference_epochs=20, compress_epochs=30),
+    # about a thousand images: small batches and many epochs, for as many steps as learning takes
+    "lenet5-digits": Recipe("sgd", 0.05, momentum=0.93, batch_size=64, reference_epochs=60, compress_epochs=60),
     "resnet20": _RESNET,
     "resnet32": _RESNET,
     "resnet44": _RESNET,
@@ -61,9 +63,9 @@ _RECIPES = {
 }
 
 
-def recipe_for(model: str) -> Recipe:
-    """Returns the recipe of a network by its name; unknown names get the default, which finds its learning rate."""
-    return _RECIPES.get(model, Recipe())
+def recipe_for(model: str, data: str = "") -> Recipe:
+    """Returns the recipe of a network on a data set; unknown ones get the default, which finds its learning rate."""
+    return _RECIPES.get(f"{model}-{data}", _RECIPES.get(model, Recipe()))
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, learning_rate: float) -> torch.optim.Optimizer:
