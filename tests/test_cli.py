@@ -60,6 +60,7 @@ JSON_KEYS = {
     "seed",
     "layers",
 }
+UNDISTURBED = ["--weights", "dense.pt", "--epochs", "30", "--device", "cpu"]
 MODEL = ["--model", "clinets:make_net"]
 DATA = ["--data", "clinets:loaders"]
 
@@ -103,7 +104,7 @@ def here(workshop, monkeypatch):
 def written(workshop):
     """A compressed file and the JSON object that its making printed, in a process of its own."""
     path = workshop / "small.safetensors"
-    arguments = compress_arguments(path, "--weights", "dense.pt", "--epochs", "10", "--device", "cpu", "--json")
+    arguments = compress_arguments(path, *UNDISTURBED, "--json")
     outcome = subprocess.run(
         [sys.executable, "-m", "autocompress", *arguments],
         cwd=workshop,
@@ -377,3 +378,33 @@ def test_a_folder_of_checkpoints_belongs_to_one_command(tmp_path, capsys):
     assert first.read_bytes() == second.read_bytes()
     assert main(compress_arguments(second, *weights, "--seed", "5", target="600B")) == 2
     assert "another command (target, seed differ)" in capsys.readouterr().err
+
+
+def run_in_a_process(arguments, folder):
+    """Starts a command in a process of its own and returns it, its stderr readable."""
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "autocompress", *(each for each in arguments if each != "--no-progress")],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("last_epoch", ["3/30", "29/30"])  # in the ADMM phase, and while finishing
+def test_killed_and_resumed_gives_the_same_bytes(written, workshop, tmp_path, last_epoch):
+    resumed = tmp_path / "resumed.safetensors"
+    arguments = compress_arguments(resumed, *UNDISTURBED, "--resume", str(tmp_path / "checkpoints"))
+    process = run_in_a_process(arguments, workshop)
+    for line in process.stderr:
+        if line.startswith(f"epoch {last_epoch}"):
+            process.kill()
+            break
+    process.communicate()
+    assert not resumed.exists()
+    process = run_in_a_process(arguments, workshop)
+    _, messages = process.communicate()
+    assert process.returncode == 0
+    assert "epoch 1/30" not in messages
+    assert resumed.read_bytes() == written[0].read_bytes()

@@ -14,17 +14,20 @@ import traceback
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 
+from tqdm import tqdm
+
 from autocompress.cli.parser import build_parser
 from autocompress.errors import AutocompressError, CorruptArtifactError, InfeasibleTargetError, InvalidInputError
 
 DONE, FAILURE, BAD_INPUT, DAMAGED_FILE, INTERRUPTED = 0, 1, 2, 3, 130
+EPOCH_LOGGER = "autocompress.training.trainer"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status; `arguments` default to those of the process."""
     options = build_parser().parse_args(arguments)
     try:
-        with _messages_on_stderr():
+        with _messages_on_stderr(options):
             answer = _run(options)
         print(answer, flush=True)
     except KeyboardInterrupt:
@@ -59,11 +62,25 @@ def _run(options: Namespace) -> str:
     return commands[options.command](options)
 
 
+class _Messages(logging.Handler):
+    """Prints the package's log on stderr, above a progress bar where there is one."""
+
+    def __init__(self, options: Namespace) -> None:
+        super().__init__(logging.INFO)
+        # The trainer's line per epoch stands in for the bar where stderr is a file; it is not wanted beside one.
+        self.without_epochs = sys.stderr.isatty() or getattr(options, "no_progress", False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a record."""
+        if self.without_epochs and record.levelno == logging.INFO and record.name == EPOCH_LOGGER:
+            return
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 @contextlib.contextmanager
-def _messages_on_stderr() -> Iterator[None]:
+def _messages_on_stderr(options: Namespace) -> Iterator[None]:
     """Shows the package's log on stderr, and sends there what anybody prints meanwhile (downloads, user code)."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler = _Messages(options)
     logger = logging.getLogger("autocompress")
     before = logger.level
     logger.addHandler(handler)

@@ -96,7 +96,9 @@ def _add_compress(commands: _SubParsersAction[ArgumentParser]) -> None:
         help='parameters or modules not to compress, such as "head.*" (may be repeated)',
     )
     _add_common(parser)
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar (off anyway without a terminal)")
+    parser.add_argument(
+        "--no-progress", action="store_true", help="no progress bar, nor a line per epoch where stderr is no terminal"
+    )
 
 
 def _add_inspect(commands: _SubParsersAction[ArgumentParser]) -> None:
