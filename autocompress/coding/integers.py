@@ -12,19 +12,19 @@ from autocompress.coding.stream import ONE, Array, Coder, Floats
 _OBSERVATION = 32
 _LIMIT = 1 << 22
 # How many observations the distribution over all contexts is worth in each context.
-_BORROWED = 4
+_BORROWED = 8
 # An integer is coded as the number of its bits, its sign, and the bits below the leading one.
 LENGTHS = 18
 
 
-def blocks(count: int, first: int = 1) -> list[slice]:
-    """Returns slices that cut `count` items into blocks of about a sixteenth of what came before.
+def blocks(count: int, first: int = 1, part: int = 16) -> list[slice]:
+    """Returns slices that cut `count` items into blocks of at most 1/part of what came before, or `first`.
 
     Counts are updated between blocks only, which costs little as the blocks are short where the counts are young.
     """
     cuts = [0]
     while cuts[-1] < count:
-        cuts.append(min(count, cuts[-1] + max(first, cuts[-1] // 16)))
+        cuts.append(min(count, cuts[-1] + max(first, cuts[-1] // part)))
     return [slice(a, b) for a, b in itertools.pairwise(cuts)]
 
 
@@ -62,7 +62,9 @@ class Symbols:
         for context, weight in weights.items():
             inside = contexts == context
             values[inside] = coder.symbols(weight, values[inside])
-        np.add.at(self.counts, (contexts, values), 1)
+        size = self.counts.size
+        seen = np.bincount(contexts * self.counts.shape[1] + values, minlength=size)
+        self.counts += seen.reshape(self.counts.shape)
         return values
 
     def fade(self) -> None:
@@ -141,4 +143,5 @@ class Integers:
 
 def fixed_point(odds: Floats) -> Array:
     """Returns the probabilities odds / (1 + odds) in units of 1 / ONE, kept away from 0 and 1."""
-    return np.clip((odds / (1.0 + odds) * ONE).astype(np.int64), 1, ONE - 1)
+    scaled = (odds / (1.0 + odds) * ONE).astype(np.int64)
+    return np.minimum(np.maximum(scaled, 1, out=scaled), ONE - 1, out=scaled)

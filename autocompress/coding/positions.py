@@ -19,8 +19,9 @@ from autocompress.coding.stream import ONE, Array, Coder, Flags, Floats
 
 # Prior counts, in expected nonzeros. The encoder tries them; their indices are in the stream.
 COLUMN_PRIORS = (3.0, 1.0, 10.0, 1e6)
-GROUP_PRIORS = (1.0, 0.3, 3.0, 10.0)
-DEAD_GROUPS = (1.0, 0.05, 0.005)
+GROUP_PRIORS = (1.0, 0.3, 3.0, 10.0, 30.0)
+# How likely the groups are before anything is known: all alike, or by the nonzeros of the same channel as an output.
+STARTS = 5
 _TAP_PRIOR = 30.0
 _CONTEXT_PRIOR = 2.0
 _CONTEXTS = 9
@@ -73,7 +74,7 @@ def odds_ratio(seen: Array, expected: Floats | float, total: Array | int, prior:
 def _scaled(odds: Floats, wanted2: Array) -> Floats:
     """Returns odds [R, C] with each row rescaled so that about `wanted2 / 2` [R] nonzeros are expected in it."""
     columns = odds.shape[1]
-    for _ in range(3):
+    for _ in range(2):
         expected = fixed_point(odds).sum(1) / ONE
         expected = np.minimum(np.maximum(expected, 1e-3), columns - 1e-3)
         wanted = wanted2 / 2
@@ -85,10 +86,12 @@ def _scaled(odds: Floats, wanted2: Array) -> Floats:
 class _Columns:
     """Factors of groups, taps and columns of one tensor, learned as its rows pass."""
 
-    def __init__(self, shape: tuple[int, int, int], group_start: Floats, column: float, group: float) -> None:
+    def __init__(self, shape: tuple[int, int, int], group_start: Array, column: float, group: float) -> None:
         groups, height, width = shape
         self.taps = height * width
-        self.start, self.column_prior, self.group_prior = group_start, column, group
+        self.start = group_start / 256.0
+        self.column_prior, self.group_prior = column, group
+        self.share = group_start / int(group_start.sum())
         self.groups = np.zeros(groups, np.int64)
         self.tap_counts = np.zeros(self.taps, np.int64)
         self.columns = np.zeros((groups, self.taps), np.int64)
@@ -98,13 +101,12 @@ class _Columns:
     def factors(self) -> tuple[Floats, Floats]:
         """Returns (factors of groups times taps, factors of columns), each [G, T]."""
         groups = len(self.groups)
-        mean = self.nonzeros2 / 2 / groups
-        group = odds_ratio(self.groups, mean, self.rows * self.taps, self.group_prior)
-        # The start acts as a prior count of its own: seen + prior * start.
-        start = (self.groups + self.group_prior * self.start) / (self.groups + self.group_prior)
-        mean = self.nonzeros2 / 2 / self.taps
-        tap = odds_ratio(self.tap_counts, mean, self.rows * groups, _TAP_PRIOR)
-        base = (group * start)[:, None] * tap[None, :]
+        group = self.start
+        if self.taps > 1:
+            mean = np.minimum(self.nonzeros2 / 2 * self.share, float(self.rows * self.taps))
+            group = group * odds_ratio(self.groups, mean, self.rows * self.taps, self.group_prior)
+        tap = odds_ratio(self.tap_counts, self.nonzeros2 / 2 / self.taps, self.rows * groups, _TAP_PRIOR)
+        base = group[:, None] * tap[None, :]
         column = odds_ratio(self.columns, self.expected / ONE, self.rows, self.column_prior)
         return base, column
 
@@ -118,6 +120,19 @@ class _Columns:
         self.tap_counts += mask.sum((0, 1))
         self.rows += len(mask)
         self.nonzeros2 += int(wanted2.sum())
+
+
+def starts(parent: Array, kind: int) -> Array:
+    """Returns how likely each group is at first [G], 256 being usual, all positive.
+
+    Args:
+        parent: nonzeros [G] of the same channels as the outputs of an earlier tensor.
+        kind: 0 all alike; 1, 2 dead channels are unlikely, or very; 3, 4 by the root of the nonzeros, or by them.
+    """
+    if kind < 3:
+        return np.where((parent > 0) | (kind == 0), 256, (0, 13, 1)[kind])
+    size = parent if kind == 4 else (np.sqrt(parent.astype(np.float64)) * 256.0).astype(np.int64)
+    return np.maximum(size * 256 * len(parent) // max(1, int(size.sum())), 1)
 
 
 def code_rows(coder: Coder, counts: Array, columns: int) -> Array:
@@ -136,7 +151,7 @@ def code_flags(
     classes: Array,
     models: PositionModels,
     *,
-    group_start: Floats,
+    group_start: Array,
     priors: tuple[float, float],
     neighbours: bool,
 ) -> None:
@@ -147,7 +162,7 @@ def code_flags(
         mask: int8 [R, G, H, W], 1 for a nonzero; filled in when decoding.
         classes: row classes [R] of `code_rows`.
         models: what earlier tensors taught; updated.
-        group_start: float64 [G], factor of each group before anything is known.
+        group_start: int64 [G] of `starts`.
         priors: prior counts of columns and of groups.
         neighbours: whether the taps of a kernel are coded one after another, in the context of those before.
     """
@@ -159,7 +174,7 @@ def code_flags(
     live = np.flatnonzero((low > 0) & (low < groups * taps))
     factors = _Columns((groups, height, width), group_start, *priors)
     first = max(1, 256 // (groups * taps))
-    for block in blocks(len(live), first):
+    for block in blocks(len(live), first, 8):
         rows = live[block]
         wanted2 = (low + high)[rows]
         base, column = factors.factors()
@@ -188,6 +203,7 @@ def _code_taps(coder: Coder, flags: Flags, odds: Floats, models: PositionModels)
             probabilities = fixed_point(odds[:, :, i, j].ravel() * factor)
             values = coder.flags(probabilities, flags[:, :, i, j].ravel())
             flags[:, :, i, j] = around[:, :, i + 1, j + 1] = values.reshape(rows, groups)
-            np.add.at(models.seen, context, values)
-            np.add.at(models.expected, context, plain[:, :, i, j].ravel())
-            np.add.at(models.total, context, 1)
+            # Weighted counts are float64 sums of integers below 2**53: exact in any order.
+            models.seen += np.bincount(context, values, _CONTEXTS).astype(np.int64)
+            models.expected += np.bincount(context, plain[:, :, i, j].ravel(), _CONTEXTS).astype(np.int64)
+            models.total += np.bincount(context, minlength=_CONTEXTS)

@@ -130,7 +130,7 @@ class _GridModels:
         self._levels: dict[str, Integers] = {}
 
     def code(self, coder: Coder, entry: Entry, tensor: GridTensor | None, rows: Array | None) -> GridTensor:
-        """Codes one tensor; `rows` [n] tells which rows of the weight it belongs to are live."""
+        """Codes one tensor; `rows` [n] counts the nonzeros in each row of the weight it belongs to."""
         coder.part("grid", entry.name)
         step = code_step(coder, tensor.step if tensor else 0.0, self._steps, narrow=True)
         if tensor and tensor.step != step:
@@ -142,7 +142,7 @@ class _GridModels:
                 raise InvalidInputError(f"{entry.name}: levels must be within 32767, got {np.abs(levels).max()}")
         contexts = np.ones(entry.elements, np.int64)
         if rows is not None and len(rows) == entry.elements:
-            contexts = rows
+            contexts = (rows > 0).astype(np.int64)
         role = entry.name.rpartition(".")[2]
         model = self._levels.setdefault(role, Integers(2))
         levels = model.code(coder, levels, contexts)

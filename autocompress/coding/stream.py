@@ -86,9 +86,18 @@ class Encoder:
         return values
 
     def finish(self) -> bytes:
-        """Returns the stream; zeros at its end are left out, the decoder reads zeros after the end."""
-        words = self._encoder.get_compressed().astype("<u4")
-        return bytes(words.tobytes().rstrip(b"\0"))
+        """Returns the stream: as few bytes as decode to what was written when zeros follow."""
+        written, (lower, width) = self._encoder.pos()
+        words = self._encoder.get_compressed().astype(">u4").tobytes()
+        if lower + width < 1 << 64:
+            # Any number in [lower, lower + width) may follow the words that are final: take the roundest.
+            tail = 0
+            for zeros in range(64, -1, -8):
+                tail = -(-lower >> zeros) << zeros
+                if tail < lower + width and tail < 1 << 64:
+                    break
+            words = words[: 4 * written] + tail.to_bytes(8, "big")
+        return bytes(words.rstrip(b"\0"))
 
 
 class Decoder:
@@ -97,7 +106,7 @@ class Decoder:
     chooses = False
 
     def __init__(self, data: bytes) -> None:
-        words = np.frombuffer(data + bytes(-len(data) % 4), dtype="<u4").astype(np.uint32)
+        words = np.frombuffer(data + bytes(-len(data) % 4), dtype=">u4").astype(np.uint32)
         self._decoder = _queue.RangeDecoder(words)
 
     def part(self, part: str, name: str) -> None:

@@ -15,11 +15,12 @@ from autocompress.coding.codes import code_codes
 from autocompress.coding.integers import Integers, Symbols
 from autocompress.coding.positions import (
     COLUMN_PRIORS,
-    DEAD_GROUPS,
     GROUP_PRIORS,
+    STARTS,
     PositionModels,
     code_flags,
     code_rows,
+    starts,
 )
 from autocompress.coding.stream import Array, Coder, Codes, Flags, Meter
 from autocompress.errors import CorruptArtifactError, InvalidInputError
@@ -37,14 +38,14 @@ class Choice:
     Attributes:
         view: 0 the tensor's own shape, 1 columns grouped by the rows of an earlier tensor, 2 transposed.
         neighbours: 1 where taps are coded in the context of their neighbours.
-        dead: index into `DEAD_GROUPS`.
+        start: how `starts` makes the groups differ at first.
         column: index into `COLUMN_PRIORS`.
         group: index into `GROUP_PRIORS`.
     """
 
     view: int = 0
     neighbours: int = 0
-    dead: int = 0
+    start: int = 0
     column: int = 0
     group: int = 0
 
@@ -52,7 +53,7 @@ class Choice:
 _SIZES = {
     "view": 3,
     "neighbours": 2,
-    "dead": len(DEAD_GROUPS),
+    "start": STARTS,
     "column": len(COLUMN_PRIORS),
     "group": len(GROUP_PRIORS),
 }
@@ -63,7 +64,7 @@ class WeightModels:
     """What is learned from one weight tensor to the next.
 
     Attributes:
-        live: for the tensors so far, which rows hold a nonzero (int64 [rows]).
+        live: for the tensors so far, the nonzeros of each row (int64 [rows]).
     """
 
     sizes: Integers = field(default_factory=Integers)
@@ -95,9 +96,7 @@ def code_weight(
             raise InvalidInputError(f"{name}: codes must be in 0..{len(values)}, the size of the codebook")
     if codes.size and len(values):
         codes = _code_elements(coder, name, codes, integers, models)
-    models.live.append(
-        (codes.reshape(codes.shape[0], -1) != 0).any(1).astype(np.int64) if codes.ndim else np.zeros(0, np.int64)
-    )
+    models.live.append((codes.reshape(codes.shape[0], -1) != 0).sum(1) if codes.ndim else np.zeros(0, np.int64))
     return CodedTensor(torch.from_numpy(codes.copy()), values)
 
 
@@ -126,12 +125,10 @@ def _code_positions(coder: Coder, mask: Flags, choice: Choice, models: WeightMod
     """Codes flags [R, G, H, W] in place."""
     rows, groups, height, width = mask.shape
     classes = code_rows(coder, mask.reshape(rows, -1).sum(1).astype(np.int64), groups * height * width)
-    start = np.ones(groups)
-    if DEAD_GROUPS[choice.dead] < 1:
-        parent = _parent(groups, models)
-        if parent is None:
-            raise CorruptArtifactError("the file refers to a tensor that it does not hold")
-        start = np.where(parent > 0, 1.0, DEAD_GROUPS[choice.dead])
+    parent = _parent(groups, models) if choice.start else np.zeros(groups, np.int64)
+    if parent is None:
+        raise CorruptArtifactError("the file refers to a tensor that it does not hold")
+    start = starts(parent, choice.start)
     priors = (COLUMN_PRIORS[choice.column], GROUP_PRIORS[choice.group])
     code_flags(
         coder, mask, classes, models.positions, group_start=start, priors=priors, neighbours=bool(choice.neighbours)
@@ -184,7 +181,7 @@ def _choose(codes: Codes, models: WeightModels) -> Choice:
 
     def length(choice: Choice) -> float:
         geometry = geometry_of(codes.shape, choice.view, models)
-        if geometry is None or (DEAD_GROUPS[choice.dead] < 1 and _parent(geometry[1], models) is None):
+        if geometry is None or (choice.start and _parent(geometry[1], models) is None):
             return math.inf
         if choice.neighbours and geometry[2] * geometry[3] == 1:
             return math.inf
@@ -204,9 +201,12 @@ def _choose(codes: Codes, models: WeightModels) -> Choice:
 
 
 def _candidates() -> Iterator[dict[str, int]]:
-    for key in ("view", "dead", "column", "group", "neighbours"):
+    for key in ("view", "start", "group", "column"):
         for index in range(1, _SIZES[key]):
             yield {key: index}
+    # Trying neighbours takes longest, and hardly depends on the rest.
+    yield {"neighbours": 1}
+    yield {"neighbours": 1, "view": 1}
 
 
 def _code_codebook(coder: Coder, name: str, values: Tensor | None, models: WeightModels) -> tuple[Tensor, Array]:
