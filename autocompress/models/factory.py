@@ -49,7 +49,9 @@ def make_model(name: str, num_classes: int = 10, in_channels: int | None = None)
         if not isinstance(model, nn.Module):
             raise InvalidInputError(f"{name!r} returned a {type(model).__name__}; it must return a torch.nn.Module")
         return model
-    hint = _suggest(name, (*_MODELS, *(_TORCHVISION + each for each in torchvision.models.list_models())))
+    classifiers = torchvision.models.list_models(module=torchvision.models)
+    exact = f" did you mean {_TORCHVISION}{name}?" if name in classifiers else ""
+    hint = exact or _suggest(name, (*_MODELS, *(_TORCHVISION + each for each in classifiers)))
     raise InvalidInputError(
         f"model {name!r} is unknown;{hint} the names are {', '.join(_MODELS)}, torchvision:NAME and "
         "package.module:function"

@@ -1,4 +1,9 @@
-"""A learning rate for a network that comes without one: a short range test."""
+"""A learning rate for a network that comes without one: a short range test.
+
+The rate rises exponentially, step by step, over the range of the optimizer; the loss falls, turns and rises again. The
+rate of the schedule is the one where the smoothed loss was lowest, divided by `MARGIN`. `studies/benchmarks/
+learning_rate.py` compares this rule with others and with a parameter-free optimizer.
+"""
 
 from __future__ import annotations
 
@@ -13,55 +18,16 @@ from torch import Tensor, nn
 
 from autocompress.errors import TrainingDivergedError
 from autocompress.training.batches import forward, to_device
-from autocompress.training.recipe import Recipe, make_optimizer
+from autocompress.training.precision import autocast
+from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
 
 logger = logging.getLogger(__name__)
 
 STEPS = 100
-_RANGES = {"sgd": (1e-5, 10.0), "adamw": (1e-6, 1.0)}
-_SMOOTHING = 0.9
-
-
-def _cycle(batches: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        yield from batches
-
-
-def range_test(
-    model: nn.Module,
-    batches: Iterable[Any],
-    *,
-    recipe: Recipe,
-    loss: Callable[[Any, Tensor], Tensor],
-    device: torch.device,
-) -> tuple[list[float], list[float]]:
-    """Returns (learning rates, smoothed losses) of a run on a copy of the model, the rate rising step by step.
-
-    The rate rises exponentially over the optimizer's range; the run ends early where the loss has risen to four times
-    its lowest value or is no longer finite. Smith 2017 ("Cyclical learning rates"), section 3.3.
-    """
-    lowest_rate, highest_rate = _RANGES[recipe.optimizer]
-    trained = copy.deepcopy(model).to(device).train()
-    optimizer = make_optimizer(trained, recipe, lowest_rate)
-    rates: list[float] = []
-    losses: list[float] = []
-    average, best = 0.0, math.inf
-    for step, batch in zip(range(STEPS), _cycle(batches), strict=False):
-        rate = lowest_rate * (highest_rate / lowest_rate) ** (step / (STEPS - 1))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
-        value = loss(*forward(trained, to_device(batch, device)))
-        value.backward()  # type: ignore[no-untyped-call]
-        average = _SMOOTHING * average + (1 - _SMOOTHING) * float(value.detach())
-        smooth = average / (1 - _SMOOTHING ** (step + 1))
-        if not math.isfinite(smooth) or smooth > 4 * best:
-            break
-        best = min(best, smooth)
-        rates.append(rate)
-        losses.append(smooth)
-        optimizer.step()
-    return rates, losses
+MARGIN = 4.0  # the lowest loss lies close before divergence
+_RANGES = {"sgd": (1e-4, 10.0), "adamw": (1e-6, 0.1)}
+_SMOOTHING = 0.9  # of the running mean of the loss
+_DIVERGED = 4.0  # times the lowest loss: the test ends there
 
 
 def find_learning_rate(
@@ -71,17 +37,84 @@ def find_learning_rate(
     recipe: Recipe,
     loss: Callable[[Any, Tensor], Tensor],
     device: torch.device,
+    bfloat16: bool = False,
 ) -> float:
-    """Returns the learning rate at which the loss fell most steeply in a range test of at most `STEPS` steps.
+    """Returns the peak learning rate for a network, from a range test of at most `STEPS` steps on a fresh copy of it.
+
+    Fresh, because a trained network cannot show it: its loss is as low as it gets at every rate that is small enough,
+    and rises first at the rates at which it trains best.
+
+    Args:
+        model: the network, trained or not; not changed.
+        batches: of the training data.
+        recipe: optimizer, momentum and weight decay.
+        loss: (output, target) -> scalar.
+        device: where the model lies.
+        bfloat16: whether training runs under autocast.
 
     Raises:
-        TrainingDivergedError: the loss is not finite from the start.
+        TrainingDivergedError: the loss is NaN or infinite from the start.
     """
-    rates, losses = range_test(model, batches, recipe=recipe, loss=loss, device=device)
+    rates, losses = range_test(
+        fresh_copy(model), batches, recipe=recipe, loss=loss, device=device, bfloat16=bfloat16, steps=STEPS
+    )
     if not rates:
         raise TrainingDivergedError("the training loss is NaN or infinite before the first step; check the inputs")
-    curve = torch.tensor(losses)
-    slopes = torch.gradient(curve)[0] if len(losses) > 2 else curve
-    chosen = rates[int(slopes.argmin())]
+    chosen = rates[losses.index(min(losses))] / MARGIN
     logger.info("learning rate %.3g found in a range test of %d steps", chosen, len(rates))
     return chosen
+
+
+def fresh_copy(model: nn.Module) -> nn.Module:
+    """Returns a copy of the model, initialized anew wherever its modules know how (`reset_parameters`)."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if callable(reset):
+            reset()
+    return copied
+
+
+def range_test(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    recipe: Recipe,
+    loss: Callable[[Any, Tensor], Tensor],
+    device: torch.device,
+    bfloat16: bool = False,
+    steps: int = STEPS,
+) -> tuple[list[float], list[float]]:
+    """Returns (learning rates, smoothed losses before the step at that rate); trains `model` in place meanwhile.
+
+    Ends early where the smoothed loss is four times its lowest value or no longer finite. After Smith 2017 ("Cyclical
+    learning rates for training neural networks"), section 3.3.
+    """
+    lowest, highest = _RANGES[recipe.optimizer]
+    model.to(device).train()
+    optimizer = make_optimizer(model, recipe, lowest)
+    rates: list[float] = []
+    losses: list[float] = []
+    mean = 0.0
+    for step, batch in zip(range(steps), _cycle(batches), strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = lowest * (highest / lowest) ** (step / (steps - 1))
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(bfloat16, device):
+            output, target = forward(model, to_device(batch, device))
+        value = loss(output, target)
+        value.backward()  # type: ignore[no-untyped-call]
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * float(value.detach())
+        smooth = mean / (1 - _SMOOTHING ** (step + 1))
+        if not math.isfinite(smooth) or smooth > _DIVERGED * min(losses, default=math.inf):
+            break
+        rates.append(optimizer.param_groups[0]["lr"])
+        losses.append(smooth)
+        nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT_NORM)
+        optimizer.step()
+    return rates, losses
+
+
+def _cycle(batches: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        yield from batches

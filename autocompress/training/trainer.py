@@ -29,16 +29,13 @@ from autocompress.training.random_state import (
     seeded,
     set_epoch,
 )
-from autocompress.training.recipe import Recipe, make_optimizer
+from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
 from autocompress.training.schedule import make_scheduler
 
 logger = logging.getLogger(__name__)
 
 # Reading a loss waits for the device: on a GPU NaN is looked for once in so many steps (the step it names is exact).
 _STEPS_BETWEEN_CHECKS = 16
-# Longer gradients are scaled down to this global norm. Without it LeNet-5 on the digits diverges at a third of the
-# learning rate at which it trains best with it.
-LARGEST_GRADIENT_NORM = 1.0
 
 
 @dataclass
@@ -206,7 +203,12 @@ class Trainer:
             return float(self._saved["learning_rate"])
         with seeded(self.seed):
             return find_learning_rate(
-                self.model, self.train_batches, recipe=self.recipe, loss=self.loss, device=self.device
+                self.model,
+                self.train_batches,
+                recipe=self.recipe,
+                loss=self.loss,
+                device=self.device,
+                bfloat16=self.bfloat16,
             )
 
     def _bar(self) -> Any:

@@ -1,0 +1,412 @@
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from autocompress.data import TensorBatches
+from autocompress.errors import AutocompressError, InvalidInputError, TrainingDivergedError
+from autocompress.task import Task, load_task
+from autocompress.training import Callback, Recipe, Trainer, evaluate, forward, refit_batch_norm, split_batch, to_device
+from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
+from autocompress.training.losses import classification_loss, correct_predictions, distillation_loss
+from autocompress.training.reference import reference_network
+
+RECIPE = Recipe("sgd", 0.05, batch_size=16, reference_epochs=2)
+
+
+def dataset(count: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 4
+    return torch.randn(count, 8, generator=generator) + 2 * F.one_hot(labels, 8), labels
+
+
+def batches(count: int = 64) -> TensorBatches:
+    return TensorBatches(*dataset(count), batch_size=16, shuffle=True)
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 4))
+
+
+def trainer(model: nn.Module, train=None, **options) -> Trainer:
+    settings = {"recipe": RECIPE, "epochs": 3, "device": "cpu", "precision": "fp32"} | options
+    return Trainer(model, batches() if train is None else train, **settings)
+
+
+def assert_equal_states(first: nn.Module, second: nn.Module) -> None:
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
+
+
+# --- the loop
+
+
+def test_training_learns_and_says_what_it_did() -> None:
+    model = network()
+    run = trainer(model, epochs=10)
+    log = run.fit()
+    assert log.gradient_steps == run.step == run.total_steps == 40
+    assert len(log.losses) == 10
+    assert log.losses[-1] < 0.5 * log.losses[0]
+    assert log.wall_seconds > 0
+    assert evaluate(model, batches(), device="cpu").metric > 0.8
+
+
+def test_two_steps_by_hand() -> None:
+    model = nn.Linear(8, 4)
+    weight, bias = model.weight.detach().clone(), model.bias.detach().clone()
+    inputs, labels = dataset(16)
+    recipe = Recipe("sgd", 0.05, momentum=0.9, weight_decay=0.1, warmup_fraction=0.5)
+    trainer(model, [(inputs, labels)], recipe=recipe, epochs=2).fit()
+    velocity_w, velocity_b = torch.zeros_like(weight), torch.zeros_like(bias)
+    for rate in (0.05, 0.05):  # one step of warm-up, at the peak already, and one at the top of the cosine
+        slope = (F.softmax(inputs @ weight.T + bias, 1) - F.one_hot(labels, 4)) / 16
+        gradient_w, gradient_b = slope.T @ inputs, slope.sum(0)
+        norm = torch.sqrt(gradient_w.square().sum() + gradient_b.square().sum())
+        scale = torch.clamp(1.0 / (norm + 1e-6), max=1.0)
+        velocity_w = 0.9 * velocity_w + scale * gradient_w + 0.1 * weight
+        velocity_b = 0.9 * velocity_b + scale * gradient_b
+        weight, bias = weight - rate * velocity_w, bias - rate * velocity_b
+    assert torch.allclose(model.weight, weight, atol=1e-6)
+    assert torch.allclose(model.bias, bias, atol=1e-6)
+
+
+def test_callbacks_see_gradients_and_the_rate_of_the_step() -> None:
+    class Watch(Callback):
+        def __init__(self) -> None:
+            self.rates, self.epochs = [], []
+
+        def on_step(self, trainer: Trainer) -> None:
+            assert all(parameter.grad is not None for parameter in trainer.model.parameters())
+            self.rates.append(trainer.optimizer.param_groups[0]["lr"])
+            assert trainer.step == len(self.rates)
+
+        def on_epoch_end(self, trainer: Trainer) -> None:
+            self.epochs.append((trainer.epoch, trainer.step))
+
+    watch = Watch()
+    run = trainer(network())
+    run.callbacks.append(watch)
+    run.fit()
+    assert watch.epochs == [(1, 4), (2, 8), (3, 12)]
+    assert watch.rates[:2] == pytest.approx([0.05, 0.05])
+    assert watch.rates[-1] < watch.rates[3]
+
+
+def test_same_seed_same_weights_and_the_callers_generators_are_left_alone() -> None:
+    first, second, other = network(), network(), network()
+    torch.manual_seed(1), random.seed(1), np.random.seed(1)
+    before = (torch.rand(1), random.random(), np.random.rand())
+    torch.manual_seed(1), random.seed(1), np.random.seed(1)
+    trainer(first).fit()
+    assert (torch.rand(1), random.random(), np.random.rand()) == before
+    trainer(second).fit()
+    trainer(other, seed=1).fit()
+    assert_equal_states(first, second)
+    assert not torch.equal(first[0].weight, other[0].weight)
+
+
+def test_nan_loss_names_step_and_rate() -> None:
+    inputs, labels = dataset(64)
+    inputs[40:] = math.nan
+    train = DataLoader(TensorDataset(inputs, labels), batch_size=16)
+    with pytest.raises(TrainingDivergedError, match=r"nan in step 3 of 12, at a peak learning rate of 0\.05"):
+        trainer(nn.Linear(8, 4), train).fit()
+
+
+@pytest.mark.parametrize("empty", [[], DataLoader(TensorDataset(torch.zeros(0, 8), torch.zeros(0)), batch_size=4)])
+def test_empty_loader(empty) -> None:
+    with pytest.raises(InvalidInputError, match="training data gives no batch"):
+        trainer(network(), empty)
+    with pytest.raises(InvalidInputError, match="no batch"):
+        evaluate(network(), empty, device="cpu")
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(InvalidInputError, match="is an iterator"):
+        trainer(network(), iter(batches()))
+    with pytest.raises(InvalidInputError, match="epochs is 0"):
+        trainer(network(), epochs=0)
+    with pytest.raises(InvalidInputError, match="precision 'fp8' is unknown"):
+        trainer(network(), precision="fp8")
+    with pytest.raises(InvalidInputError, match="device 'gpu' cannot be used here"):
+        trainer(network(), device="gpu")
+
+
+def test_learning_rate_is_found_where_the_recipe_has_none() -> None:
+    run = trainer(network(), recipe=Recipe())
+    assert 1e-6 < run.learning_rate < 0.1
+    assert run.optimizer.defaults["lr"] == run.learning_rate
+
+
+def test_bfloat16_and_channels_last_leave_a_plain_model() -> None:
+    images = torch.randn(8, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    seen = []
+    model[0].register_forward_hook(lambda module, args, output: seen.append((output.dtype, args[0].is_contiguous())))
+    train = [(images, torch.arange(8) % 2)]
+    trainer(model, train, precision="bf16", epochs=1).fit()
+    assert seen == [(torch.bfloat16, False)]
+    assert model[0].weight.is_contiguous()
+    assert model[0].weight.dtype == torch.float32
+
+
+# --- batches, losses, evaluation
+
+
+@pytest.mark.parametrize("key", ["labels", "label", "target", "targets", "y"])
+def test_dict_batches(key: str) -> None:
+    args, kwargs, target = split_batch({"inputs": 1, key: 2})
+    assert (args, kwargs, target) == ((), {"inputs": 1}, 2)
+
+
+def test_tuple_batches() -> None:
+    assert split_batch([1, 2, 3]) == ((1, 2), {}, 3)
+    for bad in ((1,), torch.zeros(2), {"inputs": 1}):
+        with pytest.raises(InvalidInputError, match="target"):
+            split_batch(bad)
+
+
+def test_dict_and_tuple_batches_train_alike() -> None:
+    inputs, labels = dataset()
+    first, second = network(), network()
+    trainer(first, [(inputs, labels)]).fit()
+    trainer(second, [{"labels": labels, "input": inputs}]).fit()
+    assert_equal_states(first, second)
+
+
+def test_to_device_goes_through_containers() -> None:
+    moved = to_device({"a": [torch.zeros(1, 2, 3, 3), "text"]}, "cpu", torch.channels_last)
+    assert moved["a"][0].is_contiguous(memory_format=torch.channels_last)
+    assert moved["a"][1] == "text"
+
+
+def test_sequences_are_scored_by_token_without_the_ignored() -> None:
+    logits = F.one_hot(torch.tensor([[1, 2, 0], [1, 1, 1]]), 3).float()
+    target = torch.tensor([[1, 0, -100], [1, 1, 1]])
+    assert correct_predictions(logits, target).tolist() == [0.5, 1.0]
+    flat = F.cross_entropy(logits.reshape(6, 3), target.reshape(6))
+    assert classification_loss({"logits": logits}, target) == pytest.approx(float(flat))
+    with pytest.raises(InvalidInputError, match="returned a tuple"):
+        classification_loss((logits,), target)
+
+
+def test_distillation_against_its_formula() -> None:
+    student, teacher = torch.randn(5, 3), torch.randn(5, 3)
+    p, q = F.softmax(teacher / 4, 1), F.softmax(student / 4, 1)
+    expected = 0.5 * 16 * (p * (p / q).log()).sum(1).mean() + 0.5 * 2.0
+    assert float(distillation_loss(student, teacher, torch.tensor(2.0))) == pytest.approx(float(expected), rel=1e-5)
+    assert float(distillation_loss(student, student, torch.tensor(0.0))) == pytest.approx(0, abs=1e-6)
+
+
+def test_teacher_is_not_trained() -> None:
+    teacher, student = network(1), network(2)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    trainer(student, teacher=teacher).fit()
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_evaluation_by_hand_with_uneven_batches() -> None:
+    model = network().train()
+    model[3].eval()
+    inputs, labels = dataset(20)
+    scores = evaluate(model, TensorBatches(inputs, labels, batch_size=16), device="cpu")
+    assert [module.training for module in model] == [True, True, True, False, True]
+    model.eval()
+    with torch.no_grad():
+        logits = model(inputs)
+    assert scores.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
+    assert scores.scores.tolist() == (logits.argmax(1) == labels).float().tolist()
+    assert scores.metric == pytest.approx(scores.scores.mean().item())
+
+
+def test_metric_must_give_one_score_per_example() -> None:
+    with pytest.raises(InvalidInputError, match="one score per example"):
+        evaluate(network(), batches(), metric=lambda output, target: output.mean(), device="cpu")
+
+
+def test_batch_norm_is_refitted_to_the_plain_average() -> None:
+    model = network()
+    inputs, labels = dataset(64)
+    refit_batch_norm(model, TensorBatches(inputs, labels, batch_size=32), device="cpu")
+    hidden = model[0](inputs).detach()
+    halves = [hidden[:32], hidden[32:]]
+    assert torch.allclose(model[1].running_mean, hidden.mean(0), atol=1e-5)
+    assert torch.allclose(model[1].running_var, torch.stack([half.var(0) for half in halves]).mean(0), atol=1e-5)
+    assert model[1].momentum == 0.1
+    assert model.training
+    refit_batch_norm(nn.Linear(2, 2), [], device="cpu")  # nothing to refit: the data are not asked for
+
+
+# --- checkpoints
+
+
+class Interrupt(Callback):
+    """Stops the run in the middle of an epoch, and remembers how many steps it has seen."""
+
+    def __init__(self, at: int = 0) -> None:
+        self.at, self.seen = at, 0
+
+    def on_step(self, trainer: Trainer) -> None:
+        self.seen += 1
+        if trainer.step == self.at:
+            raise KeyboardInterrupt
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state) -> None:
+        self.seen = state["seen"]
+
+
+def loader() -> DataLoader:
+    return DataLoader(TensorDataset(*dataset()), batch_size=16, shuffle=True)
+
+
+def loader_with_generator() -> DataLoader:
+    return DataLoader(
+        TensorDataset(*dataset()), batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(4)
+    )
+
+
+@pytest.mark.parametrize("make", [batches, loader, loader_with_generator])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_resumed_is_undisturbed(tmp_path: Path, make, optimizer: str) -> None:
+    recipe = replace(RECIPE, optimizer=optimizer, learning_rate=None)
+    path = tmp_path / "run.checkpoint"
+    whole, broken, resumed = network(), network(), network()
+    log = trainer(whole, make(), recipe=recipe, callbacks=[Interrupt()]).fit()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(broken, make(), recipe=recipe, callbacks=[Interrupt(at=7)], checkpoint=path).fit()
+    torch.rand(3)
+    counter = Interrupt()
+    again = trainer(resumed, make(), recipe=recipe, callbacks=[counter], checkpoint=path).fit()
+    assert_equal_states(whole, resumed)
+    assert again.losses == log.losses
+    assert again.gradient_steps == counter.seen == 12
+
+
+def run_on_digits(checkpoint: Path | None, kill_at: int = 0) -> nn.Module:
+    """Trains LeNet-5 on some digits; kills the process in step `kill_at`."""
+
+    class Kill(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            if trainer.step == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    task = load_task("lenet5", "digits", device="cpu")
+    task.train.inputs, task.train.targets = task.train.inputs[:128], task.train.targets[:128]
+    model = task.make_model()
+    Trainer(
+        model, task.train, recipe=task.recipe, epochs=3, device="cpu", callbacks=[Kill()], checkpoint=checkpoint
+    ).fit()
+    return model
+
+
+def test_killed_process_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    path = tmp_path / "run.checkpoint"
+    code = f"import torch, pathlib, test_trainer; torch.set_num_threads({torch.get_num_threads()}); "
+    code += f"test_trainer.run_on_digits(pathlib.Path({str(path)!r}), kill_at=5)"
+    process = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parent)
+    assert process.returncode == -signal.SIGKILL
+    assert load_checkpoint(path)["step"] == 4
+    assert_equal_states(run_on_digits(None), run_on_digits(path))
+
+
+def test_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    first, second = network(), network(1)
+    trainer(first, checkpoint=tmp_path / "c").fit()
+    log = trainer(second, checkpoint=tmp_path / "c").fit()
+    assert_equal_states(first, second)
+    assert log.gradient_steps == 12
+
+
+def test_checkpoint_of_another_run(tmp_path: Path) -> None:
+    trainer(network(), checkpoint=tmp_path / "c").fit()
+    with pytest.raises(InvalidInputError, match="12 steps where this one has 20"):
+        trainer(network(), checkpoint=tmp_path / "c", epochs=5).fit()
+    with pytest.raises(InvalidInputError, match="of another network"):
+        trainer(nn.Linear(8, 4), checkpoint=tmp_path / "c").fit()
+
+
+def test_damaged_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    trainer(network(), checkpoint=path).fit()
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InvalidInputError, match="not a readable checkpoint"):
+        trainer(network(), checkpoint=path)
+
+
+def test_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "c"
+    save_checkpoint(path, {"a": 1})
+
+    def full_disk(state, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(AutocompressError, match="No space left"):
+        save_checkpoint(path, {"a": 2})
+    assert load_checkpoint(path) == {"a": 1}
+    assert [each.name for each in tmp_path.iterdir()] == ["c"]
+
+
+# --- the reference network
+
+
+def small_task() -> Task:
+    task = load_task("lenet5", "digits", device="cpu")
+    for split in (task.train, task.validation):
+        split.inputs, split.targets = split.inputs[:64], split.targets[:64]
+    task.recipe = replace(task.recipe, reference_epochs=2)
+    return task
+
+
+def test_reference_is_trained_once(tmp_path: Path, monkeypatch) -> None:
+    first, scores = reference_network(small_task(), cache_dir=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("trained again"))
+    second, again = reference_network(small_task(), cache_dir=tmp_path)
+    assert_equal_states(first, second)
+    assert (again.loss, again.metric) == (scores.loss, scores.metric)
+
+
+def test_reference_is_kept_apart_by_recipe_seed_and_data(tmp_path: Path) -> None:
+    reference_network(small_task(), cache_dir=tmp_path)
+    reference_network(small_task(), cache_dir=tmp_path, seed=1)
+    task = small_task()
+    task.recipe = replace(task.recipe, momentum=0.5)
+    reference_network(task, cache_dir=tmp_path)
+    task = small_task()
+    task.validation.inputs = 255 - task.validation.inputs
+    reference_network(task, cache_dir=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_damaged_reference_is_trained_anew(tmp_path: Path) -> None:
+    first, _ = reference_network(small_task(), cache_dir=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(b"damaged")
+    second, _ = reference_network(small_task(), cache_dir=tmp_path)
+    assert_equal_states(first, second)
+    assert path.stat().st_size > 1_000_000
+
+
+def test_output_of_forward_and_target() -> None:
+    inputs, labels = dataset(4)
+    output, target = forward(network().eval(), (inputs, labels))
+    assert output.shape == (4, 4)
+    assert torch.equal(target, labels)
