@@ -1,1 +1,37 @@
-"""Compress a trained PyTorch network to a file of the size you ask for."""
+"""Compress a trained PyTorch network to a file of the size you ask for.
+
+import autocompress as ac
+
+result = ac.compress(model, train=train_loader, val=val_loader, target="50KB")
+result.save("net.safetensors")
+net = ac.load("net.safetensors", into=make_model())
+"""
+
+from autocompress.artifact import load
+from autocompress.compress import compress
+from autocompress.compressor import Compressor
+from autocompress.errors import (
+    AutocompressError,
+    CorruptArtifactError,
+    InfeasibleTargetError,
+    InvalidInputError,
+    TrainingDivergedError,
+)
+from autocompress.result import Result
+from autocompress.targets import FileSize, Target, WeightBits, parse_target
+
+__all__ = [
+    "AutocompressError",
+    "Compressor",
+    "CorruptArtifactError",
+    "FileSize",
+    "InfeasibleTargetError",
+    "InvalidInputError",
+    "Result",
+    "Target",
+    "TrainingDivergedError",
+    "WeightBits",
+    "compress",
+    "load",
+    "parse_target",
+]

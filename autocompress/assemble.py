@@ -1,0 +1,142 @@
+"""From assignments and a network to the state that a file holds, and back into a network."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.codebooks import CodedTensor, CompressedState, GridTensor, to_grid
+from autocompress.selection import Selection, folded_parameters, unwrap
+
+# A bias is rounded more finely than the weights by this factor: the weights' own step at the price, divided by it.
+BIAS_REFINEMENT = 2.0
+# No one-dimensional tensor is rounded more finely than its largest magnitude over this, ...
+FINEST_SIDE = 256.0
+# ... and no norm parameter more coarsely than over this; between them it follows the weights' relative error.
+COARSEST_NORM = 64.0
+NORM_REFINEMENT = 32.0
+
+
+def uniform_step(price: float) -> float:
+    """Returns the step of a uniform quantizer whose error falls by `price` per bit: step^2 / 12 = price / (2 ln 2)."""
+    return math.sqrt(6 * max(price, 0.0) / math.log(2))
+
+
+def norm_parameters(model: nn.Module) -> set[str]:
+    """Returns the names of the one-dimensional parameters that belong to a normalization layer."""
+    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+    return {
+        f"{name}.{key}" if name else key
+        for name, module in unwrap(model).named_modules()
+        if isinstance(module, kinds)
+        for key, _ in module.named_parameters(recurse=False)
+    }
+
+
+def side_tensors(selection: Selection, latents: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+    """Returns the one-dimensional tensors as the file is to hold them: batch norms folded, not yet rounded."""
+    values = latents if latents is not None else [parameter.detach() for _, parameter in selection.sides]
+    tensors = {name: value.detach().float() for (name, _), value in zip(selection.sides, values, strict=True)}
+    for name, norm in selection.folded:
+        weight, bias = folded_parameters(norm)
+        prefix = f"{name}." if name else ""
+        tensors[f"{prefix}weight"], tensors[f"{prefix}bias"] = weight, bias
+    return tensors
+
+
+def side_steps(tensors: Mapping[str, Tensor], norms: set[str], price: float, relative_error: float) -> dict[str, float]:
+    """Returns the grid step of each one-dimensional tensor.
+
+    Args:
+        tensors: the values to be rounded.
+        norms: which of them scale or shift a normalized output: rounded in proportion to their own size, because
+            their size says nothing about the price, which is in squared weights.
+        price: squared error per bit that the weights were projected at.
+        relative_error: ||V - X|| / ||X|| of the weights.
+    """
+    steps = {}
+    for name, tensor in tensors.items():
+        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+        finest = largest / FINEST_SIDE
+        if name in norms:
+            part = min(max(relative_error / NORM_REFINEMENT, 1 / FINEST_SIDE), 1 / COARSEST_NORM)
+            steps[name] = max(largest * part, 1e-30)
+        else:
+            steps[name] = max(finest, uniform_step(price) / BIAS_REFINEMENT, 1e-30)
+    return steps
+
+
+def build_state(
+    model: nn.Module,
+    selection: Selection,
+    coded: Sequence[CodedTensor],
+    sides: Mapping[str, Tensor],
+    steps: Mapping[str, float],
+) -> CompressedState:
+    """Returns the state of the network with these assignments; all tensors on the CPU.
+
+    Args:
+        model: gives the tensors that are kept as they are.
+        selection: of that model.
+        coded: one per `selection.weights`.
+        sides: as `side_tensors` returns them.
+        steps: the grid step of each.
+    """
+    state = unwrap(model).state_dict()
+    folded = {f"{name}." if name else "" for name, _ in selection.folded}
+    raw: dict[str, Tensor] = {}
+    for name in selection.raw:
+        prefix, _, key = name.rpartition(".")
+        tensor = state[name].detach().cpu().clone()
+        if (f"{prefix}." if prefix else "") in folded and key in ("running_mean", "running_var", "num_batches_tracked"):
+            tensor = torch.ones_like(tensor) if key == "running_var" else torch.zeros_like(tensor)
+        raw[name] = tensor
+    grid = {name: to_grid(tensor.cpu(), steps[name]) for name, tensor in sides.items()}
+    names = [name for name, _ in selection.weights]
+    return CompressedState(
+        coded={n: CodedTensor(c.codes.cpu(), c.values.cpu()) for n, c in zip(names, coded, strict=True)},
+        grid=grid,
+        raw=raw,
+        aliases=dict(selection.aliases),
+    )
+
+
+def empty_state(model: nn.Module, selection: Selection) -> CompressedState:
+    """Returns the state whose file is the smallest: every coded and rounded tensor is zero.
+
+    Tensors that are kept as they are but may still be trained count at their worst, as incompressible.
+    """
+    coded = [CodedTensor(torch.zeros(p.shape, dtype=torch.int16), torch.zeros(0)) for _, p in selection.weights]
+    sides = {name: torch.zeros(p.shape) for name, p in selection.sides}
+    state = build_state(model, selection, coded, sides, dict.fromkeys(sides, 1.0))
+    parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in state.raw.items():
+        if name in parameters and tensor.is_floating_point():
+            state.raw[name] = torch.rand(tensor.shape, generator=generator).to(tensor.dtype)
+    return state
+
+
+def zero_state(state: CompressedState) -> CompressedState:
+    """Returns a state with all coded and rounded tensors at zero, the rest as it is."""
+    coded = {n: CodedTensor(torch.zeros_like(c.codes), c.values.new_zeros(0)) for n, c in state.coded.items()}
+    grid = {n: GridTensor(torch.zeros_like(g.levels), 1.0) for n, g in state.grid.items()}
+    return CompressedState(coded, grid, state.raw, state.aliases)
+
+
+@torch.no_grad()
+def fill(model: nn.Module, state: CompressedState) -> nn.Module:
+    """Puts exactly the state's values into a network's tensors and returns it, in evaluation mode."""
+    dense = state.dense()
+    for name, tensor in unwrap(model).state_dict().items():
+        tensor.copy_(dense[name].view(tensor.shape))
+    return model.eval()
+
+
+def filled_copy(model: nn.Module, state: CompressedState) -> nn.Module:
+    """Returns a copy of the network, wrappers removed, with the state's values."""
+    return fill(copy.deepcopy(unwrap(model)), state)

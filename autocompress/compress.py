@@ -1,0 +1,151 @@
+"""The whole story: a trained network, a target, the user's data; back comes a file that meets the target."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.compressor import Compressor
+from autocompress.errors import InvalidInputError
+from autocompress.result import Result
+from autocompress.selection import Ignore
+from autocompress.targets import Target
+from autocompress.training.batches import check_batches, default_device
+from autocompress.training.callbacks import Callback
+from autocompress.training.evaluate import evaluate, refit_batch_norm
+from autocompress.training.losses import classification_loss, correct_predictions
+from autocompress.training.recipe import Recipe
+from autocompress.training.trainer import Trainer
+
+CHECKPOINT_NAME = "compress.checkpoint"
+
+
+class _Compression(Callback):
+    """Carries the compressor through the trainer's loop and its checkpoints."""
+
+    def __init__(self, compressor: Compressor) -> None:
+        self.compressor = compressor
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Follows the optimizer step."""
+        self.compressor.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the compressor's state."""
+        return self.compressor.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the compressor's state."""
+        self.compressor.load_state_dict(state)
+
+
+def compress(
+    model: nn.Module,
+    *,
+    train: Iterable[Any],
+    val: Iterable[Any] | None = None,
+    test: Iterable[Any] | None = None,
+    target: str | Target | Sequence[str | Target],
+    loss: Callable[[Any, Tensor], Tensor] = classification_loss,
+    metric: Callable[[Any, Tensor], Tensor] = correct_predictions,
+    epochs: int | None = None,
+    seed: int = 0,
+    ignore: Ignore = (),
+    device: torch.device | str | None = None,
+    resume: str | Path | None = None,
+    recipe: Recipe | None = None,
+    progress: bool = True,
+) -> Result:
+    """Returns the best network found that meets the target; the model that was given is left as it was.
+
+    Args:
+        model: a trained network.
+        train: batches to train on, gone through once per epoch: (inputs, targets) or dicts with a target.
+        val: batches that decide between candidates; without them the last candidate is taken.
+        test: batches to report on, once, at the end.
+        target: "50KB", "50KiB", "1%", "100x", "weights:836x", or a target object.
+        loss: (output, target) -> scalar; default: cross-entropy.
+        metric: (output, target) -> one score per example, higher is better; default: right or wrong.
+        epochs: length of the run; default: the recipe's.
+        seed: of all random numbers.
+        ignore: globs over parameter or module names, or module types, not to compress.
+        device: default: CUDA where there is one.
+        resume: a folder for checkpoints; a run that was stopped goes on from there and ends with the same file.
+        recipe: optimizer and schedule; default: AdamW with a learning rate found by itself.
+        progress: a bar on stderr where that is a terminal.
+
+    Raises:
+        InvalidInputError: something that was given cannot be used.
+        InfeasibleTargetError: naming the smallest target that can be met.
+        TrainingDivergedError: the loss became NaN or infinite.
+    """
+    started = time.perf_counter()
+    recipe = recipe or Recipe()
+    check_batches(train, "the training data")
+    if val is not None:
+        check_batches(val, "the validation data")
+    where = default_device(device)
+    reference, model = model, copy.deepcopy(model).to(where)
+    Compressor(model, torch.optim.SGD(model.parameters(), lr=1.0), target=target, total_steps=1, ignore=ignore)
+
+    def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
+        return evaluate(network, batches, loss=loss, metric=metric, device=where).metric
+
+    def score(network: nn.Module) -> float:
+        candidate = copy.deepcopy(network)
+        refit_batch_norm(candidate, train, device=where)
+        return accuracy(candidate, val or [])
+
+    trainer = Trainer(
+        model,
+        train,
+        recipe=recipe,
+        epochs=recipe.compress_epochs if epochs is None else epochs,
+        loss=loss,
+        device=where,
+        seed=seed,
+        checkpoint=_checkpoint(resume),
+        progress=progress,
+    )
+    compressor = Compressor(
+        model,
+        trainer.optimizer,
+        target=target,
+        total_steps=trainer.total_steps,
+        ignore=ignore,
+        evaluate=score if val is not None else None,
+    )
+    trainer.callbacks.append(_Compression(compressor))
+    trainer.fit()
+    result = compressor.finish(train=train, evaluate=score if val is not None else None)
+    if val is not None:
+        result.validation_accuracy = accuracy(result.model, val)
+    if test is not None:
+        result.test_accuracy = accuracy(result.model, test)
+    held_out = test if test is not None else val
+    if held_out is not None:
+        result.reference_accuracy = accuracy(copy.deepcopy(reference), held_out)
+    result.wall_seconds = time.perf_counter() - started
+    result.device, result.seed = str(where), seed
+    return result
+
+
+def _checkpoint(folder: str | Path | None) -> Path | None:
+    """Returns the checkpoint's path in a folder that is there and can be written.
+
+    Raises:
+        InvalidInputError: it cannot be made.
+    """
+    if folder is None:
+        return None
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"resume is {str(folder)!r}; this folder cannot be made: {error.strerror}") from error
+    return Path(folder) / CHECKPOINT_NAME

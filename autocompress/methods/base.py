@@ -1,0 +1,78 @@
+"""What every target's method does for the compressor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.codebooks import CodedTensor, CompressedState
+from autocompress.selection import Selection
+
+
+@dataclass(frozen=True)
+class Projection:
+    """V, and what became of W.
+
+    Attributes:
+        coded: V, one per compressed tensor.
+        pruned: the new W where the method projects W, too, else None.
+        error: ||V - (W + U)||^2.
+        relative_error: ||V - (W + U)|| / ||W + U||.
+        price: squared error per bit at the solution; 0 where the method has none.
+    """
+
+    coded: list[CodedTensor]
+    pruned: list[Tensor] | None
+    error: float
+    relative_error: float
+    price: float
+
+
+class Method(Protocol):
+    """Meets one kind of target. `fraction` is how much of the ADMM phase is over, in [0, 1]."""
+
+    def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
+        """Returns the projection of W + U (`targets`) onto the budget of this moment."""
+
+    def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
+        """Returns the last projection, the one that is finished: it meets the target itself, fully counted."""
+
+    def fit(self, coded: Sequence[CodedTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+        """Returns the state and the file after finishing, tightened where finishing let it grow over the target."""
+
+    def side_steps(self, sides: Mapping[str, Tensor]) -> dict[str, float]:
+        """Returns the grid steps of the one-dimensional tensors that belong to the last projection."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that a resumed run needs."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` returned."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network that is compressed and what is compressed of it."""
+
+    model: nn.Module
+    selection: Selection
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The compressed parameters."""
+        return [parameter for _, parameter in self.selection.weights]
+
+    @property
+    def sides(self) -> list[nn.Parameter]:
+        """The one-dimensional parameters."""
+        return [parameter for _, parameter in self.selection.sides]
+
+
+def relative_error(error: float, targets: Sequence[Tensor]) -> float:
+    """Returns sqrt(error) over the norm of the targets."""
+    norm = sum(float(x.float().square().sum()) for x in targets)
+    return float(torch.tensor(error / max(norm, 1e-30)).clamp(min=0).sqrt())

@@ -1,0 +1,84 @@
+"""What a compression run returns: the network, its file, and what can be said of both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autocompress.artifact import save_artifact, size_report
+from autocompress.codebooks import CompressedState
+from autocompress.selection import Selection
+from autocompress.targets import Target
+
+
+@dataclass
+class Result:
+    """A compressed network.
+
+    Attributes:
+        model: a plain module in evaluation mode that holds exactly what the file holds.
+        state: its tensors as codes and grids.
+        data: the file, byte for byte.
+        target: what was asked.
+        selection: what was compressed, rounded and kept.
+        gradient_steps: optimizer steps of the run.
+        history: one entry per projection of the run.
+        reference_accuracy, validation_accuracy, test_accuracy: scores, fractions of 1, where they were measured.
+        wall_seconds, device, seed: of the run.
+    """
+
+    model: nn.Module
+    state: CompressedState
+    data: bytes
+    target: Target
+    selection: Selection
+    gradient_steps: int
+    history: list[dict[str, float]]
+    reference_accuracy: float | None = None
+    validation_accuracy: float | None = None
+    test_accuracy: float | None = None
+    wall_seconds: float | None = None
+    device: str | None = None
+    seed: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file that `save` writes."""
+        return len(self.data)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file: to a temporary name first, so that nothing half-written is ever found under `path`.
+
+        Raises:
+            InvalidInputError: the place cannot be written.
+        """
+        save_artifact(path, self.data)
+
+    def report(self) -> str:
+        """Returns the size report as text: per layer and in total, in three sizes, and what was not compressed."""
+        lines = [str(size_report(self.state, self.data, self.model))]
+        if self.selection.raw:
+            reasons = ", ".join(f"{name} ({reason})" for name, reason in list(self.selection.raw.items())[:20])
+            more = len(self.selection.raw) - 20
+            lines.append(f"not compressed: {reasons}" + (f" and {more} more" if more > 0 else ""))
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the record of the run, by the names that all records use."""
+        report = size_report(self.state, self.data, self.model).to_json()
+        return {
+            "target": str(self.target),
+            **report,
+            "reference_accuracy": self.reference_accuracy,
+            "validation_accuracy": self.validation_accuracy,
+            "test_accuracy": self.test_accuracy,
+            "gradient_steps": self.gradient_steps,
+            "wall_seconds": self.wall_seconds,
+            "device": self.device,
+            "seed": self.seed,
+            **self.extra,
+        }

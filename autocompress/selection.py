@@ -1,0 +1,158 @@
+"""Which tensors of a network are compressed, which are rounded, and which are kept as they are."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.errors import InvalidInputError
+
+Ignore = Sequence[str | type[nn.Module]]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Returns the network inside `torch.compile`, DataParallel and DistributedDataParallel wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The tensors of a network by what happens to them; every tensor of its state_dict is in exactly one place.
+
+    Attributes:
+        weights: (state_dict name, parameter) of two or more dimensions: compressed.
+        sides: (name, parameter) of one dimension, biases and norm parameters: rounded to a grid.
+        folded: (module name, batch norm) whose running statistics become part of its weight and bias.
+        raw: names kept bit for bit, with the reason.
+        aliases: name of a shared tensor -> the name that holds it.
+    """
+
+    weights: list[tuple[str, nn.Parameter]]
+    sides: list[tuple[str, nn.Parameter]]
+    folded: list[tuple[str, nn.modules.batchnorm._BatchNorm]]
+    raw: dict[str, str]
+    aliases: dict[str, str]
+
+    @property
+    def compressible(self) -> int:
+        """Number of elements in the compressed tensors."""
+        return sum(parameter.numel() for _, parameter in self.weights)
+
+
+def original_bytes(model: nn.Module) -> int:
+    """Returns 4 bytes per floating-point element of the whole state_dict, shared storage once."""
+    seen: dict[tuple[int, int], int] = {}
+    for tensor in unwrap(model).state_dict().values():
+        if tensor.is_floating_point():
+            seen[_place(tensor)] = 4 * tensor.numel()
+    return sum(seen.values())
+
+
+def _place(tensor: Tensor) -> tuple[int, int]:
+    """Returns what two names of one tensor have in common; an empty tensor is only ever itself."""
+    return (tensor.data_ptr(), tensor.numel()) if tensor.numel() else (id(tensor), 0)
+
+
+def _ignored(model: nn.Module, ignore: Ignore) -> set[str]:
+    """Returns the parameter names that `ignore` speaks of.
+
+    Raises:
+        InvalidInputError: a pattern or type that matches nothing, or is neither.
+    """
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found: set[str] = set()
+    for item in ignore:
+        if isinstance(item, str):
+            hits = {name for name in names if fnmatch.fnmatchcase(name, item)}
+            prefixes = [name for name in modules if name and fnmatch.fnmatchcase(name, item)]
+        elif isinstance(item, type) and issubclass(item, nn.Module):
+            hits, prefixes = set(), [name for name, module in modules.items() if isinstance(module, item)]
+        else:
+            raise InvalidInputError(f"ignore has {item!r}; each entry is a glob over names or a torch.nn.Module type")
+        hits |= {name for name in names for prefix in prefixes if name.startswith(prefix + ".") or not prefix}
+        if not hits:
+            close = difflib.get_close_matches(str(item), [*names, *modules], n=3, cutoff=0.4)
+            hint = f"; close to it: {', '.join(close)}" if close else f"; names are such as {', '.join(names[:3])}"
+            raise InvalidInputError(f"ignore has {item!r}, which matches no parameter of the model{hint}")
+        found |= hits
+    return found
+
+
+def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
+    """Returns what happens to each tensor of a network.
+
+    Args:
+        model: the network, wrapped or not.
+        ignore: globs over parameter and module names, or module types, to keep out of compression.
+
+    Raises:
+        InvalidInputError: `ignore` matches nothing, or nothing is left to compress.
+    """
+    model = unwrap(model)
+    ignored = _ignored(model, ignore)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    folded = [(name, module) for name, module in model.named_modules() if _can_fold(name, module, ignored)]
+    statistics = {f"{name}.{key}" if name else key for name, _ in folded for key in ("running_mean", "running_var")}
+    first: dict[tuple[int, int], str] = {}
+    result = Selection([], [], folded, {}, {})
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            continue
+        holder = first.setdefault(_place(tensor), name)
+        parameter = parameters.get(name)
+        if holder != name:
+            result.aliases[name] = holder
+        elif name in statistics:
+            result.raw[name] = "folded into the norm's weight and bias"
+        elif parameter is None:
+            result.raw[name] = "buffer"
+        elif name in ignored:
+            result.raw[name] = "ignored"
+        elif not parameter.is_floating_point() or parameter.dim() == 0 or not parameter.numel():
+            result.raw[name] = f"{str(parameter.dtype).removeprefix('torch.')} of {parameter.dim()} dimensions"
+        elif parameter.dim() == 1:
+            result.sides.append((name, parameter))
+        else:
+            result.weights.append((name, parameter))
+    if not result.weights:
+        raise InvalidInputError(
+            f"the model has nothing to compress: none of its {len(parameters)} parameters is a floating-point tensor "
+            f"of two or more dimensions{' that is not ignored' if ignored else ''}"
+        )
+    return result
+
+
+def _can_fold(name: str, module: nn.Module, ignored: set[str]) -> bool:
+    """Tells whether a batch norm's statistics can move into its own weight and bias, neither shared nor ignored."""
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not module.track_running_stats:
+        return False
+    if module.weight is None or module.bias is None or module.running_mean is None:
+        return False
+    own = {f"{name}.{key}" if name else key for key in ("weight", "bias")}
+    return not own & ignored
+
+
+@torch.no_grad()
+def folded_parameters(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
+    """Returns weight and bias [C] that do, with running mean 0 and variance 1, what the norm does in evaluation.
+
+    y = weight * (x - mean) / sqrt(var + eps) + bias = weight' * x / sqrt(1 + eps) + bias'.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, variance = norm.running_mean.double(), norm.running_var.double()
+    scale = norm.weight.double() / torch.sqrt(variance + norm.eps)
+    weight = scale * (1 + norm.eps) ** 0.5
+    return weight.float(), (norm.bias.double() - mean * scale).float()

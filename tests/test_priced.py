@@ -1,0 +1,138 @@
+"""The priced projection: exact for fixed tables, always feasible, monotone, and a descent on its problem."""
+
+import itertools
+
+import pytest
+import torch
+
+from autocompress.codebooks import round_codebook
+from autocompress.costs.code_length import CodeLengths, as_matrix, code_length, estimate_code_lengths
+from autocompress.projection.priced import (
+    LayerTables,
+    _Layer,
+    assign,
+    find_price,
+    lower_envelope,
+    project_priced,
+)
+
+
+def random_layers(seed: int, count: int = 3) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(8, 3, 3, 3), (16, 40), (5, 16), (4, 2, 7), (3, 3)]
+    return [torch.randn(shapes[i % 5], generator=generator) * (0.1 + i) for i in range(count)]
+
+
+def random_tables(matrix: torch.Tensor, size: int, generator: torch.Generator) -> LayerTables:
+    values = torch.randn(size, generator=generator).sort().values
+    lengths = CodeLengths(
+        torch.rand(size, generator=generator) * 4,
+        torch.randn(matrix.shape[0], generator=generator),
+        torch.randn(matrix.shape[1], generator=generator) + 2,
+    )
+    return LayerTables(values, lengths)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_lower_envelope_agrees_with_trying_every_value(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(7, generator=generator).sort().values
+    offsets = torch.rand(7, generator=generator) * 2
+    kept, thresholds = lower_envelope(values, offsets)
+    x = torch.linspace(-5, 5, 1001)
+    costs = (x[:, None] - values).square() + offsets
+    chosen = kept[torch.bucketize(x, thresholds)]
+    torch.testing.assert_close(costs.gather(1, chosen[:, None])[:, 0], costs.min(1).values, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("price", [0.0, 0.01, 0.2, 3.0])
+def test_assignment_is_the_least_error_plus_price_times_bits(seed: int, price: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(4, 6, generator=generator)
+    tables = random_tables(matrix, 3, generator)
+    index, code, bits = assign(_Layer(matrix, tables), price)
+    position = tables.lengths.position_bits()
+    choices = torch.cat([torch.zeros(1), tables.values])
+    extra = torch.stack([torch.zeros_like(position)] + [position + b for b in tables.lengths.code_bits])
+    objective = (matrix - choices[:, None, None]).square() + price * extra
+    codes = torch.zeros(24, dtype=torch.int64)
+    codes[index] = code + 1
+    mine = objective.flatten(1).gather(0, codes[None])[0]
+    best = objective.flatten(1).min(0).values
+    if codes.count_nonzero() > 1:  # at one nonzero the floor of one per tensor may hold it
+        torch.testing.assert_close(mine, best, atol=1e-5, rtol=1e-5)
+    spent = tables.lengths.zero_bits() + float(extra.flatten(1).gather(0, codes[None]).sum())
+    assert bits == pytest.approx(spent, rel=1e-4, abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_bits_never_rise_with_the_price_under_fixed_tables(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(20, 30, generator=generator)
+    layer = _Layer(matrix, random_tables(matrix, 5, generator))
+    bits = [assign(layer, price)[2] for price in torch.logspace(-5, 2, 60).tolist()]
+    assert all(later <= earlier + 1e-2 for earlier, later in itertools.pairwise(bits))
+
+
+def test_price_is_the_least_that_fits() -> None:
+    generator = torch.Generator().manual_seed(3)
+    matrix = torch.randn(40, 50, generator=generator)
+    layer = _Layer(matrix, LayerTables(torch.tensor([-1.0, 1.0]), estimate_code_lengths((matrix.abs() > 1).short(), 2)))
+    price = find_price([layer], 1500.0, 1e-3)
+    assert assign(layer, price)[2] <= 1500.0
+    assert assign(layer, price / 1.02)[2] > 1500.0 * 0.99
+
+
+@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("budget_bits", [10, 150, 400, 1000, 3000, 50_000])
+def test_projection_is_feasible_and_says_what_it_used(seed: int, budget_bits: int) -> None:
+    layers = random_layers(seed, 2 + seed % 4)
+    found = project_priced(layers, budget_bits)
+    counted = sum(code_length(as_matrix(c.codes), c.values.numel()) for c in found.coded)
+    assert found.bits == pytest.approx(counted, rel=1e-6)
+    assert found.bits <= budget_bits or all(c.nonzeros == 0 for c in found.coded)
+    error = sum(float((c.dense() - x).square().sum()) for c, x in zip(found.coded, layers, strict=True))
+    assert found.error == pytest.approx(error, rel=1e-4)
+    for coded in found.coded:
+        assert int(coded.codes.max()) <= coded.values.numel()
+        torch.testing.assert_close(round_codebook(coded.values), coded.values, rtol=0, atol=0)
+
+
+def test_error_falls_as_the_budget_grows() -> None:
+    layers = random_layers(0, 4)
+    errors = [project_priced(layers, bits).error for bits in (300, 600, 1200, 2400, 4800)]
+    assert all(later < earlier for earlier, later in itertools.pairwise(errors))
+
+
+def test_most_of_the_budget_is_used() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layers = [torch.randn(100, 200, generator=generator) ** 3, torch.randn(50, 100, generator=generator) * 0.3]
+    for budget in (2_000, 8_000, 30_000):
+        assert project_priced(layers, budget).bits > 0.97 * budget
+
+
+def test_a_warm_start_is_no_worse_than_what_it_starts_from() -> None:
+    layers = random_layers(1, 4)
+    first = project_priced(layers, 1500)
+    second = project_priced(layers, 1500, first.state)
+    assert second.error <= first.error * 1.02
+
+
+def test_no_tensor_goes_dead_while_there_is_room() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layers = [torch.randn(50, 60, generator=generator), torch.randn(30, 30, generator=generator) * 1e-3]
+    assert all(c.nonzeros >= 1 for c in project_priced(layers, 1000).coded)
+
+
+def test_all_zero_and_constant_tensors_pass() -> None:
+    found = project_priced([torch.zeros(4, 5), torch.full((3, 3), 0.5)], 500)
+    assert torch.equal(found.coded[0].dense(), torch.zeros(4, 5)) or found.coded[0].nonzeros == 1
+    torch.testing.assert_close(found.coded[1].dense(), torch.full((3, 3), 0.5), rtol=0.01, atol=0)
+
+
+def test_a_structured_tensor_costs_less_than_a_scattered_one() -> None:
+    structured, scattered = torch.zeros(64, 64), torch.zeros(64, 64)
+    structured[:8, :16] = 1.0
+    scattered.view(-1)[torch.randperm(4096, generator=torch.Generator().manual_seed(0))[:128]] = 1.0
+    assert code_length(structured.short(), 1) < 0.6 * code_length(scattered.short(), 1)
