@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,10 +22,11 @@ logger = logging.getLogger(__name__)
 
 _DOWNLOAD_TIMEOUT_SECONDS = 30
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-_TORCHVISION: dict[str, tuple[type[Any], str]] = {
-    "mnist": (torchvision.datasets.MNIST, "MNIST/raw/train-images-idx3-ubyte and its three companions"),
-    "fashion-mnist": (torchvision.datasets.FashionMNIST, "FashionMNIST/raw/train-images-idx3-ubyte and companions"),
-    "cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py/data_batch_1 and its companions"),
+# name -> (class in torchvision.datasets, the files that it reads)
+_TORCHVISION = {
+    "mnist": ("MNIST", "MNIST/raw/train-images-idx3-ubyte and its three companions"),
+    "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw/train-images-idx3-ubyte and companions"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py/data_batch_1 and its companions"),
 }
 
 
@@ -88,8 +88,11 @@ def _from_npz(path: Path) -> Arrays:
 
 
 def _from_torchvision(name: str) -> Arrays:
+    from torchvision import datasets  # here because it takes a second to import
+
     root = data_root()
-    dataset, files = _TORCHVISION[name]
+    class_name, files = _TORCHVISION[name]
+    dataset: type[Any] = getattr(datasets, class_name)
     try:
         splits = [dataset(str(root), train=train, download=False) for train in (True, False)]
     except RuntimeError:  # "not found or corrupted"

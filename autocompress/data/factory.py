@@ -12,7 +12,6 @@ from torch import Tensor
 
 from autocompress.data.arrays import load_arrays, load_digits
 from autocompress.data.batches import CropAndFlip, Normalize, TensorBatches
-from autocompress.data.folders import load_folder
 from autocompress.data.splits import hold_out, stratified
 from autocompress.errors import InvalidInputError
 from autocompress.importing import import_function
@@ -63,6 +62,8 @@ def load_data(name: str, *, batch_size: int, device: torch.device | str = "cpu",
         InvalidInputError: the name is unknown (close ones are given), or the data cannot be had.
     """
     if name.startswith(_FOLDER):
+        from autocompress.data.folders import load_folder  # here because torchvision takes a second to import
+
         train, validation, test, num_classes = load_folder(name.removeprefix(_FOLDER), batch_size, seed)
         return Splits(train, validation, test, num_classes)
     if name in DATA_NAMES:

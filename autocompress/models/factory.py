@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
-import torchvision
 from torch import nn
 
 from autocompress.errors import InvalidInputError
@@ -49,7 +48,7 @@ def make_model(name: str, num_classes: int = 10, in_channels: int | None = None)
         if not isinstance(model, nn.Module):
             raise InvalidInputError(f"{name!r} returned a {type(model).__name__}; it must return a torch.nn.Module")
         return model
-    classifiers = torchvision.models.list_models(module=torchvision.models)
+    classifiers = _torchvision_classifiers()
     exact = f" did you mean {_TORCHVISION}{name}?" if name in classifiers else ""
     hint = exact or _suggest(name, (*_MODELS, *(_TORCHVISION + each for each in classifiers)))
     raise InvalidInputError(
@@ -59,7 +58,7 @@ def make_model(name: str, num_classes: int = 10, in_channels: int | None = None)
 
 
 def _torchvision_model(name: str, num_classes: int, in_channels: int | None) -> nn.Module:
-    classifiers = torchvision.models.list_models(module=torchvision.models)
+    classifiers = _torchvision_classifiers()
     if name not in classifiers:
         hint = _suggest(name, tuple(classifiers))
         raise InvalidInputError(
@@ -67,10 +66,18 @@ def _torchvision_model(name: str, num_classes: int, in_channels: int | None) -> 
         )
     if in_channels not in (None, 3):
         raise InvalidInputError(f"torchvision:{name} takes images of 3 channels; these have {in_channels}")
+    from torchvision import models
+
     # GoogLeNet and Inception would also return the logits of their auxiliary classifiers.
     extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra)
+    model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **extra)
     return model
+
+
+def _torchvision_classifiers() -> list[str]:
+    from torchvision import models  # here because it takes a second to import
+
+    return list(models.list_models(module=models))
 
 
 def _suggest(name: str, known: tuple[str, ...]) -> str:

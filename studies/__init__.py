@@ -1,0 +1,1 @@
+"""Studies: what the compressor and other methods cost and find."""
