@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +20,15 @@ from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.training.learning_rate import find_learning_rate
 from autocompress.training.losses import classification_loss, distillation_loss
 from autocompress.training.precision import autocast, uses_bfloat16
-from autocompress.training.random_state import (
-    data_order_state,
-    random_states,
-    restore_data_order,
-    restore_random_states,
-    seeded,
-    set_epoch,
-)
+from autocompress.training.random_state import seeded, set_epoch
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
+from autocompress.training.resume import TrainingLog, restore_run, run_state
 from autocompress.training.schedule import make_scheduler
 
 logger = logging.getLogger(__name__)
 
 # Reading a loss waits for the device: on a GPU NaN is looked for once in so many steps (the step it names is exact).
 _STEPS_BETWEEN_CHECKS = 16
-
-
-@dataclass
-class TrainingLog:
-    """What a training run did, what came before a resume included.
-
-    Attributes:
-        losses: mean training loss of each epoch.
-        gradient_steps: optimizer steps.
-        wall_seconds: time spent in `fit`.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    gradient_steps: int = 0
-    wall_seconds: float = 0.0
 
 
 class Trainer:
@@ -129,7 +107,7 @@ class Trainer:
         try:
             with seeded(self.seed):
                 if self._saved is not None:
-                    self._restore(self._saved)
+                    restore_run(self, self._saved)
                 with self._bar() as bar:
                     while self.epoch < self.epochs:
                         self._run_epoch(bar)
@@ -167,7 +145,7 @@ class Trainer:
         self.log.wall_seconds += time.perf_counter() - started
         logger.info("epoch %d/%d: loss %.4f", self.epoch, self.epochs, self.log.losses[-1])
         if self.checkpoint is not None:
-            save_checkpoint(self.checkpoint, self._state())
+            save_checkpoint(self.checkpoint, run_state(self))
 
     def _train_step(self, batch: Any) -> Tensor:
         """Returns the loss of one optimizer step, a detached scalar; the gradients are still there."""
@@ -214,38 +192,3 @@ class Trainer:
     def _bar(self) -> Any:
         hidden = not self.progress or not sys.stderr.isatty()
         return tqdm(total=self.total_steps, initial=self.step, file=sys.stderr, disable=hidden, unit="step")
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "callbacks": [callback.state_dict() for callback in self.callbacks],
-            "random": random_states(),
-            "data_order": data_order_state(self.train_batches),
-            "log": vars(self.log),
-            "learning_rate": self.learning_rate,
-            "total_steps": self.total_steps,
-            "step": self.step,
-            "epoch": self.epoch,
-        }
-
-    def _restore(self, saved: dict[str, Any]) -> None:
-        """Takes up a run where its checkpoint left it."""
-        if saved["total_steps"] != self.total_steps or len(saved["callbacks"]) != len(self.callbacks):
-            raise InvalidInputError(
-                f"the checkpoint {self.checkpoint} is of another run: {saved['total_steps']} steps where this one has "
-                f"{self.total_steps}; resume with the same data and epochs, or choose another place"
-            )
-        try:
-            self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise InvalidInputError(f"the checkpoint {self.checkpoint} is of another network: {error}") from error
-        self.scheduler.load_state_dict(saved["scheduler"])
-        for callback, state in zip(self.callbacks, saved["callbacks"], strict=True):
-            callback.load_state_dict(state)
-        restore_random_states(saved["random"])
-        restore_data_order(self.train_batches, saved["data_order"])
-        self.log = TrainingLog(**saved["log"])
-        self.step, self.epoch = saved["step"], saved["epoch"]
