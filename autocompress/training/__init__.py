@@ -5,7 +5,8 @@ from autocompress.training.callbacks import Callback, TrainerCallback
 from autocompress.training.evaluate import Evaluation, evaluate, refit_batch_norm
 from autocompress.training.losses import classification_loss, correct_predictions
 from autocompress.training.recipe import Recipe, recipe_for
-from autocompress.training.trainer import Trainer, TrainingLog
+from autocompress.training.resume import TrainingLog
+from autocompress.training.trainer import Trainer
 
 __all__ = [
     "Callback",
