@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
-from autocompress.artifact import decode_state, encode_state, fill, layout_of, load, save_artifact, shared_names
+from autocompress.artifact import (
+    decode_state,
+    encode_state,
+    fill,
+    layout_of,
+    load,
+    original_bytes,
+    read_state,
+    save_artifact,
+    shared_names,
+    size_report,
+)
+from autocompress.artifact.container import Payload, pack, unpack
+from autocompress.artifact.layout import fingerprint
 from autocompress.codebooks import CodedTensor, CompressedState, round_codebook, to_grid
+from autocompress.errors import CorruptArtifactError, InvalidInputError
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def random_state(module: nn.Module, seed: int = 0, keep: float = 0.2, size: int = 5) -> CompressedState:
@@ -82,3 +107,230 @@ def test_round_trip_with_model(tmp_path):
 def test_round_trip_without_model():
     state = random_state(Tied())
     assert_same(decode_state(encode_state(state, names=True)), state)
+
+
+def small_file(names: bool = False) -> tuple[nn.Module, bytes]:
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    return model, encode_state(random_state(model), names=names)
+
+
+def test_the_container_is_safetensors_and_small(tmp_path):
+    _, data = small_file()
+    (tmp_path / "net.safetensors").write_bytes(data)
+    with safe_open(tmp_path / "net.safetensors", "np") as file:
+        assert list(file.keys()) == ["w"]
+        tensor = file.get_tensor("w")
+    assert tensor.dtype == np.uint8
+    assert data.endswith(tensor.tobytes())
+    assert len(data) - len(unpack(data).stream) <= 76
+
+
+def test_names_go_along_where_they_are_cheap():
+    model = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 30))
+    big = random_state(model)
+    assert_same(decode_state(encode_state(big)), big)
+    _, small = small_file()
+    assert unpack(encode_state(random_state(nn.Linear(6, 4)))).table is None
+    with pytest.raises(InvalidInputError, match="give the model"):
+        decode_state(small)
+
+
+@pytest.mark.parametrize("names", [False, True])
+def test_every_flipped_bit_is_found(names):
+    model, data = small_file(names)
+    layout = layout_of(model)
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CorruptArtifactError):
+            decode_state(bytes(flipped), layout)
+
+
+def test_every_truncation_and_extension_is_found():
+    model, data = small_file()
+    for length in range(len(data)):
+        with pytest.raises(CorruptArtifactError):
+            decode_state(data[:length], layout_of(model))
+    with pytest.raises(CorruptArtifactError):
+        decode_state(data + b"\0", layout_of(model))
+
+
+def test_random_bytes_are_refused():
+    model, _ = small_file()
+    rng = np.random.default_rng(0)
+    for length in itertools.chain(range(100), [10_000]):
+        with pytest.raises(CorruptArtifactError):
+            decode_state(rng.bytes(length), layout_of(model))
+
+
+def test_sound_checksums_do_not_make_a_hostile_stream_sound():
+    model = conv_net()
+    state = random_state(model)
+    mark = unpack(encode_state(state, names=False)).fingerprint
+    rng = np.random.default_rng(0)
+    for length in [*range(20), 1000] * 3:
+        data = pack(Payload(mark, None, rng.bytes(length)))
+        try:
+            back = decode_state(data, layout_of(model))
+        except (CorruptArtifactError, InvalidInputError):
+            continue
+        fill(conv_net(), back)
+
+
+def deflated(text: str) -> bytes:
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return compressor.compress(text.encode()) + compressor.flush()
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        b"",
+        b"not deflated",
+        deflated("[]"),
+        deflated("[1,2]"),
+        deflated('[{"a":[1000000,1000000]},{}]'),
+        deflated('[{"a":[268435456],"b":[268435456]},{}]'),
+        deflated('[{"a":[0,1e9]},{}]'),
+        deflated('[{"a":[-1]},{}]'),
+        deflated('[{"a":[true]},{}]'),
+        deflated('[{"a":[' + "0," * 99 + "0]},{}]"),
+        deflated('[{"a":[0,' + "9" * 5000 + "]},{}]"),
+        deflated('[{"a":[2]},{"b":"c"}]'),
+        deflated('[{"a":[2]},{"b":["a"]}]'),
+        deflated("[" * 100_000),
+        deflated(" " * (1 << 25)),
+        deflated('[{"a":[2]},{}]')[:-1],
+        deflated('[{"a":[2]},{}]') + b"more",
+    ],
+    ids=range(17),
+)
+def test_hostile_name_tables_are_refused_quickly(table):
+    start = time.perf_counter()
+    with pytest.raises(CorruptArtifactError):
+        decode_state(pack(Payload(b"abcd", table, b"")))
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff" * 8 + b"{}",
+        (1 << 40).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"{}",
+        (0).to_bytes(8, "little") + bytes(20),
+    ],
+)
+def test_hostile_containers_are_refused(data):
+    with pytest.raises(CorruptArtifactError, match=r"truncated|not a file"):
+        unpack(data)
+
+
+def test_a_later_version_is_named(monkeypatch):
+    _, data = small_file()
+    monkeypatch.setattr("autocompress.artifact.container.VERSION", 2)
+    later = pack(unpack_as_version_one(data))
+    monkeypatch.undo()
+    with pytest.raises(CorruptArtifactError, match="format version 2"):
+        unpack(later)
+
+
+def unpack_as_version_one(data: bytes) -> Payload:
+    return Payload(data[-30:-26], None, data[-26:])
+
+
+def test_a_file_for_another_network_is_refused():
+    _, data = small_file()
+    with pytest.raises(InvalidInputError, match="written for another network"):
+        decode_state(data, layout_of(nn.Linear(6, 4)))
+    _, named = small_file(names=True)
+    with pytest.raises(InvalidInputError, match=r"no '2.weight' of shape \[2, 4\]"):
+        decode_state(named, layout_of(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))))
+    other = nn.Sequential(nn.Linear(7, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    with pytest.raises(InvalidInputError, match=r"'0.weight' has shape \[4, 7\] in the model and \[4, 6\]"):
+        decode_state(named, layout_of(other))
+
+
+def test_the_fingerprint_tells_names_shapes_order_and_ties_apart():
+    a = layout_of(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))).entries
+    marks = {
+        fingerprint(a, {}),
+        fingerprint(a[::-1], {}),
+        fingerprint(a[:-1], {}),
+        fingerprint(a, {"x": "0.weight"}),
+        fingerprint(layout_of(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 3))).entries, {}),
+    }
+    assert len(marks) == 5
+
+
+def test_load_keeps_dtype_and_leaves_the_module_alone_when_it_fails(tmp_path):
+    model, data = small_file()
+    save_artifact(tmp_path / "net.safetensors", data)
+    half = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).to(torch.bfloat16)
+    load(tmp_path / "net.safetensors", half)
+    assert half[0].weight.dtype == torch.bfloat16
+    state = read_state(tmp_path / "net.safetensors", model)
+    assert torch.equal(half[0].weight, state.coded["0.weight"].dense().to(torch.bfloat16))
+    before = model[0].weight.clone()
+    (tmp_path / "bad.safetensors").write_bytes(data[:-1])
+    with pytest.raises(CorruptArtifactError):
+        load(tmp_path / "bad.safetensors", model)
+    assert torch.equal(model[0].weight, before)
+    with pytest.raises(InvalidInputError, match=r"cannot read .*none\.safetensors"):
+        load(tmp_path / "none.safetensors", model)
+
+
+def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "net.safetensors"
+    save_artifact(path, b"old")
+    assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InvalidInputError, match="No space left"):
+        save_artifact(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(InvalidInputError, match="there is no folder"):
+        save_artifact(tmp_path / "none" / "net.safetensors", b"new")
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_tied_weights_are_stored_once():
+    model = Tied()
+    assert shared_names(model) == {"head.weight": "embedding.weight"}
+    assert original_bytes(model) == 4 * (13 * 8 + 8 + 8)
+    loaded = fill(Tied(), decode_state(encode_state(random_state(model)), layout_of(model)))
+    assert loaded.head.weight is loaded.embedding.weight
+
+
+def test_the_report_adds_up():
+    model = conv_net()
+    state = random_state(model)
+    data = encode_state(state)
+    report = size_report(state, data, model)
+    assert report.file_bytes == len(data)
+    assert sum(report.parts.values()) == pytest.approx(report.entropy_bytes)
+    layers = sum(layer.bytes for layer in report.layers) + sum(size for _, _, size in report.others)
+    assert layers + report.parts["header"] + report.overhead_bytes == pytest.approx(report.file_bytes)
+    assert report.weight_data_bytes == sum(layer.bits * layer.kept for layer in report.layers) / 8
+    assert report.compressible_weights == 6 * 9 + 8 * 6 * 9 + 320
+    assert [layer["name"] for layer in report.to_json()["layers"]] == list(state.coded)
+    text = str(report)
+    assert all(name in text for name in [*state.coded, "container and header", "weight data", "entropy", "file"])
+
+
+def test_the_golden_file_of_version_1_stays_readable():
+    expected = np.load(GOLDEN / "version1.npz")
+    dense = read_state(GOLDEN / "version1.safetensors").dense()
+    assert sorted(dense) == sorted(expected.files)
+    for name, tensor in dense.items():
+        assert tensor.numpy().dtype == expected[name].dtype
+        assert tensor.numpy().tobytes() == expected[name].tobytes()

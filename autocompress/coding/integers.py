@@ -17,14 +17,18 @@ _BORROWED = 8
 LENGTHS = 18
 
 
-def blocks(count: int, first: int = 1, part: int = 16) -> list[slice]:
-    """Returns slices that cut `count` items into blocks of at most 1/part of what came before, or `first`.
+def blocks(count: int, size: int, part: int = 16) -> list[slice]:
+    """Returns slices that cut `count` items of `size` elements into blocks of 1/part of what came before.
+
+    They have at least about 256 elements where items are smaller than that, and at most about a million.
 
     Counts are updated between blocks only, which costs little as the blocks are short where the counts are young.
     """
     cuts = [0]
+    first = max(1, 256 // size) if size > 1 else 1
     while cuts[-1] < count:
-        cuts.append(min(count, cuts[-1] + max(first, cuts[-1] // part)))
+        most = max(1, (1 << 20) // size)
+        cuts.append(min(count, cuts[-1] + max(first, min(most, cuts[-1] // part))))
     return [slice(a, b) for a, b in itertools.pairwise(cuts)]
 
 
@@ -67,9 +71,13 @@ class Symbols:
         self.counts += seen.reshape(self.counts.shape)
         return values
 
-    def fade(self) -> None:
-        """Halves the counts, for a next tensor that may differ."""
-        self.counts //= 2
+    def fade(self, keep: int | None = None) -> None:
+        """Halves the counts, for a next tensor that may differ, or scales them to `keep` observations in all."""
+        total = int(self.counts.sum())
+        if keep is None:
+            self.counts //= 2
+        elif total > keep:
+            self.counts = self.counts * keep // total
 
 
 class Ordered:
@@ -108,7 +116,7 @@ class Integers:
     def code(self, coder: Coder, values: Array, contexts: Array | None = None) -> Array:
         """Codes values [n] with contexts [n] (default: all 0). Returns the values."""
         values = values.copy()
-        for block in blocks(len(values)):
+        for block in blocks(len(values), 1):
             values[block] = self._code_block(coder, values[block], None if contexts is None else contexts[block])
         return values
 

@@ -140,7 +140,7 @@ def code_rows(coder: Coder, counts: Array, columns: int) -> Array:
     bounds = class_bounds(columns)
     classes = np.searchsorted(bounds, counts, side="right") - 1
     models = Ordered(len(bounds) - 1)
-    for block in blocks(len(counts)):
+    for block in blocks(len(counts), 1):
         classes[block] = models.code(coder, classes[block])
     return classes
 
@@ -173,8 +173,7 @@ def code_flags(
     mask[low == groups * taps] = 1
     live = np.flatnonzero((low > 0) & (low < groups * taps))
     factors = _Columns((groups, height, width), group_start, *priors)
-    first = max(1, 256 // (groups * taps))
-    for block in blocks(len(live), first, 8):
+    for block in blocks(len(live), groups * taps, 8):
         rows = live[block]
         wanted2 = (low + high)[rows]
         base, column = factors.factors()

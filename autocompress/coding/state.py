@@ -24,6 +24,7 @@ _DTYPES = (
     torch.uint8, torch.bool, torch.complex64, torch.complex128,
 )  # fmt: skip
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+_USUAL = {"": torch.float32, **dict.fromkeys(_BUFFERS, torch.float32), "num_batches_tracked": torch.int64}
 Bytes = NDArray[np.uint8]
 _VERBATIM, _CONSTANT, _SAME_CONSTANT = range(3)
 
@@ -88,9 +89,7 @@ def decode_kinds(data: bytes, entries: Sequence[Entry]) -> list[Entry]:
 def _code_kinds(coder: Coder, entries: list[Entry], state: CompressedState | None) -> dict[str, int]:
     """Codes which tensor is what, in the order of the names, which needs no state_dict. Returns kinds by name."""
     coder.part("header", "")
-    models = [Symbols(3) for _ in range(3)]
-    for guess, model in enumerate(models):
-        model.counts[0, guess] = 8
+    models = [_expecting(3, guess) for guess in range(3)]
     kinds = {}
     for entry in sorted(entries, key=lambda entry: entry.name):
         guess = RAW if entry.name.endswith(_BUFFERS) else CODED if len(entry.shape) > 1 else GRID
@@ -99,6 +98,13 @@ def _code_kinds(coder: Coder, entries: list[Entry], state: CompressedState | Non
             kind = CODED if entry.name in state.coded else GRID if entry.name in state.grid else RAW
         kinds[entry.name] = int(models[guess].code(coder, np.array([kind], np.int64))[0])
     return kinds
+
+
+def _expecting(size: int, guess: int) -> Symbols:
+    """Returns a model that has seen `guess` a few times."""
+    model = Symbols(size)
+    model.counts[0, guess] = 8
+    return model
 
 
 def _code_state(
@@ -156,8 +162,9 @@ class _RawModels:
     """Codes tensors bit for bit: one value where all are the same, else bytes by their place in the element."""
 
     def __init__(self) -> None:
-        self._dtypes = Symbols(len(_DTYPES))
-        self._forms = Symbols(3)
+        # What is usual for buffers of batch norm, and for all else.
+        self._dtypes = {role: _expecting(len(_DTYPES), _DTYPES.index(dtype)) for role, dtype in _USUAL.items()}
+        self._forms = {role: _expecting(3, _SAME_CONSTANT if role else _VERBATIM) for role in _USUAL}
         one = torch.tensor(1 - 1e-5)  # a folded batch norm: variance 1 - eps, so that its division is by one
         self._constants = {"running_var": _to_bytes(one)}
 
@@ -167,16 +174,17 @@ class _RawModels:
         if tensor is not None and tensor.dtype not in _DTYPES:
             raise InvalidInputError(f"{entry.name}: cannot store {tensor.dtype}")
         index = _DTYPES.index(tensor.dtype) if tensor is not None else 0
-        dtype = _DTYPES[int(self._dtypes.code(coder, np.array([index], np.int64))[0])]
+        role = entry.name.rpartition(".")[2]
+        usual = role if role in _USUAL else ""
+        dtype = _DTYPES[int(self._dtypes[usual].code(coder, np.array([index], np.int64))[0])]
         size = torch.empty(0, dtype=dtype).element_size()
         content = np.zeros((entry.elements, size), np.uint8) if tensor is None else _to_bytes(tensor)
-        role = entry.name.rpartition(".")[2]
         last = self._constants.get(role, np.zeros((1, size), np.uint8))
         last = last if last.shape[1] == size else np.zeros((1, size), np.uint8)
         form = _VERBATIM
         if tensor is not None and (content == content[:1]).all():
             form = _SAME_CONSTANT if (content == last).all() else _CONSTANT if len(content) else _VERBATIM
-        form = int(self._forms.code(coder, np.array([form], np.int64))[0])
+        form = int(self._forms[usual].code(coder, np.array([form], np.int64))[0])
         if form == _VERBATIM:
             content = _code_planes(coder, content)
         else:
@@ -192,7 +200,7 @@ def _code_planes(coder: Coder, content: Bytes) -> Bytes:
     content = content.copy()
     for plane in range(content.shape[1]):
         model = Symbols(256)
-        for block in blocks(len(content), 64):
+        for block in blocks(len(content), 4):
             content[block, plane] = model.code(coder, content[block, plane].astype(np.int64))
     return content
 

@@ -89,15 +89,18 @@ class Encoder:
         """Returns the stream: as few bytes as decode to what was written when zeros follow."""
         written, (lower, width) = self._encoder.pos()
         words = self._encoder.get_compressed().astype(">u4").tobytes()
-        if lower + width < 1 << 64:
-            # Any number in [lower, lower + width) may follow the words that are final: take the roundest.
-            tail = 0
-            for zeros in range(64, -1, -8):
-                tail = -(-lower >> zeros) << zeros
-                if tail < lower + width and tail < 1 << 64:
-                    break
-            words = words[: 4 * written] + tail.to_bytes(8, "big")
-        return bytes(words.rstrip(b"\0"))
+        # The stream is a number; the words are one that decodes rightly, and `lower` and `width` end the interval
+        # [start, start + width) of all such numbers. Its roundest one has the most zeros at the end.
+        length = 4 * written + 8
+        sealed = int.from_bytes(words.ljust(length, b"\0"), "big")
+        start = (sealed >> 64 << 64) + lower
+        if not start <= sealed < start + width:
+            start -= 1 << 64  # a carry had been pending
+        for zeros in range(64, -1, -8):
+            roundest = -(-start >> zeros) << zeros
+            if roundest < start + width:
+                break
+        return bytes(roundest.to_bytes(length, "big").rstrip(b"\0"))
 
 
 class Decoder:

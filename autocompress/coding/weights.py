@@ -72,6 +72,7 @@ class WeightModels:
     firsts: Symbols = field(default_factory=lambda: Symbols(2))
     gaps: Integers = field(default_factory=lambda: Integers(signed=False))
     choices: dict[str, Symbols] = field(default_factory=lambda: {key: Symbols(size) for key, size in _SIZES.items()})
+    codes: Symbols | None = None
     positions: PositionModels = field(default_factory=PositionModels)
     live: list[Array] = field(default_factory=list)
     last_size: int = 7
@@ -96,7 +97,8 @@ def code_weight(
             raise InvalidInputError(f"{name}: codes must be in 0..{len(values)}, the size of the codebook")
     if codes.size and len(values):
         codes = _code_elements(coder, name, codes, integers, models)
-    models.live.append((codes.reshape(codes.shape[0], -1) != 0).sum(1) if codes.ndim else np.zeros(0, np.int64))
+    rows = shape[0] if shape else 1
+    models.live.append(np.count_nonzero(codes.reshape(rows, codes.size // max(1, rows)), axis=1))
     return CodedTensor(torch.from_numpy(codes.copy()), values)
 
 
@@ -117,7 +119,7 @@ def _code_elements(coder: Coder, name: str, codes: Codes, integers: Array, model
     if not coder.chooses:
         kernels = mask.astype(np.int16)
     coder.part("codes", name)
-    code_codes(coder, kernels, integers)
+    models.codes = code_codes(coder, kernels, integers, models.codes)
     return _unview(kernels, choice.view, codes.shape)
 
 
@@ -192,9 +194,11 @@ def _choose(codes: Codes, models: WeightModels) -> Choice:
         return meter.total_bits
 
     best, bits = Choice(), length(Choice())
+    tried = {best}
     for candidate in _candidates():
         trial = replace(best, **candidate)
-        trial_bits = length(trial)
+        trial_bits = length(trial) if trial not in tried else math.inf
+        tried.add(trial)
         if trial_bits < bits:
             best, bits = trial, trial_bits
     return best
@@ -204,6 +208,8 @@ def _candidates() -> Iterator[dict[str, int]]:
     for key in ("view", "start", "group", "column"):
         for index in range(1, _SIZES[key]):
             yield {key: index}
+            if key == "start":
+                yield {key: index, "view": 0}
     # Trying neighbours takes longest, and hardly depends on the rest.
     yield {"neighbours": 1}
     yield {"neighbours": 1, "view": 1}
