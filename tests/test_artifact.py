@@ -318,6 +318,7 @@ def test_the_report_adds_up():
     report = size_report(state, data, model)
     assert report.file_bytes == len(data)
     assert sum(report.parts.values()) == pytest.approx(report.entropy_bytes)
+    assert report.original_bytes == original_bytes(model) == size_report(state, data).original_bytes
     layers = sum(layer.bytes for layer in report.layers) + sum(size for _, _, size in report.others)
     assert layers + report.parts["header"] + report.overhead_bytes == pytest.approx(report.file_bytes)
     assert report.weight_data_bytes == sum(layer.bits * layer.kept for layer in report.layers) / 8

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from autocompress.codebooks import CodedTensor, CompressedState, GridTensor, round_codebook, to_grid
 from autocompress.coding.integers import Integers, Ordered, Symbols, blocks
-from autocompress.coding.positions import class_bounds
+from autocompress.coding.rows import class_bounds
 from autocompress.coding.state import code_length, decode_stream, encode_stream, entries_of
 from autocompress.coding.stream import ONE, Decoder, Encoder, Meter
 from autocompress.errors import CorruptArtifactError, InvalidInputError

@@ -109,8 +109,14 @@ class SizeReport:
         return rows
 
 
-def size_report(state: CompressedState, data: bytes, module: nn.Module) -> SizeReport:
-    """Returns the sizes of a state whose file is `data`; `module` is the network, compressed or not."""
+def size_report(state: CompressedState, data: bytes, module: nn.Module | None = None) -> SizeReport:
+    """Returns the sizes of a state whose file is `data`.
+
+    Args:
+        state: what the file holds.
+        data: the whole file.
+        module: the network, compressed or not; the state says the same unless it leaves tensors out.
+    """
     booked = code_length(state)
     parts: dict[str, float] = defaultdict(float)
     of_tensor: dict[str, float] = defaultdict(float)
@@ -129,7 +135,7 @@ def size_report(state: CompressedState, data: bytes, module: nn.Module) -> SizeR
         weight_data_bytes=state.weight_data_bits / 8,
         entropy_bytes=entropy_bytes,
         file_bytes=len(data),
-        original_bytes=original_bytes(module),
+        original_bytes=original_bytes(module) if module and module.state_dict() else _state_bytes(state),
         compressible_weights=sum(t.codes.numel() for t in state.coded.values()),
         layers=layers,
         others=tuple(others),
@@ -144,6 +150,13 @@ def original_bytes(module: nn.Module) -> int:
     state: dict[str, Tensor] = module.state_dict()
     counted = (t.numel() for name, t in state.items() if t.is_floating_point() and name not in aliases)
     return 4 * sum(counted)
+
+
+def _state_bytes(state: CompressedState) -> int:
+    """Returns 4 bytes per floating-point element of a state."""
+    counted = [tensor.codes.numel() for tensor in state.coded.values()]
+    counted += [tensor.levels.numel() for tensor in state.grid.values()]
+    return 4 * sum(counted + [tensor.numel() for tensor in state.raw.values() if tensor.is_floating_point()])
 
 
 def _factor(original: float, size: float) -> str:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.codebooks import CompressedState, GridTensor
+from autocompress.coding.codebook import CodebookModels, code_step
 from autocompress.coding.integers import Integers, Symbols, blocks
 from autocompress.coding.stream import Array, Coder, Decoder, Encoder, Meter
-from autocompress.coding.weights import WeightModels, code_step, code_weight
+from autocompress.coding.weights import WeightModels, code_weight
 from autocompress.errors import CorruptArtifactError, InvalidInputError
 
 CODED, GRID, RAW = range(3)
@@ -114,7 +115,7 @@ def _code_state(
     kinds = _code_kinds(coder, entries, state)
     result = CompressedState(aliases=dict(aliases or {}))
     weights = WeightModels()
-    grids = _GridModels(weights)
+    grids = _GridModels(weights.codebooks)
     raws = _RawModels()
     for entry in (entry for entry in entries if kinds[entry.name] == CODED):
         tensor = state.coded[entry.name] if state else None
@@ -131,7 +132,7 @@ def _code_state(
 class _GridModels:
     """Codes grid tensors; tensors of one role (the last part of the name) share their statistics."""
 
-    def __init__(self, steps: WeightModels) -> None:
+    def __init__(self, steps: CodebookModels) -> None:
         self._steps = steps
         self._levels: dict[str, Integers] = {}
 
