@@ -191,6 +191,9 @@ def test_values_off_the_grid_are_refused():
         encode_stream(CompressedState({"w": bad}))
     with pytest.raises(InvalidInputError, match="bfloat16"):
         encode_stream(CompressedState(grid={"b": GridTensor(torch.zeros(2, dtype=torch.int32), 0.1)}))
+    for step in (math.inf, math.nan, 0.0, -1.0, 2.0**-130):
+        with pytest.raises(InvalidInputError, match="must be a finite number"):
+            encode_stream(CompressedState(grid={"b": GridTensor(torch.zeros(2, dtype=torch.int32), step)}))
     with pytest.raises(InvalidInputError, match="within 32767"):
         encode_stream(CompressedState(grid={"b": GridTensor(torch.full((2,), 40000, dtype=torch.int32), 1.0)}))
     with pytest.raises(InvalidInputError, match="cannot store"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,9 @@ from autocompress.codebooks import NARROW_CODEBOOK, codebook_step
 from autocompress.coding.integers import Integers, Symbols
 from autocompress.coding.stream import Array, Coder
 from autocompress.errors import CorruptArtifactError, InvalidInputError
+
+# The smallest normal number, in float32 and in bfloat16.
+SMALLEST_STEP = 2.0**-126
 
 
 @dataclass
@@ -56,7 +60,14 @@ def code_codebook(coder: Coder, name: str, values: Tensor | None, models: Codebo
 
 
 def code_step(coder: Coder, step: float, models: CodebookModels, *, narrow: bool) -> float:
-    """Codes a step: the upper half of its float32 against the last one's, and the lower half if not narrow."""
+    """Codes a step: the upper half of its float32 against the last one's, and the lower half if not narrow.
+
+    Raises:
+        InvalidInputError: the step is not a positive normal float32 number.
+        CorruptArtifactError: the same, when decoding.
+    """
+    if coder.chooses and not SMALLEST_STEP <= step < math.inf:
+        raise InvalidInputError(f"step {step} must be a finite number of at least 2**-126")
     pattern = int(np.array(step, np.float32).view(np.uint32))
     upper = models.last_step + models.steps.code_one(coder, (pattern >> 16) - models.last_step)
     lower = 0 if narrow else int(coder.bits(16, np.array([pattern & 0xFFFF], np.int64))[0])
