@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from autocompress.codebooks import CodedTensor, CompressedState, GridTensor, to_grid
+from autocompress.codebooks import CodedTensor, CompressedState, GridTensor, SideGrid
 from autocompress.selection import Selection, folded_parameters, unwrap
 
 # A bias is rounded more finely than the weights by this factor: the weights' own step at the price, divided by it.
 BIAS_REFINEMENT = 2.0
+# What a bias that is not zero costs in bits: it has to be worth them at the price.
+BIAS_BITS = 5.0
 # No one-dimensional tensor is rounded more finely than its largest magnitude over this, ...
 FINEST_SIDE = 256.0
 # ... and no norm parameter more coarsely than over this; between them it follows the weights' relative error.
@@ -48,8 +50,10 @@ def side_tensors(selection: Selection, latents: Sequence[Tensor] | None = None) 
     return tensors
 
 
-def side_steps(tensors: Mapping[str, Tensor], norms: set[str], price: float, relative_error: float) -> dict[str, float]:
-    """Returns the grid step of each one-dimensional tensor.
+def side_grids(
+    tensors: Mapping[str, Tensor], norms: set[str], price: float, relative_error: float, coarsening: float = 1.0
+) -> dict[str, SideGrid]:
+    """Returns the grid of each one-dimensional tensor.
 
     Args:
         tensors: the values to be rounded.
@@ -57,17 +61,18 @@ def side_steps(tensors: Mapping[str, Tensor], norms: set[str], price: float, rel
             their size says nothing about the price, which is in squared weights.
         price: squared error per bit that the weights were projected at.
         relative_error: ||V - X|| / ||X|| of the weights.
+        coarsening: factor on all steps.
     """
-    steps = {}
+    grids = {}
     for name, tensor in tensors.items():
         largest = float(tensor.abs().max()) if tensor.numel() else 0.0
-        finest = largest / FINEST_SIDE
         if name in norms:
             part = min(max(relative_error / NORM_REFINEMENT, 1 / FINEST_SIDE), 1 / COARSEST_NORM)
-            steps[name] = max(largest * part, 1e-30)
+            grids[name] = SideGrid(max(largest * part * coarsening, 1e-30))
         else:
-            steps[name] = max(finest, uniform_step(price) / BIAS_REFINEMENT, 1e-30)
-    return steps
+            step = max(largest / FINEST_SIDE, uniform_step(price) / BIAS_REFINEMENT, 1e-30)
+            grids[name] = SideGrid(step * coarsening, math.sqrt(BIAS_BITS * max(price, 0.0)) * coarsening)
+    return grids
 
 
 def build_state(
@@ -75,7 +80,7 @@ def build_state(
     selection: Selection,
     coded: Sequence[CodedTensor],
     sides: Mapping[str, Tensor],
-    steps: Mapping[str, float],
+    grids: Mapping[str, SideGrid],
 ) -> CompressedState:
     """Returns the state of the network with these assignments; all tensors on the CPU.
 
@@ -84,7 +89,7 @@ def build_state(
         selection: of that model.
         coded: one per `selection.weights`.
         sides: as `side_tensors` returns them.
-        steps: the grid step of each.
+        grids: the grid of each.
     """
     state = unwrap(model).state_dict()
     folded = {f"{name}." if name else "" for name, _ in selection.folded}
@@ -95,7 +100,7 @@ def build_state(
         if (f"{prefix}." if prefix else "") in folded and key in ("running_mean", "running_var", "num_batches_tracked"):
             tensor = torch.ones_like(tensor) if key == "running_var" else torch.zeros_like(tensor)
         raw[name] = tensor
-    grid = {name: to_grid(tensor.cpu(), steps[name]) for name, tensor in sides.items()}
+    grid = {name: grids[name].round(tensor.cpu()) for name, tensor in sides.items()}
     names = [name for name, _ in selection.weights]
     return CompressedState(
         coded={n: CodedTensor(c.codes.cpu(), c.values.cpu()) for n, c in zip(names, coded, strict=True)},
@@ -112,7 +117,7 @@ def empty_state(model: nn.Module, selection: Selection) -> CompressedState:
     """
     coded = [CodedTensor(torch.zeros(p.shape, dtype=torch.int16), torch.zeros(0)) for _, p in selection.weights]
     sides = {name: torch.zeros(p.shape) for name, p in selection.sides}
-    state = build_state(model, selection, coded, sides, dict.fromkeys(sides, 1.0))
+    state = build_state(model, selection, coded, sides, dict.fromkeys(sides, SideGrid(1.0)))
     parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
     generator = torch.Generator().manual_seed(0)
     for name, tensor in state.raw.items():

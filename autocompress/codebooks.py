@@ -121,8 +121,29 @@ def round_codebook(values: Tensor) -> Tensor:
     return torch.where(integers == 0, away_from_zero, integers) * step
 
 
-def to_grid(values: Tensor, step: float) -> GridTensor:
-    """Returns `values` (any shape) rounded to a grid of `step`, widened where a level would not fit 16 bits."""
+def to_grid(values: Tensor, step: float, dead_zone: float = 0.0) -> GridTensor:
+    """Returns `values` (any shape) rounded to a grid of `step`, widened where a level would not fit 16 bits.
+
+    Magnitudes below `dead_zone` become zero, also where rounding alone would not take them there.
+    """
     largest = float(values.abs().max()) if values.numel() else 0.0
     step = round_to_bfloat16(max(step, largest / 32000))
-    return GridTensor((values.float() / step).round().to(torch.int32), step)
+    levels = (values.float() / step).round().to(torch.int32)
+    return GridTensor(torch.where(values.abs() < dead_zone, 0, levels), step)
+
+
+@dataclass(frozen=True)
+class SideGrid:
+    """How a one-dimensional tensor is rounded.
+
+    Attributes:
+        step: distance of the levels, > 0.
+        dead_zone: magnitudes below it become zero.
+    """
+
+    step: float
+    dead_zone: float = 0.0
+
+    def round(self, values: Tensor) -> GridTensor:
+        """Returns the values on the grid."""
+        return to_grid(values, self.step, self.dead_zone)

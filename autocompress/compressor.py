@@ -160,7 +160,7 @@ class Compressor:
         projection = self.method.close(self.admm.weights, self._checked_targets())
         self._record(projection, 0.0)
         sides = side_tensors(self.network.selection)
-        steps = self.method.side_steps(sides)
+        grids = self.method.side_grids(sides)
         folded = {
             f"{name}.{key}" if name else key for name, _ in self.network.selection.folded for key in ("weight", "bias")
         }
@@ -168,7 +168,7 @@ class Compressor:
             self.network.weights,
             projection.coded,
             self.network.sides,
-            [None if name in folded else steps[name] for name, _ in self.network.selection.sides],
+            [None if name in folded else grids[name] for name, _ in self.network.selection.sides],
             max(1, self.total_steps - self.steps),
         )
 

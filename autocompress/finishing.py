@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autocompress.codebooks import CodedTensor, GridTensor, round_codebook, to_grid
+from autocompress.codebooks import CodedTensor, SideGrid, round_codebook
 
 # Adam's peak step as a part of the root mean square of the layer's codebook values; and for the one-dimensional tensors
 # as a part of the median of those over the layers. LeNet-5's layers have values near 0.2, so this is the 1e-3 that
@@ -35,7 +35,7 @@ class Finishing:
         weights: Sequence[Tensor],
         coded: Sequence[CodedTensor],
         sides: Sequence[Tensor],
-        side_steps: Sequence[float | None],
+        side_grids: Sequence[SideGrid | None],
         total_steps: int,
     ) -> None:
         """Puts the assignments into the parameters.
@@ -44,10 +44,10 @@ class Finishing:
             weights: parameters of two or more dimensions.
             coded: their assignments, in the same order.
             sides: one-dimensional parameters.
-            side_steps: grid step of each side, or None where it is not rounded before the end.
+            side_grids: the grid of each side, or None where it is not rounded before the end.
             total_steps: length of the phase.
         """
-        self.weights, self.sides, self.side_steps = list(weights), list(sides), list(side_steps)
+        self.weights, self.sides, self.side_grids = list(weights), list(sides), list(side_grids)
         self.total_steps, self.step_count = total_steps, 0
         self.codes = [c.codes.long().to(w.device) for c, w in zip(coded, weights, strict=True)]
         self.index = [codes.flatten().nonzero().flatten() for codes in self.codes]
@@ -69,18 +69,14 @@ class Finishing:
         pairs = zip(self.codes, self.values, strict=True)
         return [CodedTensor(codes.to(torch.int16), round_codebook(values)) for codes, values in pairs]
 
-    def grids(self, side_steps: Sequence[float]) -> list[GridTensor]:
-        """Returns the one-dimensional tensors rounded to the given grid steps."""
-        return [to_grid(latent, step) for latent, step in zip(self.latents, side_steps, strict=True)]
-
     @torch.no_grad()
     def write(self) -> None:
         """Overwrites the parameters with the values the file would reproduce."""
         for weight, codes, values in zip(self.weights, self.codes, self.values, strict=True):
             table = torch.cat([values.new_zeros(1), round_codebook(values)])
             weight.copy_(table[codes])
-        for side, latent, step in zip(self.sides, self.latents, self.side_steps, strict=True):
-            side.copy_(latent if step is None else to_grid(latent, step).dense())
+        for side, latent, grid in zip(self.sides, self.latents, self.side_grids, strict=True):
+            side.copy_(latent if grid is None else grid.round(latent).dense())
 
     @torch.no_grad()
     def step(self) -> None:
@@ -108,7 +104,7 @@ class Finishing:
             "codes": [codes.to(torch.int16) for codes in self.codes],
             "values": self.values,
             "latents": self.latents,
-            "side_steps": self.side_steps,
+            "side_grids": [None if grid is None else [grid.step, grid.dead_zone] for grid in self.side_grids],
             "peaks": self.peaks,
             "total_steps": self.total_steps,
             "optimizer": self.optimizer.state_dict(),
@@ -118,7 +114,8 @@ class Finishing:
     def from_state_dict(cls, weights: Sequence[Tensor], sides: Sequence[Tensor], state: dict[str, Any]) -> Finishing:
         """Returns the phase as it was saved."""
         coded = [CodedTensor(c, v) for c, v in zip(state["codes"], state["values"], strict=True)]
-        phase = cls(weights, coded, sides, state["side_steps"], state["total_steps"])
+        grids = [None if grid is None else SideGrid(*grid) for grid in state["side_grids"]]
+        phase = cls(weights, coded, sides, grids, state["total_steps"])
         phase.step_count = state["step_count"]
         for mine, saved in zip(phase.latents, state["latents"], strict=True):
             mine.copy_(saved)

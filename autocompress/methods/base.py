@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from autocompress.codebooks import CodedTensor, CompressedState
+from autocompress.codebooks import CodedTensor, CompressedState, SideGrid
 from autocompress.selection import Selection
 
 
@@ -44,8 +44,8 @@ class Method(Protocol):
     def fit(self, coded: Sequence[CodedTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         """Returns the state and the file after finishing, tightened where finishing let it grow over the target."""
 
-    def side_steps(self, sides: Mapping[str, Tensor]) -> dict[str, float]:
-        """Returns the grid steps of the one-dimensional tensors that belong to the last projection."""
+    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
+        """Returns the grids of the one-dimensional tensors that belong to the last projection."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that a resumed run needs."""

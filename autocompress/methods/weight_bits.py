@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from autocompress.artifact import encode_state
-from autocompress.assemble import build_state, norm_parameters, side_steps
-from autocompress.codebooks import CodedTensor, CompressedState
+from autocompress.assemble import build_state, norm_parameters, side_grids
+from autocompress.codebooks import CodedTensor, CompressedState, SideGrid
 from autocompress.costs.weight_data import check_weight_data_budget
 from autocompress.methods.base import Network, Projection, relative_error
 from autocompress.projection.alternating import WeightBitsProjection, WeightBitsState, project_weight_bits
@@ -47,13 +47,13 @@ class WeightBitsMethod:
         """Returns the last projection."""
         return self.project(weights, targets, 1.0)
 
-    def side_steps(self, sides: Mapping[str, Tensor]) -> dict[str, float]:
-        """Returns the finest grid steps: what is not counted is not rounded away."""
-        return side_steps(sides, self.norms, 0.0, 0.0)
+    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
+        """Returns the finest grids: what is not counted is not rounded away."""
+        return side_grids(sides, self.norms, 0.0, 0.0)
 
     def fit(self, coded: Sequence[CodedTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         """Returns the state and its file; finishing changes values, not how many there are."""
-        state = build_state(self.network.model, self.network.selection, coded, sides, self.side_steps(sides))
+        state = build_state(self.network.model, self.network.selection, coded, sides, self.side_grids(sides))
         return state, encode_state(state)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,69 +1,94 @@
 """How many values a codebook has: codes are merged and split where `error + price * bits` falls.
 
-Two neighbouring codes with counts a and b and centroids d apart, merged, add a b / (a + b) d^2 of squared error (exact for
-centroids) and save one codebook value and (a + b) H(a / (a + b)) bits of codes. A code that is split in half loses up to
-three quarters of its squared error (a uniform cell) and pays one value and one bit per member. So nobody chooses a
-number of codes: it follows from the price.
+Two neighbouring codes with a and b members and centroids d apart, merged, add a b / (a + b) d^2 of squared error (exact
+for centroids) and save one codebook value and (a + b) H(a / (a + b)) bits of codes; zero is a code whose centroid does
+not move. A code that is split in half loses up to three quarters of its squared error (a uniform cell) and pays one
+value and one bit per member. So nobody chooses a number of codes: it follows from the price.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 # What splitting an interval in two takes away of its squared error: 1 - 1/4 for a uniform density.
 SPLIT_GAIN = 0.75
 
 
-def _choice_bits(a: float, b: float) -> float:
-    """Returns (a + b) * H(a / (a + b)) in bits: what telling two codes apart costs their members."""
-    total = a + b
-    return -(a * math.log2(a / total) + b * math.log2(b / total))
+def _choice_bits(counts: Sequence[int]) -> float:
+    """Returns what telling codes apart costs their members: the sum of count * log2(total / count)."""
+    total = sum(counts)
+    return sum(count * math.log2(total / count) for count in counts if count)
+
+
+@dataclass
+class _Group:
+    """Codes that have become one: who they are, how many members they have and their sum; zero stays at zero."""
+
+    codes: list[int]
+    count: int
+    total: float
+    is_zero: bool = False
+
+    @property
+    def mean(self) -> float:
+        return 0.0 if self.is_zero or not self.count else self.total / self.count
+
+    @property
+    def energy(self) -> float:
+        """What the centroid takes off the members' squared error."""
+        return self.mean**2 * self.count
+
+
+def _joined(groups: Sequence[_Group]) -> _Group:
+    codes = [code for group in groups for code in group.codes]
+    zero = any(group.is_zero for group in groups)
+    return _Group(codes, sum(g.count for g in groups), sum(g.total for g in groups), zero)
+
+
+def _gain(groups: Sequence[_Group], value_cost: float, price: float) -> float:
+    """Returns by how much `error + price * bits` falls when these neighbours become one."""
+    error = sum(group.energy for group in groups) - _joined(groups).energy
+    return value_cost * (len(groups) - 1) + price * _choice_bits([group.count for group in groups]) - error
 
 
 def merge_codes(
-    counts: Sequence[int], sums: Sequence[float], value_cost: float, price: float
+    counts: Sequence[int], sums: Sequence[float], zeros: int, value_cost: float, price: float
 ) -> tuple[list[int], list[float]]:
     """Returns where each old code goes, and the new centroids.
 
-    Greedy: the neighbouring pair (of one sign) that lowers `error + price * bits` most is merged, until none does.
+    Greedy: of all neighbouring pairs, zero included, and of the three around zero, the merger that lowers
+    `error + price * bits` most is made, until none does.
 
     Args:
         counts: members of each code.
         sums: their sums.
+        zeros: elements that are zero.
         value_cost: price of one codebook value in the file.
         price: squared error per bit.
 
     Returns:
-        for each old code its new number, from 1 (0 = zero: no members, or a mean of zero), and the means, ascending.
+        for each old code its new number, from 1 (0 = zero), and the means, ascending.
     """
-    used = [i for i, count in enumerate(counts) if count and sums[i] != 0]
-    groups = sorted(([i] for i in used), key=lambda g: sums[g[0]] / counts[g[0]])
-    stats = [(counts[g[0]], sums[g[0]]) for g in groups]
-
-    def gain(i: int) -> float:
-        (a, s), (b, t) = stats[i], stats[i + 1]
-        if s * t < 0:
-            return -math.inf
-        error = a * b / (a + b) * (s / a - t / b) ** 2
-        return value_cost + price * _choice_bits(a, b) - error
-
-    gains = [gain(i) for i in range(len(stats) - 1)]
-    while gains:
-        i = max(range(len(gains)), key=gains.__getitem__)
-        if gains[i] <= 0:
+    groups = [_Group([i], count, sums[i]) for i, count in enumerate(counts) if count and sums[i] != 0]
+    groups.append(_Group([], zeros, 0.0, is_zero=True))
+    groups.sort(key=lambda group: group.mean)
+    while len(groups) > 1:
+        spans = [slice(i, i + 2) for i in range(len(groups) - 1)]
+        middle = next(i for i, group in enumerate(groups) if group.is_zero)
+        if 0 < middle < len(groups) - 1:
+            spans.append(slice(middle - 1, middle + 2))
+        best = max(spans, key=lambda span: _gain(groups[span], value_cost, price))
+        if _gain(groups[best], value_cost, price) <= 0:
             break
-        groups[i : i + 2] = [groups[i] + groups[i + 1]]
-        stats[i : i + 2] = [(stats[i][0] + stats[i + 1][0], stats[i][1] + stats[i + 1][1])]
-        del gains[i]
-        for j in (i - 1, i):
-            if 0 <= j < len(gains):
-                gains[j] = gain(j)
+        groups[best] = [_joined(groups[best])]
     place = [0] * len(counts)
-    for number, group in enumerate(groups):
-        for i in group:
+    kept = [group for group in groups if not group.is_zero]
+    for number, group in enumerate(kept):
+        for i in group.codes:
             place[i] = number + 1
-    return place, [s / a for a, s in stats]
+    return place, [group.mean for group in kept]
 
 
 def split_codes(

@@ -37,6 +37,8 @@ BISECTIONS = 30
 PRICE_TOLERANCE = 2e-3  # relative width of the price bracket at which the bisection stops
 BUDGET_TOLERANCE = 2e-3  # a bisection that lands this close under its budget stops early
 MAX_CODES = 255
+LEAST_PRICE = 1e-7  # of the mean square: below, bits are free and no price is looked for
+NEW_CODE_BITS = 2.0  # what a code that nothing uses yet is expected to cost
 TIGHTENINGS = 30  # attempts to get under a budget that the alternation keeps missing
 MIN_NONZEROS = 1  # per tensor, so that no layer goes dead
 
@@ -174,12 +176,15 @@ def _total_bits(layers: list[_Layer], price: float) -> float:
 
 def find_price(layers: list[_Layer], budget_bits: float, start: float) -> float:
     """Returns the least price, within a relative tolerance, at which the layers fit the budget under fixed tables."""
+    squares = sum(float(layer.matrix.square().sum()) for layer in layers)
+    free = LEAST_PRICE * squares / sum(layer.matrix.numel() for layer in layers) + 1e-30
+    start = max(start, free)
     low, high = start / 1.3, start * 1.3
     while _total_bits(layers, high) > budget_bits:
         low, high = high, high * (high / low) ** 2
         if high > 1e30:
             return high  # the floor of one nonzero per layer does not fit: the caller checks feasibility
-    while low > 1e-30 and _total_bits(layers, low) <= budget_bits:
+    while low > free and _total_bits(layers, low) <= budget_bits:
         low, high = low / (high / low) ** 2, low
     for _ in range(BISECTIONS):
         middle = math.sqrt(low * high)
@@ -214,7 +219,8 @@ def re_estimate(matrix: Tensor, codes: Tensor, size: int, price: float) -> tuple
     x = matrix.flatten()[index].double()
     counts = torch.bincount(code, minlength=size)
     sums = torch.zeros(size, dtype=torch.float64, device=x.device).scatter_add_(0, code, x)
-    place, means = merge_codes(counts.tolist(), sums.tolist(), price * CODEBOOK_VALUE_BITS, price)
+    zeros = codes.numel() - index.numel()
+    place, means = merge_codes(counts.tolist(), sums.tolist(), zeros, price * CODEBOOK_VALUE_BITS, price)
     table = torch.tensor(place, dtype=torch.int16, device=x.device)
     codes = torch.zeros_like(codes.flatten()).index_put((index,), table[code]).view(codes.shape)
     values = torch.tensor(means, dtype=torch.float32, device=x.device)
@@ -240,6 +246,28 @@ def with_splits(matrix: Tensor, codes: Tensor, tables: LayerTables, price: float
     code_bits = tables.lengths.code_bits[source] + (torch.bincount(source, minlength=size)[source] > 1).float()
     lengths = CodeLengths(code_bits, tables.lengths.row_bits, tables.lengths.column_bits)
     return LayerTables(torch.tensor(values, dtype=torch.float32, device=source.device), lengths)
+
+
+def with_births(matrix: Tensor, codes: Tensor, tables: LayerTables, price: float) -> LayerTables:
+    """Returns tables with a small new value on either side of zero where the weights now zero are worth it."""
+    lengths = tables.lengths
+    value_bits = float(lengths.row_bits.mean() + lengths.column_bits.mean()) + NEW_CODE_BITS
+    flat = matrix.flatten()[(codes == 0).flatten()]
+    values, code_bits = tables.values, lengths.code_bits
+    # Below a quarter of the smallest value zero is the nearer neighbour of anything that could be added.
+    least = max(math.sqrt(max(price * value_bits, 0.0)), float(values.abs().min()) / 4 if values.numel() else 0.0)
+    for side in (-1, 1):
+        x = side * flat
+        x = x[x > least]
+        if not x.numel() or values.numel() >= MAX_CODES:
+            continue
+        mean = float(x.double().mean())
+        saved = mean**2 * x.numel() - price * (value_bits * x.numel() + CODEBOOK_VALUE_BITS)
+        if saved > 0 and not bool((values == side * mean).any()):
+            values = torch.cat([values, values.new_tensor([side * mean])])
+            code_bits = torch.cat([code_bits, code_bits.new_tensor([NEW_CODE_BITS])])
+    order = values.argsort()
+    return LayerTables(values[order], CodeLengths(code_bits[order], lengths.row_bits, lengths.column_bits))
 
 
 def _cold_tables(matrices: list[Tensor], budget_bits: float) -> tuple[float, list[LayerTables]]:
@@ -300,6 +328,10 @@ def _nothing(matrices: list[Tensor], price: float) -> _Candidate:
     return _candidate(matrices, price, codes, tables)
 
 
+def _grown(matrix: Tensor, codes: Tensor, tables: LayerTables, price: float) -> LayerTables:
+    return with_births(matrix, codes, with_splits(matrix, codes, tables, price), price)
+
+
 def project_priced(
     targets: Sequence[Tensor],
     budget_bits: float,
@@ -329,8 +361,9 @@ def project_priced(
     for round_number in range(rounds):
         found = _re_assign(matrices, tables, aim, price)
         price = found.price
-        grown = (with_splits(m, c, t, price) for m, c, t in zip(matrices, found.codes, found.tables, strict=True))
-        tables = list(grown) if round_number < rounds - 2 else found.tables
+        tables = found.tables
+        if round_number < rounds - 2:
+            tables = [_grown(m, c, t, price) for m, c, t in zip(matrices, found.codes, tables, strict=True)]
         if found.bits <= budget_bits and (best is None or found.error < best.error):
             best = found
         # The tables move under the bisection; aim so that the re-estimated length lands on the budget.
