@@ -14,6 +14,8 @@ from autocompress.selection import Selection, folded_parameters, unwrap
 
 # A bias is rounded more finely than the weights by this factor: the weights' own step at the price, divided by it.
 BIAS_REFINEMENT = 2.0
+# Where nothing fits any more the price has no bound; steps stay finite.
+HIGHEST_PRICE = 1e12
 # What a bias that is not zero costs in bits: it has to be worth them at the price.
 BIAS_BITS = 5.0
 # No one-dimensional tensor is rounded more finely than its largest magnitude over this, ...
@@ -25,7 +27,7 @@ NORM_REFINEMENT = 32.0
 
 def uniform_step(price: float) -> float:
     """Returns the step of a uniform quantizer whose error falls by `price` per bit: step^2 / 12 = price / (2 ln 2)."""
-    return math.sqrt(6 * max(price, 0.0) / math.log(2))
+    return math.sqrt(6 * min(max(price, 0.0), HIGHEST_PRICE) / math.log(2))
 
 
 def norm_parameters(model: nn.Module) -> set[str]:
@@ -71,7 +73,7 @@ def side_grids(
             grids[name] = SideGrid(max(largest * part * coarsening, 1e-30))
         else:
             step = max(largest / FINEST_SIDE, uniform_step(price) / BIAS_REFINEMENT, 1e-30)
-            grids[name] = SideGrid(step * coarsening, math.sqrt(BIAS_BITS * max(price, 0.0)) * coarsening)
+            grids[name] = SideGrid(step * coarsening, math.sqrt(BIAS_BITS * min(max(price, 0.0), HIGHEST_PRICE)) * coarsening)
     return grids
 
 

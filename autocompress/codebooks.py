@@ -121,6 +121,21 @@ def round_codebook(values: Tensor) -> Tensor:
     return torch.where(integers == 0, away_from_zero, integers) * step
 
 
+def coded_tensor(codes: Tensor, values: Tensor) -> CodedTensor:
+    """Returns a coded tensor of any codes and values: values rounded, put in order, equal and unused ones closed up.
+
+    Args:
+        codes: integers in any shape, 0 for zero and k for `values[k - 1]`.
+        values: float [K], in any order.
+    """
+    used = torch.bincount(codes.flatten().long(), minlength=values.numel() + 1)[1:] > 0
+    rounded = round_codebook(values[used].float())
+    distinct = rounded.unique()  # ascending
+    place = torch.zeros(values.numel() + 1, dtype=torch.int16, device=values.device)
+    place[1:][used] = (torch.searchsorted(distinct, rounded) + 1).to(torch.int16)
+    return CodedTensor(place[codes.long()], distinct)
+
+
 def to_grid(values: Tensor, step: float, dead_zone: float = 0.0) -> GridTensor:
     """Returns `values` (any shape) rounded to a grid of `step`, widened where a level would not fit 16 bits.
 

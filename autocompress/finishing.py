@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autocompress.codebooks import CodedTensor, SideGrid, round_codebook
+from autocompress.codebooks import CodedTensor, SideGrid, coded_tensor, round_codebook
 
 # Adam's peak step as a part of the root mean square of the layer's codebook values; and for the one-dimensional tensors
 # as a part of the median of those over the layers. LeNet-5's layers have values near 0.2, so this is the 1e-3 that
@@ -67,7 +67,7 @@ class Finishing:
     def coded(self) -> list[CodedTensor]:
         """The tensors as the file will hold them."""
         pairs = zip(self.codes, self.values, strict=True)
-        return [CodedTensor(codes.to(torch.int16), round_codebook(values)) for codes, values in pairs]
+        return [coded_tensor(codes, values) for codes, values in pairs]
 
     @torch.no_grad()
     def write(self) -> None:

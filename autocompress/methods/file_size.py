@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +16,7 @@ from autocompress.assemble import build_state, empty_state, norm_parameters, sid
 from autocompress.codebooks import CodedTensor, CompressedState, SideGrid
 from autocompress.costs.code_length import CodeLengths, as_matrix, code_length, estimate_code_lengths
 from autocompress.errors import InfeasibleTargetError
-from autocompress.methods.base import Network, Projection
+from autocompress.methods.base import Network, Projection, relative_error
 from autocompress.projection.priced import LayerTables, PricedState, project_priced
 
 logger = logging.getLogger(__name__)
@@ -33,11 +33,6 @@ CLOSING_ROUNDS = 6
 # Left free at the start of finishing: values that move may cost a few bytes more in the end.
 RESERVE_FRACTION = 0.002
 RESERVE_BYTES = 2
-# A layer that kept less of its energy than this is not made any dearer.
-LEAST_KEPT = 0.02
-import os
-
-IMP = os.environ.get("IMP", "0") == "1"
 # The one-dimensional tensors may take at most this part of the file before they are rounded more coarsely.
 SIDE_SHARE = 0.3
 
@@ -68,7 +63,6 @@ class FileSizeMethod:
         self.state: PricedState | None = None
         self.relative_error = 1.0
         self.side_factor = 1.0
-        self.kept = [1.0] * len(network.selection.weights)
         # file bits = other_bits + ratio * estimated bits of the coded tensors
         self.ratio, self.other_bits = 1.0, 8.0 * smallest
         self.next_calibration = 0.0
@@ -88,26 +82,10 @@ class FileSizeMethod:
 
     def _project(self, targets: Sequence[Tensor], size_bytes: float) -> Projection:
         bits = max((8 * size_bytes - self.other_bits) / self.ratio, 0.0)
-        found = project_priced(targets, bits, self.state, self._importance(targets))
+        found = project_priced(targets, bits, self.state)
         self.state = found.state
-        squares = [float(x.float().square().sum()) for x in targets]
-        errors = [float((c.dense() - x).square().sum()) for c, x in zip(found.coded, targets, strict=True)]
-        kept = [max(1 - e / s, LEAST_KEPT) if s else 1.0 for e, s in zip(errors, squares, strict=True)]
-        self.kept = [0.5 * (old + new) for old, new in zip(self.kept, kept, strict=True)]
-        self.relative_error = math.sqrt(sum(errors) / max(sum(squares), 1e-30))
-        return Projection(found.coded, None, sum(errors), self.relative_error, found.state.price)
-
-    def _importance(self, targets: Sequence[Tensor]) -> list[float]:
-        """Returns what a unit of squared error counts for in each tensor.
-
-        Layers act one after the other, so what survives of the signal is a product over layers. Maximising the product
-        of the kept energies ||V_l||^2 / ||X_l||^2 is minimising sum_l w_l ||V_l - X_l||^2 with w_l = 1 / ||V_l||^2 at the
-        solution: the emptier a layer, the dearer its error, so none is sacrificed to the others.
-        """
-        squares = [max(float(x.float().square().sum()), 1e-20) for x in targets]
-        raw = [1 / (kept * square) if IMP else 1.0 for kept, square in zip(self.kept, squares, strict=True)]
-        mean = sum(r * s for r, s in zip(raw, squares, strict=True)) / sum(squares)
-        return [r / mean for r in raw]
+        self.relative_error = relative_error(found.error, targets)
+        return Projection(found.coded, None, found.error, self.relative_error, found.state.price)
 
     def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
         """Returns the grids at the price of the last projection."""
@@ -205,7 +183,6 @@ class FileSizeMethod:
         return {
             "price": None if self.state is None else self.state.price,
             "tables": tables,
-            "kept": self.kept,
             "numbers": [self.ratio, self.other_bits, self.next_calibration, self.relative_error, self.side_factor],
         }
 
@@ -214,5 +191,4 @@ class FileSizeMethod:
         if state["price"] is not None:
             tables = [LayerTables(v, CodeLengths(c, r, k)) for v, c, r, k in state["tables"]]
             self.state = PricedState(state["price"], tables)
-        self.kept = list(state["kept"])
         self.ratio, self.other_bits, self.next_calibration, self.relative_error, self.side_factor = state["numbers"]

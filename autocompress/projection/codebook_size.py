@@ -74,10 +74,10 @@ def merge_codes(
     groups = [_Group([i], count, sums[i]) for i, count in enumerate(counts) if count and sums[i] != 0]
     groups.append(_Group([], zeros, 0.0, is_zero=True))
     groups.sort(key=lambda group: group.mean)
-    while len(groups) > 1:
+    while len(groups) > 2:  # zero and one value stay: a tensor that is all zero passes nothing on
         spans = [slice(i, i + 2) for i in range(len(groups) - 1)]
         middle = next(i for i, group in enumerate(groups) if group.is_zero)
-        if 0 < middle < len(groups) - 1:
+        if 0 < middle < len(groups) - 1 and len(groups) > 3:
             spans.append(slice(middle - 1, middle + 2))
         best = max(spans, key=lambda span: _gain(groups[span], value_cost, price))
         if _gain(groups[best], value_cost, price) <= 0:

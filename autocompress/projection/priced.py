@@ -14,13 +14,13 @@ descent heuristic for a non-convex problem: it keeps the best feasible candidate
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from autocompress.codebooks import CodedTensor, round_codebook
+from autocompress.codebooks import CodedTensor, coded_tensor
 from autocompress.costs.code_length import (
     CODEBOOK_VALUE_BITS,
     TENSOR_BITS,
@@ -31,15 +31,15 @@ from autocompress.costs.code_length import (
 )
 from autocompress.projection.codebook_size import merge_codes, split_codes
 
-ROUNDS = 4  # re-estimations of the tables per projection; the gain of a fifth is under 0.1 % of the error
-COLD_ROUNDS = 10  # the same, without tables to start from
+WARM_ROUNDS = 2  # re-estimations of the tables per projection, before the last
+COLD_ROUNDS = 8  # the same, without tables to start from
 BISECTIONS = 30
 PRICE_TOLERANCE = 2e-3  # relative width of the price bracket at which the bisection stops
 BUDGET_TOLERANCE = 2e-3  # a bisection that lands this close under its budget stops early
 MAX_CODES = 255
 LEAST_PRICE = 1e-7  # of the mean square: below, bits are free and no price is looked for
+LARGEST_PRICE_MOVE = 2.0  # factor per round
 NEW_CODE_BITS = 2.0  # what a code that nothing uses yet is expected to cost
-TIGHTENINGS = 30  # attempts to get under a budget that the alternation keeps missing
 MIN_NONZEROS = 1  # per tensor, so that no layer goes dead
 
 
@@ -83,13 +83,15 @@ class PricedProjection:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An assignment: codes int16 [R, C] and tables of each layer, their estimated bits and error."""
+    """An assignment at a price: codes int16 [R, C] of each layer, and the tables that fit them."""
 
     price: float
     codes: list[Tensor]
     tables: list[LayerTables]
-    bits: float
-    error: float
+
+    @property
+    def bits(self) -> float:
+        return sum(code_length(c, t.values.numel()) for c, t in zip(self.codes, self.tables, strict=True))
 
 
 @dataclass(frozen=True)
@@ -170,25 +172,37 @@ def assign(layer: _Layer, price: float) -> tuple[Tensor, Tensor, float]:
     return index[keep], code[keep], lengths.zero_bits() + float(bits[keep].sum())
 
 
-def _total_bits(layers: list[_Layer], price: float) -> float:
-    return sum(assign(layer, price)[2] for layer in layers)
+def bits_under_tables(layers: Sequence[_Layer], price: float) -> float:
+    """Returns the bits of the assignment at a price as its fixed tables count them; never rises with the price."""
+    fixed = sum(TENSOR_BITS + CODEBOOK_VALUE_BITS * layer.tables.values.numel() for layer in layers)
+    return fixed + sum(assign(layer, price)[2] for layer in layers)
 
 
-def find_price(layers: list[_Layer], budget_bits: float, start: float) -> float:
-    """Returns the least price, within a relative tolerance, at which the layers fit the budget under fixed tables."""
+def bits_of_assignment(layers: Sequence[_Layer], price: float) -> float:
+    """Returns the bits of the same assignment under the tables that fit it."""
+    return sum(code_length(_codes(layer, price), layer.tables.values.numel()) for layer in layers)
+
+
+def find_price(
+    layers: Sequence[_Layer],
+    budget_bits: float,
+    start: float,
+    bits_at: Callable[[Sequence[_Layer], float], float] = bits_under_tables,
+) -> float:
+    """Returns the least price, within a relative tolerance, at which `bits_at` the price are within the budget."""
     squares = sum(float(layer.matrix.square().sum()) for layer in layers)
     free = LEAST_PRICE * squares / sum(layer.matrix.numel() for layer in layers) + 1e-30
     start = max(start, free)
     low, high = start / 1.3, start * 1.3
-    while _total_bits(layers, high) > budget_bits:
+    while bits_at(layers, high) > budget_bits:
         low, high = high, high * (high / low) ** 2
         if high > 1e30:
             return high  # the floor of one nonzero per layer does not fit: the caller checks feasibility
-    while low > free and _total_bits(layers, low) <= budget_bits:
-        low, high = low / (high / low) ** 2, low
+    while low > free and bits_at(layers, low) <= budget_bits:
+        low, high = max(low / (high / low) ** 2, free), low
     for _ in range(BISECTIONS):
         middle = math.sqrt(low * high)
-        bits = _total_bits(layers, middle)
+        bits = bits_at(layers, middle)
         low, high = (low, middle) if bits <= budget_bits else (middle, high)
         if high / low < 1 + PRICE_TOLERANCE or 0 <= budget_bits - bits < BUDGET_TOLERANCE * budget_bits:
             break
@@ -203,16 +217,17 @@ def _codes(layer: _Layer, price: float) -> Tensor:
     return codes.view(layer.matrix.shape)
 
 
-def re_estimate(matrix: Tensor, codes: Tensor, size: int, price: float) -> tuple[Tensor, LayerTables]:
+def re_estimate(matrix: Tensor, codes: Tensor, size: int, price: float, *, merge: bool) -> tuple[Tensor, LayerTables]:
     """Returns the assignment with its codebook made better, and the tables that fit it.
 
-    Codes that are not worth their place are merged (see `codebook_size.merge_codes`), values become centroids.
+    Values become centroids; codes that nothing uses go, and with `merge` those that are not worth their place.
 
     Args:
         matrix: X [R, C].
         codes: int16 [R, C], 0 for zero, 1..size.
         size: codebook values so far.
         price: squared error per bit.
+        merge: see `codebook_size.merge_codes`.
     """
     index = codes.flatten().nonzero().flatten()
     code = codes.flatten()[index].long() - 1
@@ -220,7 +235,8 @@ def re_estimate(matrix: Tensor, codes: Tensor, size: int, price: float) -> tuple
     counts = torch.bincount(code, minlength=size)
     sums = torch.zeros(size, dtype=torch.float64, device=x.device).scatter_add_(0, code, x)
     zeros = codes.numel() - index.numel()
-    place, means = merge_codes(counts.tolist(), sums.tolist(), zeros, price * CODEBOOK_VALUE_BITS, price)
+    worth = price if merge else 0.0
+    place, means = merge_codes(counts.tolist(), sums.tolist(), zeros, worth * CODEBOOK_VALUE_BITS, worth)
     table = torch.tensor(place, dtype=torch.int16, device=x.device)
     codes = torch.zeros_like(codes.flatten()).index_put((index,), table[code]).view(codes.shape)
     values = torch.tensor(means, dtype=torch.float32, device=x.device)
@@ -303,29 +319,37 @@ def _cold_tables(matrices: list[Tensor], budget_bits: float) -> tuple[float, lis
     return price, tables
 
 
-def _re_assign(matrices: list[Tensor], tables: list[LayerTables], budget_bits: float, start: float) -> _Candidate:
-    """Returns the assignment at the price that fits the budget under these tables, and the tables that fit it."""
+def _re_assign(
+    matrices: list[Tensor], tables: list[LayerTables], budget_bits: float, start: float, *, last: bool
+) -> _Candidate:
+    """Returns the assignment at the price that fits the budget under these tables, and the tables that fit it.
+
+    The last time the bits are counted as they come out, and codebooks keep their sizes. Before, the price that decides
+    over sizes moves by `LARGEST_PRICE_MOVE` at most: tables too small for the budget make bits look free, and what is
+    bought then at once would be thrown away in the next round.
+    """
     layers = [_Layer(matrix, table) for matrix, table in zip(matrices, tables, strict=True)]
-    fixed = sum(TENSOR_BITS + CODEBOOK_VALUE_BITS * table.values.numel() for table in tables)
-    price = find_price(layers, budget_bits - fixed, start)
-    pairs = [re_estimate(lay.matrix, _codes(lay, price), lay.tables.values.numel(), price) for lay in layers]
-    return _candidate(matrices, price, [codes for codes, _ in pairs], [table for _, table in pairs])
+    price = find_price(layers, budget_bits, start, bits_of_assignment if last else bits_under_tables)
+    damped = min(max(price, start / LARGEST_PRICE_MOVE), start * LARGEST_PRICE_MOVE)
+    pairs = [
+        re_estimate(lay.matrix, _codes(lay, price), lay.tables.values.numel(), damped, merge=not last) for lay in layers
+    ]
+    return _Candidate(damped, [codes for codes, _ in pairs], [table for _, table in pairs])
 
 
-def _candidate(matrices: list[Tensor], price: float, codes: list[Tensor], tables: list[LayerTables]) -> _Candidate:
-    bits = sum(code_length(c, t.values.numel()) for c, t in zip(codes, tables, strict=True))
+def _error(matrices: list[Tensor], found: _Candidate) -> float:
     error = 0.0
-    for matrix, code, table in zip(matrices, codes, tables, strict=True):
-        rounded = torch.cat([table.values.new_zeros(1), round_codebook(table.values)])
-        error += float((matrix - rounded[code.long()]).square().sum())
-    return _Candidate(price, codes, tables, bits, error)
+    for matrix, codes, table in zip(matrices, found.codes, found.tables, strict=True):
+        values = torch.cat([table.values.new_zeros(1), table.values])
+        error += float((matrix - values[codes.long()]).square().sum())
+    return error
 
 
 def _nothing(matrices: list[Tensor], price: float) -> _Candidate:
     """Returns the all-zero assignment: what is left when not even one nonzero per tensor fits."""
     codes = [torch.zeros(m.shape, dtype=torch.int16, device=m.device) for m in matrices]
     tables = [LayerTables(m.new_zeros(0), estimate_code_lengths(c, 0)) for m, c in zip(matrices, codes, strict=True)]
-    return _candidate(matrices, price, codes, tables)
+    return _Candidate(price, codes, tables)
 
 
 def _grown(matrix: Tensor, codes: Tensor, tables: LayerTables, price: float) -> LayerTables:
@@ -336,7 +360,6 @@ def project_priced(
     targets: Sequence[Tensor],
     budget_bits: float,
     previous: PricedState | None = None,
-    importance: Sequence[float] | None = None,
 ) -> PricedProjection:
     """Projects X onto the networks whose estimated code length is at most `budget_bits`.
 
@@ -346,47 +369,25 @@ def project_priced(
         targets: X = W + U, float tensors of two or more dimensions each.
         budget_bits: for positions, codes and codebooks of all tensors together.
         previous: state of the last projection, for a warm start.
-        importance: what a unit of squared error counts for in each tensor; default 1. Prices and errors are in this
-            weighted measure.
     """
-    scales = [math.sqrt(i) for i in importance] if importance is not None else [1.0] * len(targets)
-    matrices = [as_matrix(x.detach().float()) * scale for x, scale in zip(targets, scales, strict=True)]
-    if previous is not None:
-        previous = _scaled(previous, scales)
+    matrices = [as_matrix(x.detach().float()) for x in targets]
     warm = previous is not None and all(table.values.numel() for table in previous.tables)
     price, tables = (previous.price, previous.tables) if warm and previous else _cold_tables(matrices, budget_bits)
-    best: _Candidate | None = None
-    aim = budget_bits
-    rounds = ROUNDS if warm else COLD_ROUNDS
-    for round_number in range(rounds):
-        found = _re_assign(matrices, tables, aim, price)
-        price = found.price
-        tables = found.tables
-        if round_number < rounds - 2:
-            tables = [_grown(m, c, t, price) for m, c, t in zip(matrices, found.codes, tables, strict=True)]
-        if found.bits <= budget_bits and (best is None or found.error < best.error):
-            best = found
-        # The tables move under the bisection; aim so that the re-estimated length lands on the budget.
-        aim *= min(max(budget_bits / found.bits, 0.5), 1.5)
-        if round_number > 1 and best is None:
-            aim *= 0.98
-    for _ in range(TIGHTENINGS):
-        if best is not None:
-            break
-        aim *= 0.9
-        found = _re_assign(matrices, tables, aim, price)
+    grown = tables
+    for _ in range(WARM_ROUNDS if warm else COLD_ROUNDS):
+        found = _re_assign(matrices, grown, budget_bits, price, last=False)
         price, tables = found.price, found.tables
-        best = found if found.bits <= budget_bits else None
-    best = best or _nothing(matrices, price)
-    state = _scaled(PricedState(best.price, best.tables), [1 / scale for scale in scales])
+        grown = [_grown(m, c, t, price) for m, c, t in zip(matrices, found.codes, tables, strict=True)]
+    ends = [_re_assign(matrices, start, budget_bits, price, last=True) for start in (tables, grown)]
+    feasible = [end for end in ends if end.bits <= budget_bits] or [_nothing(matrices, price)]
+    best = min(feasible, key=lambda end: _error(matrices, end))
     coded = [
-        CodedTensor(codes.view(x.shape), round_codebook(table.values))
-        for codes, table, x in zip(best.codes, state.tables, targets, strict=True)
+        coded_tensor(codes.view(x.shape), table.values)
+        for codes, table, x in zip(best.codes, best.tables, targets, strict=True)
     ]
-    return PricedProjection(coded, best.bits, best.error, state)
-
-
-def _scaled(state: PricedState, scales: Sequence[float]) -> PricedState:
-    """Returns the state with each layer's codebook values multiplied."""
-    tables = [LayerTables(t.values * scale, t.lengths) for t, scale in zip(state.tables, scales, strict=True)]
-    return PricedState(state.price, tables)
+    return PricedProjection(
+        coded,
+        bits=sum(code_length(as_matrix(c.codes), c.values.numel()) for c in coded),
+        error=sum(float((c.dense() - x).square().sum()) for c, x in zip(coded, targets, strict=True)),
+        state=PricedState(best.price, best.tables),
+    )
