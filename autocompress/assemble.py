@@ -27,7 +27,7 @@ NORM_REFINEMENT = 32.0
 
 def uniform_step(price: float) -> float:
     """Returns the step of a uniform quantizer whose error falls by `price` per bit: step^2 / 12 = price / (2 ln 2)."""
-    return math.sqrt(6 * min(max(price, 0.0), HIGHEST_PRICE) / math.log(2))
+    return math.sqrt(6 * price / math.log(2))
 
 
 def norm_parameters(model: nn.Module) -> set[str]:
@@ -66,6 +66,7 @@ def side_grids(
         coarsening: factor on all steps.
     """
     grids = {}
+    price = min(max(price, 0.0), HIGHEST_PRICE)
     for name, tensor in tensors.items():
         largest = float(tensor.abs().max()) if tensor.numel() else 0.0
         if name in norms:
@@ -73,7 +74,7 @@ def side_grids(
             grids[name] = SideGrid(max(largest * part * coarsening, 1e-30))
         else:
             step = max(largest / FINEST_SIDE, uniform_step(price) / BIAS_REFINEMENT, 1e-30)
-            grids[name] = SideGrid(step * coarsening, math.sqrt(BIAS_BITS * min(max(price, 0.0), HIGHEST_PRICE)) * coarsening)
+            grids[name] = SideGrid(step * coarsening, math.sqrt(BIAS_BITS * price) * coarsening)
     return grids
 
 

@@ -130,7 +130,7 @@ def coded_tensor(codes: Tensor, values: Tensor) -> CodedTensor:
     """
     used = torch.bincount(codes.flatten().long(), minlength=values.numel() + 1)[1:] > 0
     rounded = round_codebook(values[used].float())
-    distinct = rounded.unique()  # ascending
+    distinct = torch.unique(rounded)  # ascending
     place = torch.zeros(values.numel() + 1, dtype=torch.int16, device=values.device)
     place[1:][used] = (torch.searchsorted(distinct, rounded) + 1).to(torch.int16)
     return CodedTensor(place[codes.long()], distinct)

@@ -18,7 +18,7 @@ from autocompress.selection import Ignore
 from autocompress.targets import Target
 from autocompress.training.batches import check_batches, default_device
 from autocompress.training.callbacks import Callback
-from autocompress.training.evaluate import evaluate, refit_batch_norm
+from autocompress.training.evaluate import evaluate
 from autocompress.training.losses import classification_loss, correct_predictions
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
@@ -98,9 +98,7 @@ def compress(
         return evaluate(network, batches, loss=loss, metric=metric, device=where).metric
 
     def score(network: nn.Module) -> float:
-        candidate = copy.deepcopy(network)
-        refit_batch_norm(candidate, train, device=where)
-        return accuracy(candidate, val or [])
+        return accuracy(network, val or [])
 
     trainer = Trainer(
         model,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from autocompress.admm import Admm
-from autocompress.assemble import filled_copy, side_tensors
-from autocompress.codebooks import CodedTensor, CompressedState
+from autocompress.assemble import fill, filled_copy, side_tensors
 from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.finishing import Finishing
 from autocompress.methods.base import Method, Network, Projection
@@ -35,8 +35,8 @@ class Compressor:
     """Compresses a network while its user trains it.
 
     Call `step()` once after each real optimizer update and before the gradients are cleared, `total_steps` times, then
-    `finish()`. There is nothing else to choose: the pull towards the compressed twin, the number of updates, the path of
-    the budget and the phase of finishing follow from the target and `total_steps`.
+    `finish()`. There is nothing else to choose: the pull towards the compressed twin, the number of updates, the path
+    of the budget and the phase of finishing follow from the target and `total_steps`.
 
     Attributes:
         steps: calls of `step()` so far.
@@ -158,6 +158,9 @@ class Compressor:
     def _begin_finishing(self) -> None:
         """Fixes the assignments: those of the better, by `evaluate`, of V and the projection of W."""
         projection = self.method.close(self.admm.weights, self._checked_targets())
+        # Batch norm statistics belong to W: without data to refit them here, a comparison would say nothing.
+        if self.evaluate is not None and self.steps and not self.network.selection.folded:
+            projection = self._better_projection(projection)
         self._record(projection, 0.0)
         sides = side_tensors(self.network.selection)
         grids = self.method.side_grids(sides)
@@ -171,6 +174,22 @@ class Compressor:
             [None if name in folded else grids[name] for name, _ in self.network.selection.sides],
             max(1, self.total_steps - self.steps),
         )
+
+    def _better_projection(self, twin: Projection) -> Projection:
+        """Returns the better, by `evaluate`, of V and the projection of W itself."""
+        after_twin = self.method.state_dict()
+        twin_score = self._score(twin)
+        own = self.method.close(self.admm.weights, [w.detach().clone() for w in self.admm.weights])
+        if self._score(own) > twin_score:
+            return own
+        self.method.load_state_dict(after_twin)
+        return twin
+
+    def _score(self, projection: Projection) -> float:
+        assert self.evaluate is not None
+        sides = side_tensors(self.network.selection)
+        state, _ = self.method.fit(projection.coded, sides)
+        return self.evaluate(filled_copy(self.network.model, state))
 
     def finish(
         self,
@@ -195,6 +214,22 @@ class Compressor:
             )
             self._begin_finishing()
         assert self.finishing is not None
+        evaluate = evaluate or self.evaluate
+        if val is not None and evaluate is None:
+            evaluate = partial(_accuracy, batches=val)
+        results = [self._result(train)]
+        if evaluate is not None and self.finishing.step_count:
+            settings = self.method.state_dict()
+            self.finishing.rewind()
+            results.append(self._result(train))
+            self.method.load_state_dict(settings)
+        best = results[0] if evaluate is None else max(results, key=lambda result: evaluate(result.model))
+        fill(self.network.model, best.state)
+        return best
+
+    def _result(self, train: Iterable[Any] | None) -> Result:
+        """Returns what the network is now, within the target."""
+        assert self.finishing is not None
         if train is not None:
             refit_batch_norm(self.network.model, train, device=next(self.network.model.parameters()).device)
         sides = side_tensors(self.network.selection, self.finishing.latents)
@@ -204,13 +239,10 @@ class Compressor:
                     f"{name} became NaN or infinite by step {self.steps}: the training diverged"
                 )
         state, data = self.method.fit(self.finishing.coded, sides)
-        return self._result(state, data)
-
-    def _result(self, state: CompressedState, data: bytes) -> Result:
         return Result(
             state=state,
             data=data,
-            model=filled_copy(self.model, state),
+            model=filled_copy(self.network.model, state),
             target=self.target,
             selection=self.network.selection,
             gradient_steps=self.steps,
@@ -247,4 +279,5 @@ class Compressor:
             self.finishing = Finishing.from_state_dict(self.network.weights, self.network.sides, state["finishing"])
 
 
-__all__ = ["CodedTensor", "Compressor", "evaluate_batches"]
+def _accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
+    return evaluate_batches(model, batches, device=next(model.parameters()).device).metric

@@ -53,6 +53,7 @@ class Finishing:
         self.index = [codes.flatten().nonzero().flatten() for codes in self.codes]
         self.values = [c.values.clone().to(w.device) for c, w in zip(coded, weights, strict=True)]
         self.latents = [side.detach().float().clone() for side in self.sides]
+        self.start = [v.clone() for v in self.values + self.latents]
         sizes = [float(v.square().mean().sqrt()) for v in self.values if v.numel()]
         typical = sorted(sizes)[len(sizes) // 2] if sizes else 0.1
         steps = [float(v.square().mean().sqrt()) if v.numel() else typical for v in self.values]
@@ -68,6 +69,13 @@ class Finishing:
         """The tensors as the file will hold them."""
         pairs = zip(self.codes, self.values, strict=True)
         return [coded_tensor(codes, values) for codes, values in pairs]
+
+    @torch.no_grad()
+    def rewind(self) -> None:
+        """Goes back to the values that the phase began with."""
+        for mine, start in zip(self.values + self.latents, self.start, strict=True):
+            mine.copy_(start)
+        self.write()
 
     @torch.no_grad()
     def write(self) -> None:
@@ -104,6 +112,7 @@ class Finishing:
             "codes": [codes.to(torch.int16) for codes in self.codes],
             "values": self.values,
             "latents": self.latents,
+            "start": self.start,
             "side_grids": [None if grid is None else [grid.step, grid.dead_zone] for grid in self.side_grids],
             "peaks": self.peaks,
             "total_steps": self.total_steps,
@@ -117,7 +126,7 @@ class Finishing:
         grids = [None if grid is None else SideGrid(*grid) for grid in state["side_grids"]]
         phase = cls(weights, coded, sides, grids, state["total_steps"])
         phase.step_count = state["step_count"]
-        for mine, saved in zip(phase.latents, state["latents"], strict=True):
+        for mine, saved in zip(phase.latents + phase.start, state["latents"] + state["start"], strict=True):
             mine.copy_(saved)
         phase.optimizer.load_state_dict(state["optimizer"])
         phase.peaks = list(state["peaks"])

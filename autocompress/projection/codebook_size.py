@@ -47,7 +47,7 @@ def _joined(groups: Sequence[_Group]) -> _Group:
     return _Group(codes, sum(g.count for g in groups), sum(g.total for g in groups), zero)
 
 
-def _gain(groups: Sequence[_Group], value_cost: float, price: float) -> float:
+def _gain(groups: list[_Group], value_cost: float, price: float) -> float:
     """Returns by how much `error + price * bits` falls when these neighbours become one."""
     error = sum(group.energy for group in groups) - _joined(groups).energy
     return value_cost * (len(groups) - 1) + price * _choice_bits([group.count for group in groups]) - error
@@ -79,8 +79,9 @@ def merge_codes(
         middle = next(i for i, group in enumerate(groups) if group.is_zero)
         if 0 < middle < len(groups) - 1 and len(groups) > 3:
             spans.append(slice(middle - 1, middle + 2))
-        best = max(spans, key=lambda span: _gain(groups[span], value_cost, price))
-        if _gain(groups[best], value_cost, price) <= 0:
+        gains = [_gain(groups[span], value_cost, price) for span in spans]
+        best = spans[gains.index(max(gains))]
+        if max(gains) <= 0:
             break
         groups[best] = [_joined(groups[best])]
     place = [0] * len(counts)
