@@ -291,7 +291,7 @@ def _cold_tables(matrices: list[Tensor], budget_bits: float) -> tuple[float, lis
     everything = torch.cat([matrix.abs().flatten() for matrix in matrices])
     total = everything.numel()
     # Solve keep * (log2(e * total / keep) + 3) = budget for the number of weights to keep.
-    keep = min(budget_bits / 4, 0.95 * total)
+    keep = min(max(budget_bits / 4, len(matrices)), 0.95 * total)
     for _ in range(30):
         keep = min(max(budget_bits / (math.log2(math.e * total / keep) + 3), len(matrices)), 0.95 * total)
     threshold = float(everything.kthvalue(max(1, total - int(keep))).values)
