@@ -35,6 +35,10 @@ RESERVE_FRACTION = 0.002
 RESERVE_BYTES = 2
 # The one-dimensional tensors may take at most this part of the file before they are rounded more coarsely.
 SIDE_SHARE = 0.3
+COARSENING = 1.5
+COARSENINGS = 12
+# What the real coder may need for the weights, as a part of the estimate; outside, the estimate says nothing.
+RATIO_RANGE = (0.25, 4.0)
 
 
 def smallest_file(network: Network) -> int:
@@ -100,21 +104,22 @@ class FileSizeMethod:
     def _calibrate(self, coded: Sequence[CodedTensor]) -> int:
         """Measures what the estimate leaves out; returns the bytes of the real file."""
         sides = side_tensors(self.network.selection)
-        for _ in range(12):
-            state, data = self._encode(coded, sides)
-            empty = [CodedTensor(torch.zeros_like(c.codes), c.values[:0]) for c in coded]
-            other = 8.0 * len(self._encode(empty, sides)[1])
-            if other <= 8 * self.budget_bytes * SIDE_SHARE or not any(g.levels.any() for g in state.grid.values()):
+        empty = [CodedTensor(torch.zeros_like(c.codes), c.values[:0]) for c in coded]
+        state, without_weights = self._encode(empty, sides)
+        nothing = len(encode_state(zero_state(state)))
+        for _ in range(COARSENINGS):
+            if len(without_weights) - nothing <= SIDE_SHARE * self.budget_bytes:
                 break
-            if other <= 8 * len(encode_state(zero_state(state))) + 8 * self.budget_bytes * SIDE_SHARE:
-                break
-            self.side_factor *= 1.5
+            self.side_factor *= COARSENING
+            without_weights = self._encode(empty, sides)[1]
+        size = len(self._encode(coded, sides)[1])
         estimate = sum(code_length(as_matrix(c.codes), c.values.numel()) for c in coded)
-        self.other_bits = other
+        self.other_bits = 8.0 * len(without_weights)
         if estimate > 0:
-            self.ratio = min(max((8.0 * len(data) - other) / estimate, 0.25), 4.0)
-        logger.debug("calibrated: %d bytes, other %d, ratio %.3f", len(data), other / 8, self.ratio)
-        return len(data)
+            low, high = RATIO_RANGE
+            self.ratio = min(max((8.0 * size - self.other_bits) / estimate, low), high)
+        logger.debug("calibrated: %d bytes, other %.0f bits, ratio %.3f", size, self.other_bits, self.ratio)
+        return size
 
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
         """Returns the projection of least error whose real file fits: projects, writes, corrects, again."""
@@ -141,7 +146,10 @@ class FileSizeMethod:
         """Returns a state and a file within the budget, always.
 
         What is over after finishing is first taken from the weights, projected again onto ever smaller budgets, then
-        from everything: the empty network always fits.
+        from everything: the empty network fits.
+
+        Raises:
+            InfeasibleTargetError: not even that, because whole numbers that are kept as they are have changed.
         """
         state, data = self._encode(coded, sides)
         dense = [c.dense() for c in coded]
@@ -155,7 +163,7 @@ class FileSizeMethod:
                 break
             tightened = project_priced(dense, estimate, warm if attempt < 4 else None).coded
             if attempt >= 8:
-                self.side_factor *= 1.5
+                self.side_factor *= COARSENING
             state, data = self._encode(tightened, sides)
         while len(data) > self.budget_bytes and any(bool(g.levels.any()) for g in state.grid.values()):
             self.side_factor *= 2
@@ -164,6 +172,12 @@ class FileSizeMethod:
         if len(data) > self.budget_bytes:
             state = zero_state(state)
             data = encode_state(state)
+        if len(data) > self.budget_bytes:
+            raise InfeasibleTargetError(
+                f"the target is {self.budget_bytes} bytes, but the tensors that are kept as they are have changed "
+                f"since the start and the smallest file is {len(data)} bytes now",
+                len(data),
+            )
         return state, data
 
     def _tables(self, coded: Sequence[CodedTensor]) -> PricedState | None:
