@@ -95,13 +95,12 @@ def build_state(
         grids: the grid of each.
     """
     state = unwrap(model).state_dict()
-    folded = {f"{name}." if name else "" for name, _ in selection.folded}
+    folded = _folded_statistics(selection)
     raw: dict[str, Tensor] = {}
     for name in selection.raw:
-        prefix, _, key = name.rpartition(".")
         tensor = state[name].detach().cpu().clone()
-        if (f"{prefix}." if prefix else "") in folded and key in ("running_mean", "running_var", "num_batches_tracked"):
-            tensor = torch.ones_like(tensor) if key == "running_var" else torch.zeros_like(tensor)
+        if name in folded:
+            tensor = torch.ones_like(tensor) if name.endswith("running_var") else torch.zeros_like(tensor)
         raw[name] = tensor
     grid = {name: grids[name].round(tensor.cpu()) for name, tensor in sides.items()}
     names = [name for name, _ in selection.weights]
@@ -113,19 +112,29 @@ def build_state(
     )
 
 
+def _folded_statistics(selection: Selection) -> set[str]:
+    """Returns the names of the statistics that have moved into weight and bias."""
+    keys = ("running_mean", "running_var", "num_batches_tracked")
+    return {f"{name}.{key}" if name else key for name, _ in selection.folded for key in keys}
+
+
 def empty_state(model: nn.Module, selection: Selection) -> CompressedState:
     """Returns the state whose file is the smallest: every coded and rounded tensor is zero.
 
-    Tensors that are kept as they are but may still be trained count at their worst, as incompressible.
+    Tensors that are kept as they are but may change until the end count at their worst, as random bytes: those with
+    a gradient or of floating point, and counters of one element.
     """
     coded = [CodedTensor(torch.zeros(p.shape, dtype=torch.int16), torch.zeros(0)) for _, p in selection.weights]
     sides = {name: torch.zeros(p.shape) for name, p in selection.sides}
     state = build_state(model, selection, coded, sides, dict.fromkeys(sides, SideGrid(1.0)))
-    parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
+    folded = _folded_statistics(selection)
     generator = torch.Generator().manual_seed(0)
     for name, tensor in state.raw.items():
-        if name in parameters and tensor.is_floating_point():
-            state.raw[name] = torch.rand(tensor.shape, generator=generator).to(tensor.dtype)
+        changes = tensor.is_floating_point() or tensor.is_complex() or tensor.numel() == 1
+        if name not in folded and changes and tensor.dtype != torch.bool:
+            size = tensor.numel() * tensor.element_size()
+            noise = torch.randint(256, (size,), dtype=torch.uint8, generator=generator)
+            state.raw[name] = noise.view(tensor.dtype).reshape(tensor.shape)
     return state
 
 
