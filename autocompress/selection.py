@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,25 +53,25 @@ class Selection:
 
 def original_bytes(model: nn.Module) -> int:
     """Returns 4 bytes per floating-point element of the whole state_dict, shared storage once."""
-    seen: dict[tuple[int, int], int] = {}
-    for tensor in unwrap(model).state_dict().values():
-        if tensor.is_floating_point():
-            seen[_place(tensor)] = 4 * tensor.numel()
-    return sum(seen.values())
+    tensors = [tensor for tensor in unwrap(model).state_dict().values() if isinstance(tensor, Tensor)]
+    return sum({_place(t): 4 * t.numel() for t in tensors if t.is_floating_point()}.values())
 
 
-def _place(tensor: Tensor) -> tuple[int, int]:
-    """Returns what two names of one tensor have in common; an empty tensor is only ever itself."""
-    return (tensor.data_ptr(), tensor.numel()) if tensor.numel() else (id(tensor), 0)
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Returns what two names of one tensor have in common, the same as the file's; an empty one is only ever itself."""
+    if not tensor.numel():
+        return (id(tensor),)
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
 def _ignored(model: nn.Module, ignore: Ignore) -> set[str]:
-    """Returns the parameter names that `ignore` speaks of.
+    """Returns the parameter names that `ignore` speaks of, the other names of shared ones included.
 
     Raises:
         InvalidInputError: a pattern or type that matches nothing, or is neither.
     """
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    names = list(parameters)
     modules = dict(model.named_modules(remove_duplicate=False))
     found: set[str] = set()
     for item in ignore:
@@ -87,7 +88,8 @@ def _ignored(model: nn.Module, ignore: Ignore) -> set[str]:
             hint = f"; close to it: {', '.join(close)}" if close else f"; names are such as {', '.join(names[:3])}"
             raise InvalidInputError(f"ignore has {item!r}, which matches no parameter of the model{hint}")
         found |= hits
-    return found
+    tensors = {id(parameters[name]) for name in found}
+    return {name for name, parameter in parameters.items() if id(parameter) in tensors}
 
 
 def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
@@ -103,9 +105,14 @@ def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
     model = unwrap(model)
     ignored = _ignored(model, ignore)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    folded = [(name, module) for name, module in model.named_modules() if _can_fold(name, module, ignored)]
+    owners = Counter(id(tensor) for module in model.modules() for tensor in _own_tensors(module))
+    folded = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and _can_fold(name, module, ignored, owners)
+    ]
     statistics = {f"{name}.{key}" if name else key for name, _ in folded for key in ("running_mean", "running_var")}
-    first: dict[tuple[int, int], str] = {}
+    first: dict[tuple[object, ...], str] = {}
     result = Selection([], [], folded, {}, {})
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
@@ -134,14 +141,17 @@ def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
     return result
 
 
-def _can_fold(name: str, module: nn.Module, ignored: set[str]) -> bool:
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    """Returns the parameters and buffers of a module itself."""
+    return [tensor for tensor in [*module._parameters.values(), *module._buffers.values()] if tensor is not None]
+
+
+def _can_fold(name: str, norm: nn.modules.batchnorm._BatchNorm, ignored: set[str], owners: Mapping[int, int]) -> bool:
     """Tells whether a batch norm's statistics can move into its own weight and bias, neither shared nor ignored."""
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not module.track_running_stats:
-        return False
-    if module.weight is None or module.bias is None or module.running_mean is None:
+    if norm.weight is None or norm.bias is None or norm.running_mean is None:
         return False
     own = {f"{name}.{key}" if name else key for key in ("weight", "bias")}
-    return not own & ignored
+    return not own & ignored and all(owners[id(tensor)] == 1 for tensor in _own_tensors(norm))
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 # The budget starts at this many times the target and falls geometrically to it over this part of the ADMM phase: at
 # once, the largest layer is emptied first and does not come back.
-PATH_START = float(os.environ.get("PS", "8"))
-PATH_FRACTION = float(os.environ.get("PF", "0.7"))
+PATH_START = 8.0
+PATH_FRACTION = 0.5
 # ... but never above this part of the original, where the projection has nothing left to decide.
 PATH_CEILING = 0.08
 # Real encodings per run that correct the static estimate, and rounds that close the loop on the file at the end.

@@ -61,7 +61,7 @@ _RECIPES = {
     ),
     # about a thousand images: small batches and many epochs, for as many steps as learning takes
     "lenet5-digits": Recipe(
-        "sgd", 0.05, momentum=0.93, weight_decay=5e-4, batch_size=64, reference_epochs=60, compress_epochs=60
+        "sgd", 0.05, momentum=0.93, weight_decay=5e-4, batch_size=64, reference_epochs=60, compress_epochs=120
     ),
     "resnet20": _RESNET,
     "resnet32": _RESNET,
