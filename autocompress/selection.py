@@ -148,7 +148,7 @@ def _own_tensors(module: nn.Module) -> list[Tensor]:
 
 def _can_fold(name: str, norm: nn.modules.batchnorm._BatchNorm, ignored: set[str], owners: Mapping[int, int]) -> bool:
     """Tells whether a batch norm's statistics can move into its own weight and bias, neither shared nor ignored."""
-    if norm.weight is None or norm.bias is None or norm.running_mean is None:
+    if not norm.track_running_stats or norm.weight is None or norm.bias is None or norm.running_mean is None:
         return False
     own = {f"{name}.{key}" if name else key for key in ("weight", "bias")}
     return not own & ignored and all(owners[id(tensor)] == 1 for tensor in _own_tensors(norm))
