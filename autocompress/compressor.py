@@ -266,11 +266,17 @@ class Compressor:
         """Restores what `state_dict` returned; the model's own weights are the caller's to restore, first.
 
         Raises:
-            InvalidInputError: the state is of a run with another target or length.
+            InvalidInputError: the state is of a run with another target, length or network.
         """
-        for key, mine in (("total_steps", self.total_steps), ("target", str(self.target))):
-            if state[key] != mine:
-                raise InvalidInputError(f"the saved run has {key} {state[key]!r}, this one {mine!r}")
+        for key, own in (("total_steps", self.total_steps), ("target", str(self.target))):
+            if state[key] != own:
+                raise InvalidInputError(f"the saved run has {key} {state[key]!r}, this one {own!r}")
+        saved = state["finishing"]["codes"] if state["finishing"] is not None else state["admm"]["duals"]
+        shapes, mine = [tuple(t.shape) for t in saved], [tuple(w.shape) for w in self.network.weights]
+        if shapes != mine:
+            raise InvalidInputError(
+                f"the saved run is of another network: it compresses tensors of the shapes {shapes}, this one {mine}"
+            )
         self.steps, self.peaks, self.history = state["steps"], list(state["peaks"]), list(state["history"])
         self.method.load_state_dict(state["method"])
         if state["admm"] is not None:
