@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -101,6 +102,17 @@ class _Layer:
     matrix: Tensor
     tables: LayerTables
 
+    @cached_property
+    def zero_bits(self) -> float:
+        """Bits of the layer with nothing kept; the same at every price."""
+        return self.tables.lengths.zero_bits()
+
+    @cached_property
+    def least_bits(self) -> float:
+        """What the cheapest nonzero that could be costs."""
+        lengths = self.tables.lengths
+        return float(lengths.row_bits.min() + lengths.column_bits.min() + lengths.code_bits.min())
+
 
 def lower_envelope(values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Returns which values are best somewhere, and the thresholds between them.
@@ -146,10 +158,10 @@ def assign(layer: _Layer, price: float) -> tuple[Tensor, Tensor, float]:
     values, lengths = layer.tables.values, layer.tables.lengths
     if not values.numel():
         nothing = torch.zeros(0, dtype=torch.int64, device=layer.matrix.device)
-        return nothing, nothing, lengths.zero_bits()
+        return nothing, nothing, layer.zero_bits
     kept_values, thresholds = lower_envelope(values, price * lengths.code_bits)
     flat = layer.matrix.flatten()
-    floor = price * float(lengths.row_bits.min() + lengths.column_bits.min() + lengths.code_bits.min())
+    floor = price * layer.least_bits
     if floor > 0:  # only a weight whose square exceeds the least price can be worth a nonzero
         index = (flat.abs() > math.sqrt(floor)).nonzero().flatten()
         x = flat[index]
@@ -169,7 +181,7 @@ def assign(layer: _Layer, price: float) -> tuple[Tensor, Tensor, float]:
         else:
             keep = torch.zeros_like(keep)
             keep[gain.topk(min(MIN_NONZEROS, gain.numel())).indices] = True
-    return index[keep], code[keep], lengths.zero_bits() + float(bits[keep].sum())
+    return index[keep], code[keep], layer.zero_bits + float(bits[keep].sum())
 
 
 def bits_under_tables(layers: Sequence[_Layer], price: float) -> float:
