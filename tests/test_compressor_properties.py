@@ -129,7 +129,7 @@ def other_norms(rng: random.Random) -> Case:
 
 
 def convolutions(rng: random.Random, family: str) -> Case:
-    groups, width = rng.choice([2, 3]), rng.choice([6, 12])
+    groups, width = rng.choice([2, 3]), 6
     depthwise, bias = rng.random() < 0.4, rng.random() < 0.6
     size = rng.randint(4, 6)
 
@@ -157,13 +157,13 @@ def convolutions(rng: random.Random, family: str) -> Case:
 
 
 def attentions(rng: random.Random, family: str) -> Case:
-    heads, each, bias = rng.randint(1, 3), rng.randint(1, 4), rng.random() < 0.7
+    heads, each, bias = rng.randint(1, 2), rng.randint(1, 3), rng.random() < 0.7
     width, separate, first = heads * each, rng.random() < 0.4, rng.random() < 0.5
 
     def make() -> nn.Module:
         if family == "attention":
             return Attention(width, heads, separate=separate, bias=bias)
-        return nn.TransformerEncoderLayer(width, heads, 2 * width, 0.1, batch_first=True, norm_first=first, bias=bias)
+        return nn.TransformerEncoderLayer(width, heads, width + 1, 0.1, batch_first=True, norm_first=first, bias=bias)
 
     return Case(make, lambda: torch.randn(2, 4, width))
 
@@ -184,7 +184,7 @@ def case_of(seed: int) -> Case:
     elif family in ("attention", "encoder"):
         case = attentions(rng, family)
     elif family == "tied":
-        tokens, width, bias, norm = rng.randint(5, 40), rng.randint(2, 12), rng.random() < 0.5, rng.random() < 0.5
+        tokens, width, bias, norm = rng.randint(5, 20), rng.randint(2, 8), rng.random() < 0.5, rng.random() < 0.5
         case = Case(lambda: Tied(tokens, width, bias=bias, norm=norm), lambda: torch.randint(tokens, (3, 5)))
     elif family == "mixed":
         width = rng.randint(2, 9)
@@ -223,7 +223,7 @@ def smallest(model: nn.Module, ignore: list[str | type[nn.Module]], tiny: FileSi
 
 
 def target_of(rng: random.Random, model: nn.Module, ignore: list[str | type[nn.Module]]) -> FileSize | WeightBits:
-    if rng.random() < 0.25:
+    if rng.random() < 0.4:
         chosen = select(model, ignore)
         parameters, least = chosen.compressible, len(chosen.weights)
         return WeightBits(bits=rng.choice([least, int(least + rng.random() ** 2 * 8 * parameters), 40 * parameters]))
@@ -254,7 +254,7 @@ def test_never_above_the_target_and_loads_bit_exact(seed: int, tmp_path) -> None
     case, rng = case_of(seed), random.Random(seed + 10_000)
     model, ignore = made(case, seed)
     target = target_of(rng, model, ignore)
-    total_steps = rng.choice([1, 1, 2, 2, 3, 4, 8])
+    total_steps = rng.choice([1, 1, 1, 1, 2, 3, 8])
     compressor = ac.Compressor(model, optimizer_of(model), target=target, total_steps=total_steps, ignore=ignore)
     train_steps(compressor, model, case, total_steps if rng.random() < 0.7 else rng.randint(0, total_steps))
     result = compressor.finish(train=[(case.example(), torch.zeros(1))] if rng.random() < 0.3 else None)
@@ -280,14 +280,14 @@ def test_every_family_has_its_share() -> None:
     assert all(counts[family] >= 20 for family in FAMILIES)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(10))
 def test_the_smallest_size_that_is_named_succeeds_and_one_byte_less_does_not(seed: int) -> None:
     case = case_of(seed)
     model, ignore = made(case, seed)
     least = smallest(model, ignore, FileSize(1))
     assert smallest(model, ignore, FileSize(least - 1)) == least
-    compressor = ac.Compressor(model, optimizer_of(model), target=FileSize(least), total_steps=4, ignore=ignore)
-    train_steps(compressor, model, case, 4)
+    compressor = ac.Compressor(model, optimizer_of(model), target=FileSize(least), total_steps=2, ignore=ignore)
+    train_steps(compressor, model, case, 2)
     assert compressor.finish().file_bytes <= least
 
 
