@@ -16,7 +16,7 @@ from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.finishing import Finishing
 from autocompress.methods.base import Method, Network, Projection
 from autocompress.methods.file_size import FileSizeMethod
-from autocompress.methods.weight_bits import WeightBitsMethod
+from autocompress.methods.weight_bits import InPlaceWeightBitsMethod, WeightBitsMethod
 from autocompress.result import Result
 from autocompress.selection import Ignore, original_bytes, select, unwrap
 from autocompress.targets import FileSize, Target, only_target
@@ -90,7 +90,8 @@ class Compressor:
         budget = self.target.resolve(self.original_bytes, self.network.selection.compressible)
         if isinstance(self.target, FileSize):
             return FileSizeMethod(self.network, budget, self.original_bytes)
-        return WeightBitsMethod(self.network, budget)
+        method = InPlaceWeightBitsMethod if self.target.in_place else WeightBitsMethod
+        return method(self.network, budget)
 
     def step(self) -> None:
         """Follows one optimizer update: pulls, projects when it is time, or finishes.

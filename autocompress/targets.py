@@ -3,6 +3,7 @@
     50KB  50KiB  1.5MB  4000B     the file, everything in it (1 KB = 1000 bytes, 1 KiB = 1024 bytes)
     1%  100x                      the file, as a part of the original float32 tensors
     weights:836x  weights:6498bits    weight data, the literature's count: bits times nonzeros, nothing else
+    weights-in-place:836x             the same by the published algorithm, to compare with
 
 The same strings serve in Python and on the command line; upper and lower case mean the same.
 """
@@ -100,12 +101,17 @@ class WeightBits:
     Attributes:
         bits: the limit in bits, or None where a factor was given.
         factor: how many times less than 32 bits per compressible weight, at least 1, or None.
+        in_place: run the published algorithm as it was published, which also prunes the network that is being trained,
+            at the target from the start. It loses more accuracy; it is there to compare with.
     """
 
     bits: int | None
     factor: Fraction | None
+    in_place: bool
 
-    def __init__(self, *, bits: int | None = None, factor: float | Fraction | None = None) -> None:
+    def __init__(
+        self, *, bits: int | None = None, factor: float | Fraction | None = None, in_place: bool = False
+    ) -> None:
         """Sets the limit; exactly one of `bits` and `factor` is given.
 
         Raises:
@@ -123,10 +129,12 @@ class WeightBits:
         object.__setattr__(self, "bits", bits)
         # By way of its shortest decimal form: 0.1 means one tenth, not the double nearest to it.
         object.__setattr__(self, "factor", None if factor is None else Fraction(str(factor)))
+        object.__setattr__(self, "in_place", in_place)
 
     def __str__(self) -> str:
         """Returns the target in the grammar; `parse_target` of it is equal to this one."""
-        return f"weights:{self.bits}bits" if self.factor is None else f"weights:{_decimal(self.factor)}x"
+        word = "weights-in-place" if self.in_place else "weights"
+        return f"{word}:{self.bits}bits" if self.factor is None else f"{word}:{_decimal(self.factor)}x"
 
     def resolve(self, original_bytes: int, compressible_weights: int) -> int:
         """Returns the budget in bits, rounded down.
@@ -164,15 +172,16 @@ def parse_target(target: str | Target) -> Target:
         return FileSize(target)
     if word.lower() in NOT_YET_AVAILABLE:
         _refuse(target, f"{word.lower()}: targets are not available yet")
-    if word.lower() != "weights":
+    if word.lower() not in ("weights", "weights-in-place"):
         _refuse(target, f"{word!r} is no kind of target")
     amount, unit = _split(target, rest)
+    in_place = word.lower() == "weights-in-place"
     if unit == "x":
         if amount < 1:
             _refuse(target, "a factor is at least 1")
-        return WeightBits(factor=amount)
+        return WeightBits(factor=amount, in_place=in_place)
     if unit.lower() in ("bit", "bits") and amount >= 1 and amount.denominator == 1:
-        return WeightBits(bits=int(amount))
+        return WeightBits(bits=int(amount), in_place=in_place)
     _refuse(target, "weight data is given as a factor (weights:836x) or as a whole number of bits (weights:6498bits)")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,16 +15,11 @@ from autocompress.codebooks import CodedTensor, CompressedState, SideGrid
 from autocompress.costs.code_length import CodeLengths, as_matrix, code_length, estimate_code_lengths
 from autocompress.errors import InfeasibleTargetError
 from autocompress.methods.base import Network, Projection, relative_error
+from autocompress.methods.path import PATH_CEILING, budget_on_path
 from autocompress.projection.priced import LayerTables, PricedState, project_priced
 
 logger = logging.getLogger(__name__)
 
-# The budget starts at this many times the target and falls geometrically to it over this part of the ADMM phase: at
-# once, the largest layer is emptied first and does not come back.
-PATH_START = 8.0
-PATH_FRACTION = 0.5
-# ... but never above this part of the original, where the projection has nothing left to decide.
-PATH_CEILING = 0.08
 # Real encodings per run that correct the static estimate, and rounds that close the loop on the file at the end.
 CALIBRATIONS = 8
 CLOSING_ROUNDS = 6
@@ -61,7 +55,7 @@ class FileSizeMethod:
                 f"the target is {budget_bytes} bytes, but the smallest file for this model is {smallest} bytes",
                 smallest,
             )
-        self.ceiling_bytes = max(budget_bytes, int(original_bytes * PATH_CEILING))
+        self.ceiling_bytes = PATH_CEILING * original_bytes
         self.norms = norm_parameters(network.model)
         self.state: PricedState | None = None
         self.relative_error = 1.0
@@ -70,14 +64,9 @@ class FileSizeMethod:
         self.ratio, self.other_bits = 1.0, 8.0 * smallest
         self.next_calibration = 0.0
 
-    def budget_at(self, fraction: float) -> float:
-        """Returns the bytes allowed when this part of the ADMM phase is over."""
-        left = 1 - min(1.0, fraction / PATH_FRACTION)
-        return min(self.budget_bytes * math.pow(PATH_START, left), float(self.ceiling_bytes))
-
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
         """Returns V for the budget of this moment; corrects the estimate by a real encoding now and then."""
-        projection = self._project(targets, self.budget_at(fraction))
+        projection = self._project(targets, budget_on_path(self.budget_bytes, self.ceiling_bytes, fraction))
         if fraction >= self.next_calibration:
             self._calibrate(projection.coded)
             self.next_calibration = fraction + 1 / CALIBRATIONS

