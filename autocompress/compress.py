@@ -86,7 +86,7 @@ def compress(
         TrainingDivergedError: the loss became NaN or infinite.
     """
     started = time.perf_counter()
-    recipe = recipe or Recipe()
+    recipe = (recipe or Recipe()).for_compression()
     check_batches(train, "the training data")
     if val is not None:
         check_batches(val, "the validation data")

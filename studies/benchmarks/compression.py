@@ -49,8 +49,9 @@ CASES = {
         Case("lenet5", "mnist", "5KB", 40),
         Case("lenet5", "mnist", "2KB", 60),
         Case("lenet5", "mnist", "weights:1975x", 30),
+        Case("lenet5", "mnist", "weights:1975x", 60),
         Case("lenet5", "mnist", "weights:1975x", 120),
-        Case("resnet20", "cifar10", "20x", 15, weights="resnet20_cifar10.safetensors"),
+        Case("resnet20", "cifar10", "20x", 10, weights="resnet20_cifar10.safetensors"),
     )
 }
 
