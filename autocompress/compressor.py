@@ -17,6 +17,7 @@ from autocompress.finishing import Finishing
 from autocompress.methods.base import Method, Network, Projection
 from autocompress.methods.file_size import FileSizeMethod
 from autocompress.methods.weight_bits import InPlaceWeightBitsMethod, WeightBitsMethod
+from autocompress.relative_rate import RelativeRate
 from autocompress.result import Result
 from autocompress.selection import Ignore, original_bytes, select, unwrap
 from autocompress.targets import FileSize, Target, only_target
@@ -81,7 +82,7 @@ class Compressor:
         self.admm_steps = total_steps - max(1, round(FINISHING_FRACTION * total_steps)) if total_steps > 1 else 0
         self.steps_per_update = max(1, self.admm_steps // UPDATES_PER_RUN)
         self.admm = Admm(self.network.weights, self.steps_per_update)
-        self.peaks: list[float] = []
+        self.rate = RelativeRate(optimizer, self.network.weights)
         self.steps = 0
         self.finishing: Finishing | None = None
         self.history: list[dict[str, float]] = []
@@ -104,34 +105,20 @@ class Compressor:
             raise InvalidInputError(f"step() was called more often than total_steps={self.total_steps}")
         if self.steps == 0 and all(p.grad is None for p in self.network.model.parameters()):
             raise InvalidInputError("the model has no gradients: call compressor.step() before optimizer.zero_grad()")
-        if self.steps == 0 and self.admm_steps:
-            self._update(0.0)
-        if self.finishing is None and self.steps >= self.admm_steps:
-            self._begin_finishing()
         self.steps += 1
+        if self.finishing is None and self.steps > self.admm_steps:
+            self._begin_finishing()
         if self.finishing is not None:
             self.finishing.step()
             return
-        self.admm.pull(self._relative_learning_rate())
+        if self.steps == 1:
+            self._update(0.0)
+        self.admm.pull(self.rate.now())
         last = self.steps == self.admm_steps
         if not last and self.steps % self.steps_per_update == 0:
             self._update(self.steps / self.admm_steps)
         if last:
             self._begin_finishing()
-
-    def _relative_learning_rate(self) -> float:
-        """Returns the learning rate as a part of its peak, averaged over the groups that hold compressed weights."""
-        mine = {id(weight) for weight in self.network.weights}
-        groups = [g for g in self.optimizer.param_groups if any(id(p) in mine for p in g["params"])]
-        if not groups:
-            return 1.0
-        # Schedulers note where they started from; a peak that was only warmed up to so far is known from there.
-        known = [max(float(g["lr"]), float(g.get("initial_lr", 0)), float(g.get("max_lr", 0))) for g in groups]
-        if len(self.peaks) != len(groups):
-            self.peaks = known
-        self.peaks = [max(peak, rate) for peak, rate in zip(self.peaks, known, strict=True)]
-        parts = [float(g["lr"]) / peak if peak else 0.0 for g, peak in zip(groups, self.peaks, strict=True)]
-        return sum(parts) / len(parts)
 
     @torch.no_grad()
     def _update(self, fraction: float) -> None:
@@ -256,7 +243,7 @@ class Compressor:
             "steps": self.steps,
             "total_steps": self.total_steps,
             "target": str(self.target),
-            "peaks": self.peaks,
+            "peaks": self.rate.peaks,
             "history": self.history,
             "admm": self.admm.state_dict() if self.finishing is None else None,
             "method": self.method.state_dict(),
@@ -278,7 +265,7 @@ class Compressor:
             raise InvalidInputError(
                 f"the saved run is of another network: it compresses tensors of the shapes {shapes}, this one {mine}"
             )
-        self.steps, self.peaks, self.history = state["steps"], list(state["peaks"]), list(state["history"])
+        self.steps, self.rate.peaks, self.history = state["steps"], list(state["peaks"]), list(state["history"])
         self.method.load_state_dict(state["method"])
         if state["admm"] is not None:
             self.admm.load_state_dict(state["admm"])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from autocompress.codebooks import CodedTensor, SideGrid, coded_tensor, round_codebook
+from autocompress.errors import InvalidInputError
 
 # Adam's peak step as a part of the root mean square of the layer's codebook values; and for the one-dimensional tensors
 # as a part of the median of those over the layers. LeNet-5's layers have values near 0.2, so this is the 1e-3 that
@@ -88,9 +89,15 @@ class Finishing:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Takes one Adam step from the gradients that the parameters hold; a step with a non-finite one is skipped."""
+        """Takes one Adam step from the gradients that the parameters hold; a step with a non-finite one is skipped.
+
+        Raises:
+            InvalidInputError: there are no gradients.
+        """
         self.step_count += 1
         gradients = [w.grad for w in self.weights] + [s.grad for s in self.sides]
+        if all(g is None for g in gradients):
+            raise InvalidInputError("the model has no gradients: call compressor.step() before optimizer.zero_grad()")
         if all(g is None or bool(torch.isfinite(g).all()) for g in gradients):
             for values, index, codes, weight in zip(self.values, self.index, self.codes, self.weights, strict=True):
                 values.grad = None

@@ -13,6 +13,9 @@ from autocompress.codebooks import CompressedState
 from autocompress.selection import Selection
 from autocompress.targets import Target
 
+# Names listed of the tensors that are not compressed for one reason.
+NAMES_SHOWN = 8
+
 
 @dataclass
 class Result:
@@ -61,10 +64,12 @@ class Result:
     def report(self) -> str:
         """Returns the size report as text: per layer and in total, in three sizes, and what was not compressed."""
         lines = [str(size_report(self.state, self.data, self.model))]
-        if self.selection.raw:
-            reasons = ", ".join(f"{name} ({reason})" for name, reason in list(self.selection.raw.items())[:20])
-            more = len(self.selection.raw) - 20
-            lines.append(f"not compressed: {reasons}" + (f" and {more} more" if more > 0 else ""))
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.selection.raw.items():
+            reasons.setdefault(reason, []).append(name)
+        for reason, names in reasons.items():
+            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+            lines.append(f"not compressed, {reason}: {', '.join(names[:NAMES_SHOWN])}{more}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:

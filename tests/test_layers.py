@@ -22,7 +22,7 @@ ROOMS = [
     "finishing",
     "artifact",
     "methods",
-    "result",
+    "result relative_rate",
     "compressor",
     "compress",
     "cli __main__",

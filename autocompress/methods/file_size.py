@@ -115,15 +115,19 @@ class FileSizeMethod:
         aim = float(allowed)
         best: Projection | None = None
         kept = self.state
+        size = -1
         for _ in range(CLOSING_ROUNDS):
             projection = self._project(targets, aim)
-            size = self._calibrate(projection.coded)
+            before, size = size, self._calibrate(projection.coded)
             logger.debug("closing: aimed at %.0f bytes, file %d, allowed %d", aim, size, allowed)
             if size <= allowed and (best is None or projection.error < best.error):
                 best, kept = projection, self.state
                 if size >= allowed - max(2, allowed // 500):
                     break
-            aim += 0.9 * (allowed - size) if size > allowed else 0.0
+            if before == size <= allowed:
+                break  # there is room that the weights do not want
+            if size > allowed:
+                aim -= 0.9 * (size - allowed)
         if best is None:
             best = projection  # `fit` tightens what is over
         else:
