@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from studies.benchmarks.compression import load_records, table
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -76,3 +78,8 @@ def test_compress_in_python(tmp_path, monkeypatch):
 @pytest.mark.parametrize("word", ["optuna", "ray-address", "drop:", "energy:"])
 def test_promises_only_what_works_today(word):
     assert word not in README
+
+
+def test_the_results_are_the_table_of_the_records():
+    (block,) = re.findall(r"<!-- results -->\n(.*?)\n<!-- /results -->", README, flags=re.DOTALL)
+    assert block.strip() == table(load_records())

@@ -117,7 +117,8 @@ def _row(case: Case, rows: list[dict[str, Any]]) -> str:
 
 def _weight_data_factor(record: dict[str, Any]) -> float:
     """Returns 32 bits per compressible weight over the weight data, the literature's factor."""
-    return sum(4 * math.prod(layer["shape"]) for layer in record["layers"]) / float(record["weight_data_bytes"])
+    dense_bytes = float(sum(4 * math.prod(layer["shape"]) for layer in record["layers"]))
+    return dense_bytes / float(record["weight_data_bytes"])
 
 
 def _mean_and_deviation(values: list[float]) -> str:

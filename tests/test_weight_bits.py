@@ -1,0 +1,71 @@
+"""The two ways to meet a weight-data target: W left dense on a path of budgets, and W pruned in place as published."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from autocompress.compressor import Compressor
+from autocompress.methods.base import Network
+from autocompress.methods.path import PATH_FRACTION, PATH_START, budget_on_path
+from autocompress.methods.weight_bits import InPlaceWeightBitsMethod, WeightBitsMethod
+from autocompress.selection import select
+from autocompress.targets import WeightBits, parse_target
+
+
+def network(seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
+    return Network(model, select(model))
+
+
+def weights(net: Network) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in net.weights]
+
+
+def test_in_place_prunes_w_to_the_zeros_of_v() -> None:
+    net = network()
+    projection = InPlaceWeightBitsMethod(net, 300).project(weights(net), weights(net), 0.0)
+    assert projection.pruned is not None
+    for pruned, coded, before in zip(projection.pruned, projection.coded, weights(net), strict=True):
+        kept = coded.codes != 0
+        assert torch.equal(pruned, before * kept)
+    assert sum(c.weight_data_bits for c in projection.coded) <= 300
+
+
+def test_dense_follows_the_path_and_ends_at_the_target() -> None:
+    net = network()
+    method = WeightBitsMethod(net, 60)
+    start = method.project(weights(net), weights(net), 0.0)
+    assert start.pruned is None
+    assert 60 < sum(c.weight_data_bits for c in start.coded) <= 60 * PATH_START
+    end = method.project(weights(net), weights(net), PATH_FRACTION)
+    assert sum(c.weight_data_bits for c in end.coded) <= 60
+    closed = method.close(weights(net), weights(net))
+    assert sum(c.weight_data_bits for c in closed.coded) <= 60
+    assert closed.error <= end.error * (1 + 1e-6)
+
+
+def test_the_path_is_geometric_and_never_below_the_target() -> None:
+    budgets = [budget_on_path(100.0, 1e9, fraction / 20) for fraction in range(21)]
+    assert budgets[0] == pytest.approx(100 * PATH_START)
+    assert budgets[-1] == 100.0
+    assert all(later <= earlier for earlier, later in itertools.pairwise(budgets))
+    assert budget_on_path(100.0, 150.0, 0.0) == 150.0
+    assert budget_on_path(100.0, 50.0, 0.0) == 100.0
+
+
+@pytest.mark.parametrize("word", ["weights", "weights-in-place"])
+def test_the_word_chooses_the_method(word: str) -> None:
+    target = parse_target(f"{word}:100x")
+    assert isinstance(target, WeightBits)
+    assert str(target) == f"{word}:100x"
+    assert parse_target(str(target)) == target
+    model = network().model
+    compressor = Compressor(model, torch.optim.SGD(model.parameters(), lr=0.1), target=target, total_steps=3)
+    assert isinstance(compressor.method, InPlaceWeightBitsMethod) == (word == "weights-in-place")
+
+
+def test_the_two_words_are_two_targets() -> None:
+    assert parse_target("weights:100x") != parse_target("weights-in-place:100x")
