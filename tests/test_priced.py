@@ -7,14 +7,14 @@ import torch
 
 from autocompress.codebooks import round_codebook
 from autocompress.costs.code_length import CodeLengths, as_matrix, code_length, estimate_code_lengths
-from autocompress.projection.priced import (
+from autocompress.projection.priced import project_priced
+from autocompress.projection.priced_assignment import (
+    Layer,
     LayerTables,
-    _Layer,
     assign,
     bits_under_tables,
     find_price,
     lower_envelope,
-    project_priced,
 )
 
 
@@ -52,7 +52,7 @@ def test_assignment_is_the_least_error_plus_price_times_bits(seed: int, price: f
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(4, 6, generator=generator)
     tables = random_tables(matrix, 3, generator)
-    index, code, bits = assign(_Layer(matrix, tables), price)
+    index, code, bits = assign(Layer(matrix, tables), price)
     position = tables.lengths.position_bits()
     choices = torch.cat([torch.zeros(1), tables.values])
     extra = torch.stack([torch.zeros_like(position)] + [position + b for b in tables.lengths.code_bits])
@@ -71,7 +71,7 @@ def test_assignment_is_the_least_error_plus_price_times_bits(seed: int, price: f
 def test_bits_never_rise_with_the_price_under_fixed_tables(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(20, 30, generator=generator)
-    layer = _Layer(matrix, random_tables(matrix, 5, generator))
+    layer = Layer(matrix, random_tables(matrix, 5, generator))
     bits = [assign(layer, price)[2] for price in torch.logspace(-5, 2, 60).tolist()]
     assert all(later <= earlier + 1e-2 for earlier, later in itertools.pairwise(bits))
 
@@ -79,7 +79,7 @@ def test_bits_never_rise_with_the_price_under_fixed_tables(seed: int) -> None:
 def test_price_is_the_least_that_fits() -> None:
     generator = torch.Generator().manual_seed(3)
     matrix = torch.randn(40, 50, generator=generator)
-    layer = _Layer(matrix, LayerTables(torch.tensor([-1.0, 1.0]), estimate_code_lengths((matrix.abs() > 1).short(), 2)))
+    layer = Layer(matrix, LayerTables(torch.tensor([-1.0, 1.0]), estimate_code_lengths((matrix.abs() > 1).short(), 2)))
     price = find_price([layer], 1500.0, 1e-3)
     assert bits_under_tables([layer], price) <= 1500.0
     assert bits_under_tables([layer], price / 1.02) > 1500.0 * 0.99

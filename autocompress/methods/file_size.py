@@ -16,7 +16,8 @@ from autocompress.costs.code_length import CodeLengths, as_matrix, code_length, 
 from autocompress.errors import InfeasibleTargetError
 from autocompress.methods.base import Network, Projection, relative_error
 from autocompress.methods.path import PATH_CEILING, budget_on_path
-from autocompress.projection.priced import LayerTables, PricedState, project_priced
+from autocompress.projection.priced import PricedState, project_priced
+from autocompress.projection.priced_assignment import LayerTables
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,170 @@
+"""Assigning weights to codes under fixed code tables, and the price at which the assignment fits a budget.
+
+With the tables held fixed the Lagrangian `error + price * bits` separates over weights, and the used bits fall as the
+price rises; both steps here are exact. Cost: O(n) per price.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from autocompress.costs.code_length import CODEBOOK_VALUE_BITS, TENSOR_BITS, CodeLengths, code_length
+
+BISECTIONS = 30
+PRICE_TOLERANCE = 2e-3  # relative width of the price bracket at which the bisection stops
+BUDGET_TOLERANCE = 2e-3  # a bisection that lands this close under its budget stops early
+LEAST_PRICE = 1e-7  # of the mean square: below, bits are free and no price is looked for
+MIN_NONZEROS = 1  # per tensor, so that no layer goes dead
+
+
+@dataclass(frozen=True)
+class LayerTables:
+    """What is known of a layer's code between two projections.
+
+    Attributes:
+        values: float32 [K], ascending codebook values, none zero.
+        lengths: the code lengths for those values.
+    """
+
+    values: Tensor
+    lengths: CodeLengths
+
+
+@dataclass(frozen=True)
+class Layer:
+    """X_l as a matrix [R, C] and its current tables."""
+
+    matrix: Tensor
+    tables: LayerTables
+
+    @cached_property
+    def zero_bits(self) -> float:
+        """Bits of the layer with nothing kept; the same at every price."""
+        return self.tables.lengths.zero_bits()
+
+    @cached_property
+    def least_bits(self) -> float:
+        """What the cheapest nonzero that could be costs."""
+        lengths = self.tables.lengths
+        return float(lengths.row_bits.min() + lengths.column_bits.min() + lengths.code_bits.min())
+
+
+def lower_envelope(values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns which values are best somewhere, and the thresholds between them.
+
+    A scalar x goes to the value minimising (x - value)^2 + offset. All parabolas have one curvature, so each value owns
+    an interval or nothing; exact, O(K).
+
+    Args:
+        values: [K] ascending, distinct.
+        offsets: [K].
+
+    Returns:
+        indices int64 [k] into `values`, ascending, and thresholds [k - 1] between neighbours.
+    """
+    kept: list[int] = []
+    starts: list[float] = []
+    v, o = values.tolist(), offsets.tolist()
+    for i in range(len(v)):
+        start = -math.inf
+        while kept:
+            j = kept[-1]
+            start = 0.5 * (v[i] + v[j]) + (o[i] - o[j]) / (2 * (v[i] - v[j])) if v[i] > v[j] else math.nan
+            if math.isnan(start):  # two equal values: the cheaper one stays
+                start = -math.inf if o[i] < o[j] else math.inf
+            if start > starts[-1]:
+                break
+            kept.pop()
+            starts.pop()
+            start = -math.inf
+        if start < math.inf:
+            kept.append(i)
+            starts.append(start)
+    thresholds = torch.tensor(starts[1:], dtype=values.dtype, device=values.device)
+    return torch.tensor(kept, dtype=torch.int64, device=values.device), thresholds
+
+
+def assign(layer: Layer, price: float) -> tuple[Tensor, Tensor, float]:
+    """Returns the nonzero elements of least `error + price * bits` and what they cost under fixed tables.
+
+    Returns:
+        flat indices int64 [m] of the kept elements, their codes int64 [m] in 0..K-1, and the bits of the layer.
+    """
+    values, lengths = layer.tables.values, layer.tables.lengths
+    if not values.numel():
+        nothing = torch.zeros(0, dtype=torch.int64, device=layer.matrix.device)
+        return nothing, nothing, layer.zero_bits
+    kept_values, thresholds = lower_envelope(values, price * lengths.code_bits)
+    flat = layer.matrix.flatten()
+    floor = price * layer.least_bits
+    if floor > 0:  # only a weight whose square exceeds the least price can be worth a nonzero
+        index = (flat.abs() > math.sqrt(floor)).nonzero().flatten()
+        x = flat[index]
+    else:
+        index, x = torch.arange(flat.numel(), device=flat.device), flat
+    code = kept_values[torch.bucketize(x, thresholds)]
+    value, columns = values[code], layer.matrix.shape[1]
+    bits = lengths.code_bits[code] + lengths.row_bits[index // columns] + lengths.column_bits[index % columns]
+    gain = value * (2 * x - value) - price * bits
+    keep = gain > 0
+    if int(keep.sum()) < MIN_NONZEROS:
+        if not x.numel():
+            index = flat.abs().argmax()[None]
+            code = kept_values[torch.bucketize(flat[index], thresholds)]
+            bits = lengths.code_bits[code] + lengths.row_bits[index // columns] + lengths.column_bits[index % columns]
+            keep = torch.ones_like(index, dtype=torch.bool)
+        else:
+            keep = torch.zeros_like(keep)
+            keep[gain.topk(min(MIN_NONZEROS, gain.numel())).indices] = True
+    return index[keep], code[keep], layer.zero_bits + float(bits[keep].sum())
+
+
+def bits_under_tables(layers: Sequence[Layer], price: float) -> float:
+    """Returns the bits of the assignment at a price as its fixed tables count them; never rises with the price."""
+    fixed = sum(TENSOR_BITS + CODEBOOK_VALUE_BITS * layer.tables.values.numel() for layer in layers)
+    return fixed + sum(assign(layer, price)[2] for layer in layers)
+
+
+def bits_of_assignment(layers: Sequence[Layer], price: float) -> float:
+    """Returns the bits of the same assignment under the tables that fit it."""
+    return sum(code_length(codes_at(layer, price), layer.tables.values.numel()) for layer in layers)
+
+
+def find_price(
+    layers: Sequence[Layer],
+    budget_bits: float,
+    start: float,
+    bits_at: Callable[[Sequence[Layer], float], float] = bits_under_tables,
+) -> float:
+    """Returns the least price, within a relative tolerance, at which `bits_at` the price are within the budget."""
+    squares = sum(float(layer.matrix.square().sum()) for layer in layers)
+    free = LEAST_PRICE * squares / sum(layer.matrix.numel() for layer in layers) + 1e-30
+    start = max(start, free)
+    low, high = start / 1.3, start * 1.3
+    while bits_at(layers, high) > budget_bits:
+        low, high = high, high * (high / low) ** 2
+        if high > 1e30:
+            return high  # the floor of one nonzero per layer does not fit: the caller checks feasibility
+    while low > free and bits_at(layers, low) <= budget_bits:
+        low, high = max(low / (high / low) ** 2, free), low
+    for _ in range(BISECTIONS):
+        middle = math.sqrt(low * high)
+        bits = bits_at(layers, middle)
+        low, high = (low, middle) if bits <= budget_bits else (middle, high)
+        if high / low < 1 + PRICE_TOLERANCE or 0 <= budget_bits - bits < BUDGET_TOLERANCE * budget_bits:
+            break
+    return high
+
+
+def codes_at(layer: Layer, price: float) -> Tensor:
+    """Returns int16 codes [R, C] of the best assignment at a price, 0 for zero."""
+    index, code, _ = assign(layer, price)
+    codes = torch.zeros(layer.matrix.numel(), dtype=torch.int16, device=layer.matrix.device)
+    codes[index] = (code + 1).to(torch.int16)
+    return codes.view(layer.matrix.shape)
