@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from autocompress.costs.code_length import CODEBOOK_VALUE_BITS, CodeLengths, estimate_code_lengths
+from autocompress.projection.codebook_size import merge_codes, split_codes
 from autocompress.projection.priced_assignment import LayerTables
 
 MAX_CODES = 255

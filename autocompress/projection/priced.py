@@ -87,8 +87,8 @@ def _re_assign(
     price = find_price(layers, budget_bits, start, bits_of_assignment if last else bits_under_tables)
     damped = min(max(price, start / LARGEST_PRICE_MOVE), start * LARGEST_PRICE_MOVE)
     pairs = [
-        re_estimate(lay.matrix, codes_at(lay, price), lay.tables.values.numel(), damped, merge=not last)
-        for lay in layers
+        re_estimate(layer.matrix, codes_at(layer, price), layer.tables.values.numel(), damped, merge=not last)
+        for layer in layers
     ]
     return _Candidate(damped, [codes for codes, _ in pairs], [table for _, table in pairs])
 
