@@ -28,7 +28,8 @@ from autocompress.codebooks import CodedTensor
 
 # The share of the distance from W to V - U that the pull takes back between two updates, at the peak learning rate and
 # without a gradient: 1 - exp(-rho * sum of lr). The published LeNet-5 setting has 0.69 (lr 0.1, rho 0.05, 235 steps);
-# on LeNet-5 at 2 KB, 0.5 was better by 0.3 points of validation accuracy and 0.85 no better.
+# on LeNet-5 at 2 KB, 0.5 was better by 0.3 points of validation accuracy and 0.85 no better
+# (studies/results/constants.json).
 PULL_PER_UPDATE = 0.5
 
 

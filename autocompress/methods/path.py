@@ -6,7 +6,7 @@ import math
 
 # The budget starts at this many times the target and falls geometrically to it over this part of the ADMM phase: at
 # once, the largest layer is emptied first and does not come back. Of 0.35, 0.5 and 0.7 of the phase, 0.5 kept most
-# validation accuracy on LeNet-5 at 2 KB.
+# validation accuracy on LeNet-5 at 2 KB (studies/results/constants.json).
 PATH_START = 8.0
 PATH_FRACTION = 0.5
 # ... but never above this part of the original float32 weights (2.6 bits each), where little is left to decide.

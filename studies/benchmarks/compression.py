@@ -39,7 +39,7 @@ class Case:
     @property
     def name(self) -> str:
         """Name on the command line."""
-        return f"{self.model}-{self.data}-{self.target.replace('weights:', 'w')}-{self.epochs}"
+        return f"{self.model}-{self.data}-{self.target.replace('weights', 'w').replace(':', '')}-{self.epochs}"
 
 
 CASES = {
@@ -49,7 +49,7 @@ CASES = {
         Case("lenet5", "mnist", "5KB", 40),
         Case("lenet5", "mnist", "2KB", 60),
         Case("lenet5", "mnist", "weights:1975x", 30),
-        Case("lenet5", "mnist", "weights:1975x", 60),
+        Case("lenet5", "mnist", "weights-in-place:1975x", 30),
         Case("lenet5", "mnist", "weights:1975x", 120),
         Case("resnet20", "cifar10", "20x", 10, weights="resnet20_cifar10.safetensors"),
     )
