@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,9 +21,14 @@ from autocompress.training.batches import check_batches, default_device
 from autocompress.training.callbacks import Callback
 from autocompress.training.evaluate import evaluate
 from autocompress.training.losses import classification_loss, correct_predictions
+from autocompress.training.random_state import seeded
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 
+logger = logging.getLogger(__name__)
+
+# A fall of the metric that is worth a warning, as a fraction of 1.
+WARNING_DROP = 0.05
 CHECKPOINT_NAME = "compress.checkpoint"
 
 
@@ -121,7 +127,8 @@ def compress(
     )
     trainer.callbacks.append(_Compression(compressor))
     trainer.fit()
-    result = compressor.finish(train=train, evaluate=score if val is not None else None)
+    with seeded(seed):  # a loader that shuffles by torch's own generator gives the same batches in every run
+        result = compressor.finish(train=train, evaluate=score if val is not None else None)
     if val is not None:
         result.validation_accuracy = accuracy(result.model, val)
     if test is not None:
@@ -129,9 +136,20 @@ def compress(
     held_out = test if test is not None else val
     if held_out is not None:
         result.reference_accuracy = accuracy(copy.deepcopy(reference), held_out)
+        _warn_of_loss(result.reference_accuracy, accuracy(result.model, held_out))
     result.wall_seconds = time.perf_counter() - started
     result.device, result.seed = str(where), seed
     return result
+
+
+def _warn_of_loss(before: float, after: float) -> None:
+    """Says so where a target was met at the cost of what the network is for."""
+    if after < before - WARNING_DROP:
+        logger.warning(
+            "the metric fell from %.4f to %.4f: try a larger target, or more epochs for the network to adapt",
+            before,
+            after,
+        )
 
 
 def _checkpoint(folder: str | Path | None) -> Path | None:

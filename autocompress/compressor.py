@@ -78,6 +78,9 @@ class Compressor:
         for name, parameter in [*self.network.selection.weights, *self.network.selection.sides]:
             if not bool(torch.isfinite(parameter).all()):
                 raise InvalidInputError(f"{name} holds NaN or infinite values; give a trained network")
+        mine = {id(parameter) for parameter in self.network.model.parameters()}
+        if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
+            raise InvalidInputError("the optimizer holds no parameter of the model; make it from model.parameters()")
         self.original_bytes = original_bytes(model)
         self.method = self._make_method()
         self.admm_steps = total_steps - max(1, round(FINISHING_FRACTION * total_steps)) if total_steps > 1 else 0
@@ -103,7 +106,10 @@ class Compressor:
             TrainingDivergedError: a weight became NaN or infinite.
         """
         if self.steps >= self.total_steps:
-            raise InvalidInputError(f"step() was called more often than total_steps={self.total_steps}")
+            raise InvalidInputError(
+                f"step() was called more often than total_steps={self.total_steps}; "
+                "give the number of optimizer updates of the whole run"
+            )
         if self.steps == 0 and all(p.grad is None for p in self.network.model.parameters()):
             raise InvalidInputError("the model has no gradients: call compressor.step() before optimizer.zero_grad()")
         self.steps += 1
@@ -199,7 +205,10 @@ class Compressor:
         """
         if self.finishing is None:
             logger.warning(
-                "finish() after %d of %d steps: the network is projected as it is", self.steps, self.total_steps
+                "finish() after %d of total_steps=%d calls of step(): the network is projected as it is and will have "
+                "lost accuracy; total_steps is to be the number of optimizer updates",
+                self.steps,
+                self.total_steps,
             )
             self._begin_finishing()
         assert self.finishing is not None

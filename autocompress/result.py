@@ -17,7 +17,7 @@ from autocompress.targets import Target
 NAMES_SHOWN = 8
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """A compressed network.
 
@@ -52,6 +52,10 @@ class Result:
     def file_bytes(self) -> int:
         """Size of the file that `save` writes."""
         return len(self.data)
+
+    def __repr__(self) -> str:
+        """Returns one line, not the tensors."""
+        return f"Result(target={str(self.target)!r}, file_bytes={self.file_bytes}, test_accuracy={self.test_accuracy})"
 
     def save(self, path: str | Path) -> None:
         """Writes the file: to a temporary name first, so that nothing half-written is ever found under `path`.

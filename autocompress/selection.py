@@ -74,6 +74,7 @@ def _ignored(model: nn.Module, ignore: Ignore) -> set[str]:
     names = list(parameters)
     modules = dict(model.named_modules(remove_duplicate=False))
     found: set[str] = set()
+    ignore = [ignore] if isinstance(ignore, str) else ignore
     for item in ignore:
         if isinstance(item, str):
             hits = {name for name in names if fnmatch.fnmatchcase(name, item)}

@@ -387,7 +387,7 @@ def test_finish_before_the_end_warns_and_keeps_the_target(steps: int, caplog) ->
     compressor = compressor_of(model)
     train(model, compressor, range(steps))
     assert compressor.finish().file_bytes <= 400
-    assert f"finish() after {steps} of 10 steps" in caplog.text
+    assert f"finish() after {steps} of total_steps=10" in caplog.text
 
 
 def test_evaluate_chooses_between_candidates() -> None:

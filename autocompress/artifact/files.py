@@ -74,6 +74,8 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
         InvalidInputError: no such file, or a file for another network; the module is unchanged.
         CorruptArtifactError: a damaged file; the module is unchanged.
     """
+    if not isinstance(into, nn.Module):
+        raise InvalidInputError(f"into is {into!r}; it must be a torch.nn.Module, such as make_model()")
     return fill(into, read_state(path, into))
 
 

@@ -69,6 +69,8 @@ class SizeReport:
             "weight_data_bytes": round(self.weight_data_bytes, 1),
             "original_bytes": self.original_bytes,
             "layers": layers,
+            "others": [{"name": name, "kind": kind, "bytes": round(size, 1)} for name, kind, size in self.others],
+            "overhead_bytes": round(self.overhead_bytes, 1),
         }
 
     def __str__(self) -> str:
@@ -128,7 +130,7 @@ def size_report(state: CompressedState, data: bytes, module: nn.Module | None = 
         for name, t in state.coded.items()
     )
     others = [(name, "grid", of_tensor[name]) for name in state.grid]
-    others += [(name, "kept as it is", of_tensor[name]) for name in state.raw]
+    others += [(name, _kind(tensor), of_tensor[name]) for name, tensor in state.raw.items()]
     others += [(name, f"shared with {holder}", 0.0) for name, holder in state.aliases.items()]
     entropy_bytes = sum(booked.values()) / 8
     return SizeReport(
@@ -142,6 +144,12 @@ def size_report(state: CompressedState, data: bytes, module: nn.Module | None = 
         parts={key: parts[key] for key in ("positions", "codes", "codebook", "grid", "raw", "header")},
         overhead_bytes=len(data) - entropy_bytes,
     )
+
+
+def _kind(tensor: Tensor) -> str:
+    """Returns how a tensor outside the codebooks stands in the file; folded statistics are constants."""
+    constant = tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
+    return "constant" if constant else "kept as it is"
 
 
 def original_bytes(module: nn.Module) -> int:

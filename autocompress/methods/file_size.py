@@ -53,7 +53,8 @@ class FileSizeMethod:
         smallest = smallest_file(network)
         if budget_bytes < smallest:
             raise InfeasibleTargetError(
-                f"the target is {budget_bytes} bytes, but the smallest file for this model is {smallest} bytes",
+                f"the target is {budget_bytes} bytes, but the smallest file for this model is {smallest} bytes, "
+                "and that with every weight at zero",
                 smallest,
             )
         self.ceiling_bytes = PATH_CEILING * original_bytes
