@@ -17,7 +17,6 @@ from torch import nn
 from autocompress.artifact import (
     decode_state,
     encode_state,
-    fill,
     layout_of,
     load,
     original_bytes,
@@ -28,6 +27,7 @@ from autocompress.artifact import (
 )
 from autocompress.artifact.container import Payload, pack, unpack
 from autocompress.artifact.layout import fingerprint
+from autocompress.assemble import fill
 from autocompress.codebooks import CodedTensor, CompressedState, round_codebook, to_grid
 from autocompress.errors import CorruptArtifactError, InvalidInputError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autocompress.artifact.files import fill, load, read_state, save_artifact
+from autocompress.artifact.files import load, read_state, save_artifact
 from autocompress.artifact.format import decode_state, encode_state
 from autocompress.artifact.layout import Layout, layout_of, shared_names
 from autocompress.artifact.report import LayerSize, SizeReport, original_bytes, size_report
@@ -13,7 +13,6 @@ __all__ = [
     "SizeReport",
     "decode_state",
     "encode_state",
-    "fill",
     "layout_of",
     "load",
     "original_bytes",

@@ -6,11 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from autocompress.artifact.format import decode_state
 from autocompress.artifact.layout import layout_of
+from autocompress.assemble import fill
 from autocompress.codebooks import CompressedState
 from autocompress.errors import InvalidInputError
 
@@ -77,13 +77,3 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     if not isinstance(into, nn.Module):
         raise InvalidInputError(f"into is {into!r}; it must be a torch.nn.Module, such as make_model()")
     return fill(into, read_state(path, into))
-
-
-def fill(module: nn.Module, state: CompressedState) -> nn.Module:
-    """Copies the values of a state into a module of the same names and shapes; returns it in eval mode."""
-    dense = state.dense()
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if name not in state.aliases:
-                tensor.copy_(dense[name])
-    return module.eval()
