@@ -133,10 +133,10 @@ def compress(
         result.validation_accuracy = accuracy(result.model, val)
     if test is not None:
         result.test_accuracy = accuracy(result.model, test)
-    held_out = test if test is not None else val
-    if held_out is not None:
+    held_out, after = (val, result.validation_accuracy) if test is None else (test, result.test_accuracy)
+    if held_out is not None and after is not None:
         result.reference_accuracy = accuracy(copy.deepcopy(reference), held_out)
-        _warn_of_loss(result.reference_accuracy, accuracy(result.model, held_out))
+        _warn_of_loss(result.reference_accuracy, after)
     result.wall_seconds = time.perf_counter() - started
     result.device, result.seed = str(where), seed
     return result

@@ -54,11 +54,11 @@ class Selection:
 def original_bytes(model: nn.Module) -> int:
     """Returns 4 bytes per floating-point element of the whole state_dict, shared storage once."""
     tensors = [tensor for tensor in unwrap(model).state_dict().values() if isinstance(tensor, Tensor)]
-    return sum({_place(t): 4 * t.numel() for t in tensors if t.is_floating_point()}.values())
+    return sum({storage_key(t): 4 * t.numel() for t in tensors if t.is_floating_point()}.values())
 
 
-def _place(tensor: Tensor) -> tuple[object, ...]:
-    """Returns what two names of one tensor have in common, the same as the file's; an empty one is only ever itself."""
+def storage_key(tensor: Tensor) -> tuple[object, ...]:
+    """Returns what two names of one tensor have in common, an empty one is only ever itself."""
     if not tensor.numel():
         return (id(tensor),)
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
@@ -118,7 +118,7 @@ def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
             continue
-        holder = first.setdefault(_place(tensor), name)
+        holder = first.setdefault(storage_key(tensor), name)
         parameter = parameters.get(name)
         if holder != name:
             result.aliases[name] = holder

@@ -5,7 +5,8 @@ from __future__ import annotations
 from autocompress.artifact.files import load, read_state, save_artifact
 from autocompress.artifact.format import decode_state, encode_state
 from autocompress.artifact.layout import Layout, layout_of, shared_names
-from autocompress.artifact.report import LayerSize, SizeReport, original_bytes, size_report
+from autocompress.artifact.report import LayerSize, SizeReport, size_report
+from autocompress.selection import original_bytes
 
 __all__ = [
     "LayerSize",

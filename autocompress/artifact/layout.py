@@ -13,6 +13,7 @@ from torch import nn
 from autocompress.codebooks import CompressedState
 from autocompress.coding.state import Entry, entries_of
 from autocompress.errors import CorruptArtifactError
+from autocompress.selection import storage_key
 
 # Without a model to compare with, a file may ask for at most this many elements, and a table for this many bytes.
 MAX_ELEMENTS = 1 << 28
@@ -45,8 +46,7 @@ def shared_names(module: nn.Module) -> dict[str, str]:
     for name, tensor in module.state_dict().items():
         if tensor.numel() == 0:
             continue
-        key = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-        holder = first.setdefault(key, name)
+        holder = first.setdefault(storage_key(tensor), name)
         if holder != name:
             aliases[name] = holder
     return aliases

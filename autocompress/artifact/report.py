@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from autocompress.artifact.layout import shared_names
 from autocompress.codebooks import CompressedState
 from autocompress.coding.state import code_length
+from autocompress.selection import original_bytes
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,6 @@ def _kind(tensor: Tensor) -> str:
     """Returns how a tensor outside the codebooks stands in the file; folded statistics are constants."""
     constant = tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
     return "constant" if constant else "kept as it is"
-
-
-def original_bytes(module: nn.Module) -> int:
-    """Returns 4 bytes per floating-point element of a module's state_dict, shared storage once."""
-    aliases = shared_names(module)
-    state: dict[str, Tensor] = module.state_dict()
-    counted = (t.numel() for name, t in state.items() if t.is_floating_point() and name not in aliases)
-    return 4 * sum(counted)
 
 
 def _state_bytes(state: CompressedState) -> int:
