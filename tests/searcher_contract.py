@@ -1,4 +1,4 @@
-"""What every searcher must do, whatever proposes its trials: inherit, give a `searcher` fixture, change what differs."""
+"""What every searcher must do, whatever proposes its trials: inherit and give a `searcher` fixture."""
 
 from __future__ import annotations
 
