@@ -13,8 +13,9 @@ from torch import nn
 from autocompress.admm import Admm
 from autocompress.assemble import fill, filled_copy, side_tensors
 from autocompress.errors import InvalidInputError, TrainingDivergedError
-from autocompress.finishing import Finishing
+from autocompress.finishing import Finishing, finishing_steps
 from autocompress.methods.base import Method, Network, Projection
+from autocompress.methods.ending import finished_file, start_finishing
 from autocompress.methods.file_size import FileSizeMethod
 from autocompress.methods.weight_bits import InPlaceWeightBitsMethod, WeightBitsMethod
 from autocompress.relative_rate import RelativeRate
@@ -29,8 +30,6 @@ logger = logging.getLogger(__name__)
 # Updates of V and U per run, whatever its length: half as many lost 0.3 points of validation accuracy on LeNet-5 at
 # 2 KB, twice as many gained nothing (studies/results/constants.json).
 UPDATES_PER_RUN = 60
-# The last part of the run, in which assignments are fixed and values are trained.
-FINISHING_FRACTION = 0.1
 
 
 class Compressor:
@@ -83,7 +82,7 @@ class Compressor:
             raise InvalidInputError("the optimizer holds no parameter of the model; make it from model.parameters()")
         self.original_bytes = original_bytes(model)
         self.method = self._make_method()
-        self.admm_steps = total_steps - max(1, round(FINISHING_FRACTION * total_steps)) if total_steps > 1 else 0
+        self.admm_steps = total_steps - finishing_steps(total_steps)
         self.steps_per_update = max(1, self.admm_steps // UPDATES_PER_RUN)
         self.admm = Admm(self.network.weights, self.steps_per_update)
         self.rate = RelativeRate(optimizer, self.network.weights)
@@ -157,18 +156,8 @@ class Compressor:
         if self.evaluate is not None and self.steps and not self.network.selection.folded:
             projection = self._better_projection(projection)
         self._record(projection, 0.0)
-        sides = side_tensors(self.network.selection)
-        grids = self.method.side_grids(sides)
-        folded = {
-            f"{name}.{key}" if name else key for name, _ in self.network.selection.folded for key in ("weight", "bias")
-        }
-        self.finishing = Finishing(
-            self.network.weights,
-            projection.coded,
-            self.network.sides,
-            [None if name in folded else grids[name] for name, _ in self.network.selection.sides],
-            max(1, self.total_steps - self.steps),
-        )
+        steps = max(1, self.total_steps - self.steps)
+        self.finishing = start_finishing(self.network, projection.coded, self.method, steps)
 
     def _better_projection(self, twin: Projection) -> Projection:
         """Returns the better, by `evaluate`, of V and the projection of W itself."""
@@ -230,13 +219,7 @@ class Compressor:
         assert self.finishing is not None
         if train is not None:
             refit_batch_norm(self.network.model, train, device=next(self.network.model.parameters()).device)
-        sides = side_tensors(self.network.selection, self.finishing.latents)
-        for name, values in sides.items():
-            if not bool(torch.isfinite(values).all()):
-                raise TrainingDivergedError(
-                    f"{name} became NaN or infinite by step {self.steps}: the training diverged"
-                )
-        state, data = self.method.fit(self.finishing.coded, sides)
+        state, data = finished_file(self.network, self.finishing, self.method)
         return Result(
             state=state,
             data=data,

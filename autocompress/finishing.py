@@ -23,6 +23,14 @@ from autocompress.errors import InvalidInputError
 # measured well there; twice as much lost accuracy where W and V were already close.
 RELATIVE_STEP = 0.005
 
+# The last part of a run, in which assignments are fixed and values are trained.
+FINISHING_FRACTION = 0.1
+
+
+def finishing_steps(total_steps: int) -> int:
+    """Returns how many of the optimizer steps of a run belong to the last phase: all, where there is only one."""
+    return max(1, round(FINISHING_FRACTION * total_steps))
+
 
 class Finishing:
     """Trains codebook values and one-dimensional parameters under fixed assignments.

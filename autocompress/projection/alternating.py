@@ -118,22 +118,24 @@ def project_weight_bits(
     )
 
 
-def project_plan(tensor: Tensor, keep_fraction: float, bits: int) -> CodedTensor:
-    """Returns `tensor` with its largest share kept, as 2^bits values fitted by k-means.
+def project_plan(tensor: Tensor, keep_fraction: float, codebook: int) -> CodedTensor:
+    """Returns `tensor` with its largest share kept, as at most `codebook` values fitted by k-means.
 
     Args:
         tensor: any shape, floating, with elements.
         keep_fraction: of the weights, in [0, 1]; at least one weight is kept.
-        bits: of the codebook, 1 to 8.
+        codebook: number of nonzero values, 1 to 256.
 
     Raises:
         InvalidInputError: an argument out of its range.
     """
-    if not 0 <= keep_fraction <= 1 or bits not in BIT_CHOICES:
-        raise InvalidInputError(f"need a keep fraction in [0, 1] and 1 to 8 bits, got {keep_fraction} and {bits}")
+    if not 0 <= keep_fraction <= 1 or not 1 <= codebook <= SIZES[-1]:
+        raise InvalidInputError(
+            f"need a keep fraction in [0, 1] and 1 to {SIZES[-1]} values, got {keep_fraction} and {codebook}"
+        )
     _check([tensor], [tensor], 1)
     mask = rank_weights(tensor).mask(max(1, round(keep_fraction * tensor.numel())), tensor.shape)
-    return encode(tensor, mask, fit_codebook(sort_values(tensor.detach()[mask]), 2**bits).centroids)
+    return encode(tensor, mask, fit_codebook(sort_values(tensor.detach()[mask]), codebook).centroids)
 
 
 def squared_error(coded: Sequence[CodedTensor], targets: Sequence[Tensor]) -> float:

@@ -1,0 +1,54 @@
+"""The end of every run, the compressor's and the baselines': from an assignment through finishing to the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from autocompress.assemble import side_tensors
+from autocompress.codebooks import CodedTensor, CompressedState, SideGrid
+from autocompress.errors import TrainingDivergedError
+from autocompress.finishing import Finishing
+from autocompress.methods.base import Network
+
+
+class FileWriter(Protocol):
+    """Turns assignments into a file within a target; every `Method` is one."""
+
+    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
+        """Returns the grids of the one-dimensional tensors."""
+
+    def fit(self, coded: Sequence[CodedTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+        """Returns the state and the file, within the target."""
+
+
+def start_finishing(network: Network, coded: Sequence[CodedTensor], writer: FileWriter, total_steps: int) -> Finishing:
+    """Returns the last phase of a run, with the assignments put into the network.
+
+    Args:
+        network: what is compressed.
+        coded: one per compressed tensor.
+        writer: says how the one-dimensional tensors are rounded. Those of a folded batch norm are not rounded before
+            the end, because they change with its statistics.
+        total_steps: length of the phase.
+    """
+    grids = writer.side_grids(side_tensors(network.selection))
+    folded = {f"{name}.{key}" if name else key for name, _ in network.selection.folded for key in ("weight", "bias")}
+    side_grids = [None if name in folded else grids[name] for name, _ in network.selection.sides]
+    return Finishing(network.weights, coded, network.sides, side_grids, total_steps)
+
+
+def finished_file(network: Network, finishing: Finishing, writer: FileWriter) -> tuple[CompressedState, bytes]:
+    """Returns the state and the file, within the target, of a network as the last phase left it.
+
+    Raises:
+        TrainingDivergedError: a one-dimensional tensor became NaN or infinite.
+    """
+    sides = side_tensors(network.selection, finishing.latents)
+    for name, values in sides.items():
+        if not bool(torch.isfinite(values).all()):
+            raise TrainingDivergedError(f"{name} became NaN or infinite: the training diverged")
+    return writer.fit(finishing.coded, sides)
