@@ -1,0 +1,117 @@
+"""Where Optuna keeps a search: its storage, and the study in it with what the search was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from autocompress.errors import InvalidInputError
+from baselines.interface import SearchSettings
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.storages import BaseStorage
+
+JOURNAL = "journal:"
+EXAMPLES = f"`sqlite:///search.db`, `postgresql://user@host/name` or `{JOURNAL}search.log`"
+# Attribute of a study: what was searched (`identity`) and how long it was meant to be (`trials`).
+SEARCH = "search"
+PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "mssql": 1433, "oracle": 1521}
+
+
+def open_storage(url: str | None, connect_seconds: float) -> BaseStorage:
+    """Returns the storage of this URL, made where it does not exist; None = one in memory.
+
+    Raises:
+        InvalidInputError: there is no such storage, or it does not answer within `connect_seconds`.
+    """
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if url is None:
+        return optuna.storages.InMemoryStorage()
+    try:
+        if url.startswith(JOURNAL):
+            return _journal(Path(url.removeprefix(JOURNAL)))
+        _reach(url, connect_seconds)
+        return optuna.storages._CachedStorage(optuna.storages.RDBStorage(url))
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InvalidInputError(f"storage {url!r} cannot be used ({reason}); give a URL such as {EXAMPLES}") from error
+
+
+def _journal(path: Path) -> BaseStorage:
+    """Returns the storage in a journal file, which may lie on a file system that several machines share."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def _reach(url: str, connect_seconds: float) -> None:
+    """Returns if the server of `url` takes connections; a driver's own time-out can be minutes."""
+    from sqlalchemy.engine import make_url
+
+    parts = make_url(url)
+    port = parts.port or PORTS.get(parts.get_backend_name())
+    if not parts.host or port is None or parts.host.startswith("/"):
+        return
+    try:
+        socket.create_connection((parts.host, port), timeout=connect_seconds).close()
+    except OSError as error:
+        raise InvalidInputError(
+            f"storage {url!r}: {parts.host}:{port} does not answer within {connect_seconds:g} seconds "
+            f"({error}); start the server, or give another storage"
+        ) from error
+
+
+def open_study(
+    settings: SearchSettings, identity: Mapping[str, Any], *, directions: list[Literal["maximize", "minimize"]]
+) -> tuple[Study, int]:
+    """Returns (the study of this search, the trials that it was first meant to have).
+
+    Raises:
+        InvalidInputError: the storage cannot be used; it holds the search, and `settings.resume` is not set; or it is
+            set, and the storage holds other searches only.
+    """
+    import optuna
+
+    storage = open_storage(settings.storage, settings.connect_seconds)
+    identity = json.loads(json.dumps(identity))
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    # The name decides the brackets of Hyperband: it must be the same in every process.
+    name = f"{identity['method']}-seed{identity['seed']}-{digest}"
+    others = {study.study_name: study.user_attrs.get(SEARCH) for study in storage.get_all_studies()}
+    if name in others and not settings.resume:
+        raise InvalidInputError(
+            f"storage {settings.storage!r} already holds this search ({name}); resume it, or give another storage"
+        )
+    if name not in others and settings.resume:
+        _refuse_others(settings.storage, identity, [search["identity"] for search in others.values() if search])
+    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    # A process may have been killed after it made the study and before it said what it is.
+    if SEARCH not in study.user_attrs:
+        study.set_user_attr(SEARCH, {"identity": identity, "trials": settings.trials})
+        study.set_metric_names(["validation accuracy", "size"][: len(directions)])
+    return study, int(study.user_attrs[SEARCH]["trials"])
+
+
+def _refuse_others(storage: str | None, identity: Mapping[str, Any], others: list[Mapping[str, Any]]) -> None:
+    """Raises InvalidInputError if there are other searches, naming how the one most like ours differs."""
+    if not others:
+        return
+    differences = [
+        [key for key in sorted({*other, *identity}) if other.get(key) != identity.get(key)] for other in others
+    ]
+    differing, other = min(zip(differences, others, strict=True), key=lambda pair: len(pair[0]))
+    closest = [f"{key} is {other.get(key)!r} there, {identity.get(key)!r} here" for key in differing]
+    raise InvalidInputError(
+        f"storage {storage!r} holds another search, which this one cannot resume: "
+        f"{', '.join(closest)}; give the same command, or another storage"
+    )

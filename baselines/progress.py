@@ -1,0 +1,69 @@
+"""What a search shows while it runs: trials done, the best so far, the time left."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable
+from types import TracebackType
+
+from tqdm import tqdm
+
+from baselines.interface import SearchOutcome, Trial
+
+logger = logging.getLogger(__name__)
+
+
+class SearchDisplay:
+    """A bar on stderr where that is a terminal; elsewhere one line in the log for each trial.
+
+    Args:
+        trials: of the whole search.
+        done: those finished before.
+        progress: False = no bar.
+    """
+
+    def __init__(self, trials: int, done: Iterable[Trial] = (), *, progress: bool = True) -> None:
+        self.trials = trials
+        self.finished_trials = list(done)
+        self._terminal = sys.stderr.isatty()
+        # `initial` keeps the trials of an earlier run out of the estimate of the time left.
+        self._bar = tqdm(
+            total=trials,
+            initial=len(self.finished_trials),
+            desc="search",
+            unit="trial",
+            file=sys.stderr,
+            disable=not (progress and self._terminal),
+        )
+        self._show_best()
+
+    def finished(self, trial: Trial) -> None:
+        """Shows one more trial in its final state."""
+        self.finished_trials.append(trial)
+        self._show_best()
+        self._bar.update()
+        if not self._terminal:
+            logger.info("trial %d of %d %s", len(self.finished_trials), self.trials, self._line(trial))
+
+    def __enter__(self) -> SearchDisplay:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def _show_best(self) -> None:
+        best = SearchOutcome(tuple(self.finished_trials)).best
+        if best is not None and best.accuracy is not None:
+            self._bar.set_postfix_str(f"best accuracy {best.accuracy:.4f}", refresh=False)
+
+    def _line(self, trial: Trial) -> str:
+        """Returns what became of a trial, and the best so far."""
+        accuracy = "" if trial.accuracy is None else f", accuracy {trial.accuracy:.4f}"
+        best = SearchOutcome(tuple(self.finished_trials)).best
+        so_far = "" if best is None or best.accuracy is None else f" (best {best.accuracy:.4f})"
+        # The last line of a traceback says what went wrong.
+        error = f": {trial.error.strip().splitlines()[-1]}" if trial.error else ""
+        return f"{trial.state}{accuracy}{so_far}{error}"
