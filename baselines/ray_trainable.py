@@ -1,0 +1,117 @@
+"""What runs in a Ray actor: one evaluation after another, reported epoch by epoch."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from baselines.interface import Objective, Progress
+
+STATE_FILE = "state.pt"
+_objectives: dict[str, Objective] = {}
+
+
+def trainable(reference: ray.ObjectRef[Any], threads: int, checkpoint_epochs: int) -> Callable[[dict[str, Any]], None]:
+    """Returns the function that Ray Tune calls with each proposal, in an actor that goes on living after it.
+
+    Args:
+        reference: the objective in the object store. Ray copies it once to each node, an actor reads it once.
+        threads: of torch in one trial.
+        checkpoint_epochs: the state is kept after each so many epochs; 0 = never.
+    """
+
+    def evaluate_proposal(config: dict[str, Any]) -> None:
+        _run(config["proposal"], _objective(reference, threads), checkpoint_epochs)
+
+    return evaluate_proposal
+
+
+def _objective(reference: ray.ObjectRef[Any], threads: int) -> Objective:
+    key = reference.hex()
+    if key not in _objectives:
+        _objectives.clear()
+        _objectives[key] = ray.get(reference)
+    if "torch" in sys.modules:  # loaded by the objective; one that needs none is not slowed down by the import
+        sys.modules["torch"].set_num_threads(threads)
+    return _objectives[key]
+
+
+def _run(proposal: dict[str, Any], objective: Objective, checkpoint_epochs: int) -> None:
+    """Evaluates one proposal.
+
+    Ray Tune ends a trial from within `tune.report`, by a SystemExit that unwinds the training loop: nothing else of
+    it would be used. The last epoch is reported with the evaluation, so that no scheduler ends a trial that is done.
+    """
+    begun = time.perf_counter()
+    state = _kept_state(proposal)
+    common = {
+        "part": uuid.uuid4().hex,
+        "from_scratch": state is None,
+        "node": ray.get_runtime_context().get_node_id(),
+        "evaluation": "",
+    }
+    own_seconds = time.perf_counter() - begun
+
+    def report(progress: Progress) -> bool:
+        nonlocal own_seconds
+        begun = time.perf_counter()
+        if progress.epoch >= objective.epochs:
+            return False
+        metrics = common | _metrics(progress.epoch, progress)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if checkpoint_epochs and progress.epoch % checkpoint_epochs == 0:
+                checkpoint = _checkpoint(Path(folder), progress)
+            own_seconds += time.perf_counter() - begun
+            tune.report(metrics | {"own_seconds": own_seconds}, checkpoint=checkpoint)
+        return False
+
+    evaluation = objective(proposal["values"], report, state)
+    begun = time.perf_counter()
+    metrics = common | _metrics(objective.epochs, evaluation) | {"evaluation": json.dumps(asdict(evaluation))}
+    own_seconds += time.perf_counter() - begun
+    tune.report(metrics | {"own_seconds": own_seconds, "done": True})
+
+
+def _metrics(epoch: int, costs: Any) -> dict[str, Any]:
+    """Returns what a `Progress` and an `Evaluation` both tell."""
+    return {
+        "epoch": epoch,
+        "accuracy": float(costs.accuracy),
+        "gradient_steps": int(costs.gradient_steps),
+        "device_seconds": float(costs.device_seconds),
+    }
+
+
+def _checkpoint(folder: Path, progress: Progress) -> tune.Checkpoint:
+    import torch
+
+    torch.save(progress.state(), folder / STATE_FILE)
+    return tune.Checkpoint(str(folder))
+
+
+def _kept_state(proposal: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the state to go on from: of this search, else of the one that is resumed, else None."""
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            return _load(Path(folder))
+    kept = proposal.get("checkpoint")
+    return _load(Path(kept)) if kept and (Path(kept) / STATE_FILE).exists() else None
+
+
+def _load(folder: Path) -> dict[str, Any]:
+    import torch
+
+    state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+    return state
