@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -90,6 +91,14 @@ class TensorBatches:
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.augment, self.transform = augment, transform
         self.epoch = 0
+
+    def to(self, device: torch.device | str) -> TensorBatches:
+        """Returns the same batches with their tensors on a device; itself where they are there."""
+        if self.inputs.device == torch.device(device):
+            return self
+        moved = copy.copy(self)
+        moved.inputs, moved.targets = self.inputs.to(device), self.targets.to(device)
+        return moved
 
     def __len__(self) -> int:
         """Returns the number of batches; the last may be smaller."""

@@ -58,6 +58,7 @@ class Trainer:
         teacher: nn.Module | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         checkpoint: Path | None = None,
+        state: dict[str, Any] | None = None,
         progress: bool = True,
     ) -> None:
         """Prepares the run; where the recipe has no learning rate it is found here, on a copy of the model.
@@ -74,6 +75,7 @@ class Trainer:
             teacher: a network to distil from; the loss is then `losses.distillation_loss`.
             callbacks: see `callbacks.TrainerCallback`.
             checkpoint: file to resume from where it exists; rewritten after each epoch.
+            state: of `resume.run_state`, to resume from where there is no checkpoint.
             progress: a bar on stderr, where that is a terminal.
 
         Raises:
@@ -91,7 +93,7 @@ class Trainer:
         self.teacher = teacher.to(self.device).eval() if teacher is not None else None
         self.callbacks: list[TrainerCallback] = list(callbacks)
         self.step, self.epoch, self.log = 0, 0, TrainingLog()
-        self._saved = load_checkpoint(checkpoint) if checkpoint and checkpoint.exists() else None
+        self._saved = load_checkpoint(checkpoint) if checkpoint and checkpoint.exists() else state
         self.learning_rate = self._peak_learning_rate()
         self.optimizer = make_optimizer(self.model, recipe, self.learning_rate)
         self.scheduler = make_scheduler(self.optimizer, self.total_steps, recipe.warmup_fraction)

@@ -1,0 +1,144 @@
+"""What a target asks of a proposal: its true size and the writer of its file."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from autocompress.assemble import side_tensors
+from autocompress.codebooks import CodedTensor, CompressedState, coded_tensor
+from autocompress.costs.weight_data import weight_data_bits
+from autocompress.methods.base import Network, relative_error
+from autocompress.methods.ending import FileWriter
+from autocompress.methods.file_fit import FileFit
+from autocompress.methods.file_size import FileSizeMethod
+from autocompress.methods.weight_bits import WeightBitsMethod
+from autocompress.plan import Plan
+from autocompress.projection.alternating import squared_error
+from autocompress.selection import original_bytes
+from autocompress.targets import FileSize, Target
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A proposal that meets the target.
+
+    Attributes:
+        coded: the weights under it, one per compressed tensor.
+        plan: what they follow, after the repair.
+        size: what the target counts: bytes of the file, or bits of weight data.
+        writer: writes the file, also after training has moved the values.
+    """
+
+    coded: list[CodedTensor]
+    plan: Plan
+    size: int
+    writer: FileWriter
+
+
+class FileBudget:
+    """`FileSize`: the file as the real coder writes it, everything in it.
+
+    Attributes:
+        limit: bytes that a proposal may take.
+        unit: of the limit.
+        positions_count: where the nonzeros are has to be written, too.
+    """
+
+    def __init__(self, network: Network, target: FileSize) -> None:
+        """Raises InfeasibleTargetError for a target below the smallest file."""
+        self.network = network
+        self.original_bytes = original_bytes(network.model)
+        self.budget_bytes = target.resolve(self.original_bytes, network.selection.compressible)
+        self.file = FileFit(network, self.budget_bytes)
+        self.limit, self.unit, self.positions_count = self.file.allowed_bytes, "bytes", True
+
+    def measure(self, coded: Sequence[CodedTensor]) -> tuple[int, FileWriter]:
+        """Returns (bytes of the file, its writer): the biases are rounded at the weights' own price per bit."""
+        weights = [weight.detach() for weight in self.network.weights]
+        file = copy.copy(self.file)
+        file.price = marginal_price(coded, weights)
+        file.relative_error = relative_error(squared_error(coded, weights), weights)
+        sides = side_tensors(self.network.selection)
+        file.bytes_without_weights(sides)  # rounds the biases until they take no more than their share
+        return len(file.encode(coded, sides)[1]), file
+
+    def size_of(self, state: CompressedState, data: bytes) -> int:
+        """Returns what the target counts of a finished network."""
+        return len(data)
+
+    def priced(self, scales: Sequence[float]) -> Fitted:
+        """Returns the compressor's own projection of the weights, each layer's error multiplied by scale^2."""
+        method = FileSizeMethod(self.network, self.budget_bytes, self.original_bytes)
+        weights = [weight.detach() * scale for weight, scale in zip(self.network.weights, scales, strict=True)]
+        coded = _unscaled(method.close(weights, weights).coded, scales)
+        size = len(method.file.encode(coded, side_tensors(self.network.selection))[1])
+        return Fitted(coded, _plan_of(self.network, coded), size, method)
+
+
+class WeightDataBudget:
+    """`WeightBits`: bits times nonzeros; positions, codebooks and biases are free. Attributes as of `FileBudget`."""
+
+    def __init__(self, network: Network, target: Target) -> None:
+        """Raises InfeasibleTargetError for a target below one bit per layer."""
+        self.network, self.unit, self.positions_count = network, "bits", False
+        self.limit = target.resolve(original_bytes(network.model), network.selection.compressible)
+        self.writer = WeightBitsMethod(network, self.limit)
+
+    def measure(self, coded: Sequence[CodedTensor]) -> tuple[int, FileWriter]:
+        """Returns (bits of weight data, writer of the file)."""
+        return weight_data_bits(coded), self.writer
+
+    def size_of(self, state: CompressedState, data: bytes) -> int:
+        """Returns what the target counts of a finished network."""
+        return state.weight_data_bits
+
+    def priced(self, scales: Sequence[float]) -> Fitted:
+        """Returns the compressor's own projection of the weights, each layer's error multiplied by scale^2."""
+        method = WeightBitsMethod(self.network, self.limit)
+        weights = [weight.detach() * scale for weight, scale in zip(self.network.weights, scales, strict=True)]
+        coded = _unscaled(method.close(weights, weights).coded, scales)
+        return Fitted(coded, _plan_of(self.network, coded), weight_data_bits(coded), method)
+
+
+Budget = FileBudget | WeightDataBudget
+
+
+def make_budget(network: Network, target: Target) -> Budget:
+    """Returns what a target asks of this network.
+
+    Raises:
+        InfeasibleTargetError: no network meets it.
+    """
+    return FileBudget(network, target) if isinstance(target, FileSize) else WeightDataBudget(network, target)
+
+
+def marginal_price(coded: Sequence[CodedTensor], weights: Sequence[Tensor]) -> float:
+    """Returns the squared error per bit at which a plan would grow: what its next few bits would buy.
+
+    If every layer kept a little more, in proportion, each further weight would save about the square of the smallest
+    that is kept, and cost its position, log2((1 - p) / p) bits, and its code.
+    """
+    error, bits = 0.0, 0.0
+    for tensor, weight in zip(coded, weights, strict=True):
+        kept = weight.detach()[tensor.codes != 0]
+        if not kept.numel():
+            continue
+        p = min(tensor.nonzeros / weight.numel(), 0.5)
+        code_bits = math.log2(len(tensor.values)) + math.log2((1 - p) / p)
+        error += tensor.nonzeros * float(kept.abs().min()) ** 2
+        bits += tensor.nonzeros * max(code_bits, 1.0)
+    return error / bits if bits else 0.0
+
+
+def _unscaled(coded: Sequence[CodedTensor], scales: Sequence[float]) -> list[CodedTensor]:
+    return [coded_tensor(c.codes, c.values / scale) for c, scale in zip(coded, scales, strict=True)]
+
+
+def _plan_of(network: Network, coded: Sequence[CodedTensor]) -> Plan:
+    named: Mapping[str, CodedTensor] = dict(zip([n for n, _ in network.selection.weights], coded, strict=True))
+    return Plan.of(named)

@@ -1,0 +1,216 @@
+"""What a proposal is worth: projected, fine-tuned for the trial's epochs, and scored on the validation split."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from autocompress.assemble import filled_copy
+from autocompress.codebooks import CompressedState
+from autocompress.data.batches import TensorBatches
+from autocompress.errors import InvalidInputError
+from autocompress.methods.base import Network
+from autocompress.methods.ending import finished_file
+from autocompress.selection import Ignore, select
+from autocompress.targets import Target, parse_target
+from autocompress.task import Task
+from autocompress.training.batches import default_device
+from autocompress.training.callbacks import Callback
+from autocompress.training.evaluate import evaluate, refit_batch_norm
+from autocompress.training.random_state import seeded
+from autocompress.training.resume import run_state
+from autocompress.training.trainer import Trainer
+from baselines.fine_tuning import PlanTuning
+from baselines.fitting import make_budget
+from baselines.interface import Evaluation, Progress, Report, Values, go_on
+from baselines.space import make_space
+
+
+class PlanObjective:
+    """Evaluates plans for a network on its task. It is given no test split, so that no search can see one.
+
+    May be pickled and called in any process. It trains by the task's recipe for compression, as the compressor does.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        reference: nn.Module,
+        *,
+        target: str | Target,
+        space: str = "per-layer",
+        epochs: int = 5,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        ignore: Ignore = (),
+    ) -> None:
+        """Checks what can be wrong; where the recipe has no learning rate, it is found here, once for all trials.
+
+        Args:
+            task: gives training and validation data, loss, metric and recipe.
+            reference: the trained network; it is copied.
+            target: what every proposal is fitted to.
+            space: name of the search space, see `baselines.space`.
+            epochs: length of an evaluation.
+            seed: of the fine-tuning; the same for all proposals.
+            device: where trials run; default: CUDA where the process that evaluates has it.
+            ignore: globs over parameter or module names, or module types, not to compress.
+
+        Raises:
+            InvalidInputError: an unknown space or target, no epochs, or nothing to compress.
+            InfeasibleTargetError: no plan fits.
+        """
+        if epochs < 1:
+            raise InvalidInputError(f"epochs of a trial is {epochs}; it must be at least 1")
+        self.name, self.epochs, self.seed, self.device, self.ignore = task.name, epochs, seed, device, ignore
+        self.train, self.validation = task.train, task.validation
+        self.loss, self.metric = task.loss, task.metric
+        self.target = parse_target(target)
+        self.reference = copy.deepcopy(reference).cpu()
+        network = Network(self.reference, select(self.reference, ignore))
+        self.space = make_space(space, network, make_budget(network, self.target))
+        self.recipe = task.recipe.for_compression()
+        if self.recipe.learning_rate is None:
+            self.recipe = replace(self.recipe, learning_rate=self._trainer(copy.deepcopy(reference)).learning_rate)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a search that goes on must have in common with the one before."""
+        digest = hashlib.sha256()
+        for name, tensor in self.reference.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return {
+            "task": self.name,
+            "target": str(self.target),
+            "space": self.space.name,
+            "epochs": self.epochs,
+            "seed": self.seed,
+            "recipe": self.recipe.key(),
+            "ignore": ", ".join(map(str, self.ignore)),
+            "reference": digest.hexdigest()[:16],
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is sent to another process: data in main memory, because its device may be another."""
+        state = dict(self.__dict__)
+        return state | {"train": _on(self.train, "cpu"), "validation": _on(self.validation, "cpu")}
+
+    def __call__(self, values: Values, report: Report = go_on, state: dict[str, Any] | None = None) -> Evaluation:
+        """Returns the evaluation of `values`, see `interface.Objective`."""
+        started = time.perf_counter()
+        run = PlanRun(self, values, state=state)
+        reporter = _Reporter(self, run, report, started)
+        run.trainer.callbacks.append(reporter)
+        stopped = False
+        try:
+            run.trainer.fit()
+        except _Stopped:
+            stopped = True
+        accuracy, size = reporter.last, 0
+        if not stopped:
+            compressed, data = run.finish()
+            network = filled_copy(run.trainer.model, compressed)
+            accuracy, size = self.score(network), run.budget.size_of(compressed, data)
+        return Evaluation(
+            accuracy=accuracy,
+            size=size,
+            gradient_steps=run.trainer.step - reporter.first_step,
+            device_seconds=time.perf_counter() - started,
+            curve=tuple(reporter.curve),
+            plan=run.tuning.fitted.plan.to_json(),
+            stopped=stopped,
+        )
+
+    def score(self, network: nn.Module) -> float:
+        """Returns the validation accuracy of a network."""
+        where = default_device(self.device)
+        self.validation = _on(self.validation, where)
+        return evaluate(network, self.validation, loss=self.loss, metric=self.metric, device=where).metric
+
+    def _trainer(self, model: nn.Module, epochs: int | None = None, **options: Any) -> Trainer:
+        where = default_device(self.device)
+        self.train = _on(self.train, where)
+        return Trainer(
+            model,
+            self.train,
+            recipe=self.recipe,
+            epochs=epochs or self.epochs,
+            loss=self.loss,
+            device=where,
+            seed=self.seed,
+            **{"progress": False, **options},
+        )
+
+
+class PlanRun:
+    """One training of the reference under one plan.
+
+    Attributes:
+        trainer: to be fitted.
+        tuning: keeps the plan.
+        budget: what the target asks.
+    """
+
+    def __init__(self, objective: PlanObjective, values: Values, epochs: int | None = None, **options: Any) -> None:
+        """Prepares the run; `options` are those of the trainer."""
+        model = copy.deepcopy(objective.reference).to(default_device(objective.device))
+        self.network = Network(model, select(model, objective.ignore))
+        self.budget = make_budget(self.network, objective.target)
+        self.trainer = objective._trainer(model, epochs, **options)
+        self.tuning = PlanTuning(
+            lambda: objective.space.fit(values, self.network, self.budget),
+            values,
+            self.network,
+            self.trainer.total_steps,
+        )
+        self.trainer.callbacks.append(self.tuning)
+        self.objective = objective
+
+    def finish(self) -> tuple[CompressedState, bytes]:
+        """Returns the network as it is now and its file, within the target; refits batch norm to it first."""
+        assert self.tuning.finishing is not None, "the training has not come to its end"
+        with seeded(self.objective.seed):
+            refit_batch_norm(self.network.model, self.objective.train, device=self.trainer.device)
+        return finished_file(self.network, self.tuning.finishing, self.tuning.fitted.writer)
+
+
+class _Stopped(Exception):
+    """A report asked for the end of an evaluation."""
+
+
+class _Reporter(Callback):
+    """Scores the network after each epoch and reports it."""
+
+    def __init__(self, objective: PlanObjective, run: PlanRun, report: Report, started: float) -> None:
+        self.objective, self.run, self.report, self.started = objective, run, report, started
+        self.curve: list[tuple[int, float]] = []
+        self.first_step, self.last = 0, 0.0
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Reports; raises `_Stopped` where that is the answer."""
+        self.last = self.objective.score(trainer.model)
+        steps = trainer.step - self.first_step
+        self.curve.append((steps, self.last))
+        seconds = time.perf_counter() - self.started
+        if self.report(Progress(trainer.epoch, self.last, steps, seconds, lambda: run_state(trainer))):
+            raise _Stopped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns nothing: what was reported belongs to the evaluation that reported it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Counts from here."""
+        self.first_step = self.run.tuning.steps
+
+
+def _on(batches: Iterable[Any], device: torch.device | str) -> Iterable[Any]:
+    return batches.to(device) if isinstance(batches, TensorBatches) else batches
