@@ -25,6 +25,8 @@ MakeSampler = Callable[[int, int, Space], "BaseSampler"]
 STARTUP_FRACTION, MOST_STARTUP_TRIALS = 1 / 4, 10
 # An evolution needs several generations: at least five of them, with at least four individuals each.
 GENERATIONS, SMALLEST_POPULATION = 5, 4
+# A median of fewer complete trials says little: of one, it would be the start that all others are held against.
+MEDIAN_TRIALS = 5
 # Points in the largest space that is enumerated.
 MOST_POINTS = 10_000
 
@@ -97,12 +99,12 @@ SAMPLERS: dict[str, MakeSampler] = {
 }
 
 
-def make_pruner(name: str, trials: int, epochs: int) -> BasePruner:
-    """Returns the pruner `name` for a search of so many trials, each of so many epochs."""
+def make_pruner(name: str, epochs: int) -> BasePruner:
+    """Returns the pruner `name` for trials of so many epochs."""
     from optuna import pruners
 
     if name == "median":
-        return pruners.MedianPruner(n_startup_trials=startup_trials(trials))
+        return pruners.MedianPruner(n_startup_trials=MEDIAN_TRIALS)
     if name == "hyperband":
         return pruners.HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=3)
     return pruners.NopPruner()

@@ -19,7 +19,7 @@ from baselines.optuna_samplers import (
     proposal_seed,
     quiet_optuna,
 )
-from baselines.optuna_storage import open_storage, open_study
+from baselines.optuna_storage import check_storage, open_study
 from baselines.optuna_trials import RunningTrial, recorded, tell
 from baselines.progress import SearchDisplay
 
@@ -76,7 +76,7 @@ class OptunaSearcher:
                 "choose a ray method, or leave it out"
             )
         with quiet_optuna():
-            open_storage(settings.storage, settings.connect_seconds)
+            check_storage(settings.storage, settings.connect_seconds)
 
     def search(self, objective: Objective, settings: SearchSettings) -> SearchOutcome:
         """Returns the search; Ctrl-C ends it with what is finished.
@@ -91,7 +91,7 @@ class OptunaSearcher:
                 self.identity(objective, settings),
                 directions=["maximize", "minimize"] if self.name in TWO_OBJECTIVES else ["maximize"],
             )
-            study.pruner = make_pruner(str(self.pruner), planned, objective.epochs)
+            study.pruner = make_pruner(str(self.pruner), objective.epochs)
             proposals = _Proposals(self, study, objective, settings, planned)
             interrupted = False
             with SearchDisplay(proposals.trials, proposals.done, progress=settings.progress) as display:

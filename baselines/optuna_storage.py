@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,6 +45,35 @@ def open_storage(url: str | None, connect_seconds: float) -> BaseStorage:
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InvalidInputError(f"storage {url!r} cannot be used ({reason}); give a URL such as {EXAMPLES}") from error
+
+
+def check_storage(url: str | None, connect_seconds: float) -> None:
+    """Returns if the storage can be used; makes no file.
+
+    Raises:
+        InvalidInputError: otherwise.
+    """
+    path = None if url is None else _file(url)
+    if path is None or path.exists():
+        open_storage(url, connect_seconds)
+    elif not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InvalidInputError(f"storage {url!r} cannot be used: no file can be made in {str(path.parent)!r}")
+
+
+def _file(url: str) -> Path | None:
+    """Returns the file that a storage is, or None if it is something else."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    if url.startswith(JOURNAL):
+        return Path(url.removeprefix(JOURNAL))
+    try:
+        parts = make_url(url)
+    except ArgumentError:
+        return None
+    if parts.get_backend_name() != "sqlite" or parts.database is None or parts.database.startswith((":", "file:")):
+        return None
+    return Path(parts.database)
 
 
 def _journal(path: Path) -> BaseStorage:

@@ -290,6 +290,12 @@ def test_storage_that_cannot_be_used(storage: str, message: str) -> None:
     assert storage in str(caught.value)
 
 
+def test_check_makes_no_file(tmp_path: Path) -> None:
+    for storage in (sqlite(tmp_path), f"journal:{tmp_path}/search.log"):
+        OptunaSearcher("random").check(replace(SETTINGS, storage=storage))
+    assert not list(tmp_path.iterdir())
+
+
 def test_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "search.db").write_text("something else" * 100)
     with pytest.raises(InvalidInputError, match="cannot be used"):

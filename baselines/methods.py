@@ -1,0 +1,115 @@
+"""The searches by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from importlib.util import find_spec
+
+from autocompress.errors import InvalidInputError
+from baselines.interface import Searcher
+
+DEFAULT_SPACE = "per-layer"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A search that can be chosen.
+
+    Attributes:
+        description: one line.
+        make: returns the searcher with the pruner named, or with its own for None.
+        packages: what must be installed.
+        own_space: the one space it searches; None = any of the others.
+    """
+
+    description: str
+    make: Callable[[str | None], Searcher]
+    packages: tuple[str, ...] = ("optuna",)
+    own_space: str | None = None
+
+    @property
+    def uses_ray(self) -> bool:
+        """Trials run on a Ray cluster, and the search is kept in a folder."""
+        return "ray" in self.packages
+
+
+def _optuna(name: str, pruner: str | None) -> Searcher:
+    from baselines.optuna_search import OptunaSearcher
+
+    return OptunaSearcher(name, pruner)
+
+
+def _ray(name: str, pruner: str | None) -> Searcher:
+    if pruner not in (None, "none"):
+        raise InvalidInputError(f"pruner {pruner!r} cannot be used with {name}, whose scheduler stops trials itself")
+    from baselines.ray_search import RayAsha, RayOptuna, RayPbt
+
+    searchers: dict[str, Callable[[], Searcher]] = {"ray-optuna": RayOptuna, "ray-asha": RayAsha, "ray-pbt": RayPbt}
+    return searchers[name]()
+
+
+def _with_optuna(name: str, description: str, packages: tuple[str, ...] = (), own_space: str | None = None) -> Method:
+    return Method(description, partial(_optuna, name), ("optuna", *packages), own_space)
+
+
+def _with_ray(name: str, description: str) -> Method:
+    return Method(description, partial(_ray, name), ("ray", "optuna"))
+
+
+METHODS: dict[str, Method] = {
+    "uniform": _with_optuna("uniform", "the same keep fraction in every layer, each bit-width tried", (), "uniform"),
+    "magnitude": _with_optuna(
+        "magnitude", "one threshold on all weights together, each bit-width tried", (), "magnitude"
+    ),
+    "random": _with_optuna("random", "random search, each number uniform in its range"),
+    "optuna-tpe": _with_optuna("optuna-tpe", "Parzen estimators of good and bad trials (TPE), all numbers jointly"),
+    "optuna-cmaes": _with_optuna("optuna-cmaes", "evolution with an adapted covariance matrix (CMA-ES)", ("cmaes",)),
+    "optuna-gp": _with_optuna("optuna-gp", "Bayesian optimization with a Gaussian process", ("scipy",)),
+    "optuna-nsga2": _with_optuna("optuna-nsga2", "genetic search for accuracy against size (NSGA-II); gives the front"),
+    "ray-optuna": _with_ray("ray-optuna", "TPE on a Ray cluster, every trial runs to its end"),
+    "ray-asha": _with_ray("ray-asha", "asynchronous successive halving on a Ray cluster: the worse trials end early"),
+    "ray-pbt": _with_ray("ray-pbt", "population based training on a Ray cluster: the plans change while they train"),
+}
+
+
+def find_method(name: str) -> Method:
+    """Returns the method of this name.
+
+    Raises:
+        InvalidInputError: there is none, or what it needs is not installed.
+    """
+    if name not in METHODS:
+        close = get_close_matches(name, METHODS, 3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise InvalidInputError(f"method {name!r} is not one of {', '.join(METHODS)}{hint}")
+    missing = [package for package in METHODS[name].packages if find_spec(package) is None]
+    if missing:
+        raise InvalidInputError(f'method {name!r} needs {" and ".join(missing)}: pip install "autocompress[studies]"')
+    return METHODS[name]
+
+
+def find_space(method: str, space: str | None) -> str:
+    """Returns the space that a method searches: the one asked for, or its own, or the default.
+
+    Raises:
+        InvalidInputError: there is no such space, or the method does not search it.
+    """
+    from baselines.space import SPACES
+
+    own = find_method(method).own_space
+    owned = {known.own_space for known in METHODS.values()}
+    if own is not None:
+        if space not in (None, own):
+            raise InvalidInputError(
+                f"space {space!r} cannot be searched with {method}, which has its own; leave it out"
+            )
+        return own
+    choices = [name for name in SPACES if name not in owned]
+    if space is not None and space not in choices:
+        close = get_close_matches(space, choices, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InvalidInputError(f"space {space!r} is not one of {', '.join(choices)}{hint}")
+    return space or DEFAULT_SPACE

@@ -1,0 +1,168 @@
+"""`python -m baselines search`: a task, a reference network, a search, the best plan trained to its end, a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+from argparse import Namespace
+from pathlib import Path
+
+from autocompress.errors import AutocompressError, InvalidInputError
+from autocompress.targets import Target, only_target
+from autocompress.task import Task, load_task
+from baselines.command_parts import check_output, percent, reference, to_json
+from baselines.final import train_best
+from baselines.interface import Searcher, SearchOutcome, SearchSettings, Trial
+from baselines.methods import find_method, find_space
+from baselines.objective import PlanObjective
+from baselines.search_report import search_json, search_text
+
+TRIALS_PER_FINAL = 10
+
+
+class InterruptedSearchError(KeyboardInterrupt):
+    """Ctrl-C, with what there is by now and how to go on."""
+
+
+def search_command(options: Namespace) -> str:
+    """Searches, trains the best plan, writes `options.out` and returns the report, or the JSON object.
+
+    Everything that can be wrong with the command is found before anything is trained. The records of all trials are
+    written beside `options.out`, after Ctrl-C, too.
+
+    Raises:
+        InvalidInputError, InfeasibleTargetError: the command asks for what cannot be.
+        AutocompressError: no trial came to its end.
+        InterruptedSearchError: Ctrl-C.
+    """
+    target = only_target(options.target)
+    searcher = find_method(options.method).make(options.pruner)
+    options.space = find_space(options.method, options.space)
+    check_output(options.out, (".safetensors",), inputs=(options.weights,))
+    settings = search_settings(options)
+    for name in ("trial_epochs", "final_epochs"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise InvalidInputError(f"--{name.replace('_', '-')} is {value}, but must be at least 1")
+    searcher.check(settings)
+    task = load_task(options.model, options.data, device=options.device, seed=options.seed)
+    options.target = str(target)
+    options.final_epochs = options.final_epochs or task.recipe.compress_epochs
+    options.trial_epochs = options.trial_epochs or max(1, options.final_epochs // TRIALS_PER_FINAL)
+    return _search(options, task, target, searcher, settings)
+
+
+def _search(options: Namespace, task: Task, target: Target, searcher: Searcher, settings: SearchSettings) -> str:
+    """Returns the answer of a command that has been checked."""
+    plan_choices = {
+        "target": target,
+        "space": options.space,
+        "seed": options.seed,
+        "device": options.device,
+        "ignore": tuple(options.ignore),
+    }
+    if options.weights is None:
+        # Finds a target that no plan reaches before a reference is trained for it.
+        PlanObjective(task, task.make_model(), epochs=options.trial_epochs, **plan_choices)
+    model = reference(task, options)
+    objective = PlanObjective(task, model, epochs=options.trial_epochs, **plan_choices)
+    outcome = searcher.search(objective, settings)
+    records = write_records(options, outcome)
+    if outcome.interrupted:
+        raise InterruptedSearchError(_how_to_go_on(options, outcome, records))
+    best = outcome.best
+    if best is None:
+        error = next((trial.error for trial in reversed(outcome.trials) if trial.error), "all were stopped")
+        raise AutocompressError(f"none of {len(outcome.trials)} trials came to its end; the last: {error.strip()}")
+    checkpoint = _checkpoint(options, best, options.final_epochs)
+    try:
+        result = train_best(
+            task,
+            model,
+            best.values,
+            epochs=options.final_epochs,
+            checkpoint=checkpoint,
+            progress=not options.no_progress,
+            **plan_choices,
+        )
+    except KeyboardInterrupt:
+        raise InterruptedSearchError(
+            f"interrupted in the final training; the search is done, its records are in {records}\n"
+            f"to train its best plan: {_resuming(options)}"
+        ) from None
+    result.save(options.out)
+    checkpoint.unlink(missing_ok=True)
+    if options.json:
+        return to_json(result.to_json() | search_json(options, outcome) | {"out": str(options.out)})
+    return search_text(options, outcome, result)
+
+
+def search_settings(options: Namespace) -> SearchSettings:
+    """Returns the settings of a search, kept beside the file it writes unless another place is named.
+
+    Raises:
+        InvalidInputError: there already is a search, and it is not to be resumed.
+    """
+    storage = options.storage
+    if storage is None:
+        folder = find_method(options.method).uses_ray
+        path = beside(options.out, ".search" if folder else ".search.db")
+        if path.exists() and not options.resume:
+            raise InvalidInputError(
+                f"{str(path)!r} holds a search already; go on with it by --resume, delete it, or give another --out"
+            )
+        storage = str(path) if folder else f"sqlite:///{path.absolute()}"
+    return SearchSettings(
+        trials=options.trials,
+        seed=options.seed,
+        storage=storage,
+        resume=options.resume,
+        workers=options.workers,
+        ray_address=options.ray_address,
+        cpus_per_trial=options.cpus_per_trial,
+        gpus_per_trial=options.gpus_per_trial,
+        progress=not options.no_progress,
+    )
+
+
+def beside(out: Path, suffix: str) -> Path:
+    """Returns the path with `suffix` in place of `out`'s own."""
+    return out.with_name(out.stem + suffix)
+
+
+def write_records(options: Namespace, outcome: SearchOutcome) -> Path:
+    """Writes all trials and the best plan to `NAME.search.json` and returns its path; it is never half-written."""
+    path = beside(options.out, ".search.json")
+    names = ("model", "data", "target", "seed", "trial_epochs", "final_epochs")
+    command = {name: getattr(options, name) for name in names}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(
+        to_json(command | {"interrupted": outcome.interrupted} | search_json(options, outcome)) + "\n", encoding="utf-8"
+    )
+    os.replace(temporary, path)
+    return path
+
+
+def _checkpoint(options: Namespace, best: Trial, epochs: int) -> Path:
+    """Returns where the final training is kept until it is done: a place of its own for each plan and length."""
+    key = json.dumps([sorted(best.values.items()), epochs, options.target, options.seed])
+    path = beside(options.out, f".final-{hashlib.sha256(key.encode()).hexdigest()[:8]}.checkpoint")
+    if not options.resume:
+        path.unlink(missing_ok=True)
+    return path
+
+
+def _how_to_go_on(options: Namespace, outcome: SearchOutcome, records: Path) -> str:
+    """Returns what to say after Ctrl-C in the search."""
+    done = f"interrupted after {len(outcome.trials)} of {options.trials} trials"
+    best = outcome.best
+    if best is not None:
+        done += f"; the best so far is trial {best.number}, validation accuracy {percent(best.accuracy)}"
+    return f"{done}\nrecords and the best plan: {records}\nto go on: {_resuming(options)}"
+
+
+def _resuming(options: Namespace) -> str:
+    """Returns the command that goes on with the search."""
+    resume = [] if options.resume else ["--resume"]
+    return shlex.join(["python", "-m", "baselines", *options.arguments, *resume])
