@@ -25,11 +25,12 @@ ROOMS = [
     "result relative_rate",
     "compressor",
     "compress",
+    "console",
     "cli __main__",
 ]
 # Beside them: the task's side knows nothing of compression, the rooms above "compressor" may use it.
 TASK_SIDE = {"importing", "task", "models", "data", "training"}
-ABOVE_TASK_SIDE = {"compressor", "compress", "cli", "__main__"}
+ABOVE_TASK_SIDE = {"compressor", "compress", "console", "cli", "__main__"}
 # A room that needs optional packages; anyone may import it, inside a function only.
 LAZY = "integrations"
 BELOW_EVERYTHING = {"errors"}

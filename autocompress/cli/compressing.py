@@ -7,21 +7,17 @@ import json
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
-from autocompress.cli.output import check_folder, check_output, percent, to_json
 from autocompress.compress import compress
 from autocompress.compressor import Compressor
+from autocompress.console.output import accuracy_lines, check_folder, check_output, to_json
+from autocompress.console.start import starting_network
 from autocompress.errors import InvalidInputError
-from autocompress.models import load_weights
 from autocompress.targets import Target, only_target
 from autocompress.task import Task, load_task
-from autocompress.training.reference import reference_network
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +39,9 @@ def compress_command(options: Namespace) -> str:
     check_target(task, target, options)
     if options.resume is not None:
         claim_folder(options.resume, options, target)
-    model = reference(task, options)
+    model = starting_network(
+        task, options.weights, seed=options.seed, device=options.device, progress=not options.no_progress
+    )
     result = compress(
         model,
         train=task.train,
@@ -66,25 +64,6 @@ def compress_command(options: Namespace) -> str:
         return to_json(answer | {"out": str(options.out)})
     size = f"{options.out}: {options.out.stat().st_size} bytes"
     return "\n".join([result.report(), "", *accuracy_lines(answer), size])
-
-
-def accuracy_lines(answer: Mapping[str, Any]) -> list[str]:
-    """Returns the accuracies as text; the reference's is of the test data where there are some."""
-    reference = f", reference {percent(answer['reference_accuracy'])}"
-    validation = f"validation accuracy  {percent(answer['validation_accuracy'])}"
-    if answer["test_accuracy"] is None:
-        return [validation + reference]
-    return [validation, f"test accuracy        {percent(answer['test_accuracy'])}{reference}"]
-
-
-def reference(task: Task, options: Namespace) -> nn.Module:
-    """Returns the network to compress: with the weights given, else trained, or taken from where it was kept."""
-    if options.weights is None:
-        model, _ = reference_network(task, seed=options.seed, device=options.device, progress=not options.no_progress)
-        return model
-    model = task.make_model()
-    load_weights(model, options.weights)
-    return model
 
 
 def check_target(task: Task, target: Target, options: Namespace) -> None:

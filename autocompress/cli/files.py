@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.artifact import load, read_state, size_report
-from autocompress.cli.output import check_output, percent, to_json
 from autocompress.codebooks import CompressedState
+from autocompress.console.output import check_output, percent, to_json
 from autocompress.errors import InvalidInputError
 from autocompress.models import make_model
 from autocompress.task import load_task

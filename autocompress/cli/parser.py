@@ -6,6 +6,8 @@ from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormat
 from importlib import metadata
 from pathlib import Path
 
+from autocompress.console.options import DATA, MODEL, positive, seed
+
 EXAMPLES = """\
 examples:
   autocompress compress lenet5 --data digits --target 4KB --out lenet5.safetensors
@@ -31,15 +33,6 @@ examples:
   autocompress compress resnet20 --data cifar10 --weights net.safetensors --target 20x --out small.safetensors
   autocompress compress mypkg.nets:make_net --data mypkg.data:loaders --target 1% --ignore "head.*" --out n.safetensors
 """
-
-MODEL = (
-    "lenet5, resnet20/32/44/56, resnet50, torchvision:NAME, or package.module:function, a function without arguments "
-    "that returns the network (the current folder is importable)"
-)
-DATA = (
-    "digits, mnist, fashion-mnist, cifar10, folder:PATH, or package.module:function, a function without arguments "
-    "that returns the loaders (train, validation[, test])"
-)
 
 
 def build_parser() -> ArgumentParser:
@@ -80,8 +73,8 @@ def _add_compress(commands: _SubParsersAction[ArgumentParser]) -> None:
         help="trained weights to start from (.safetensors or .pt state_dict); without it a reference network is "
         "trained first and kept for the next time",
     )
-    parser.add_argument("--epochs", type=_positive, metavar="N", help="length of the compression (default: by model)")
-    parser.add_argument("--seed", type=_seed, default=0, metavar="S", help="of everything random (default: 0)")
+    parser.add_argument("--epochs", type=positive, metavar="N", help="length of the compression (default: by model)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of everything random (default: 0)")
     parser.add_argument(
         "--resume",
         type=Path,
@@ -151,20 +144,6 @@ def _add_common(parser: ArgumentParser) -> None:
     """Adds --device and --json."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
-
-
-def _positive(text: str) -> int:
-    """Returns a whole number of at least 1."""
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
-        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    """Returns a whole number that every random generator takes as its seed."""
-    if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) < 2**32):
-        raise ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
-    return int(text)
 
 
 def _shape(text: str) -> tuple[int, ...]:

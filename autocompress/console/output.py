@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from autocompress.errors import InvalidInputError
 
@@ -64,3 +65,12 @@ def _plain(value: object) -> object:
 def percent(fraction: float | None) -> str:
     """Returns a fraction of 1 as text such as `98.61 %`."""
     return "not known" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def accuracy_lines(answer: Mapping[str, Any]) -> list[str]:
+    """Returns the accuracies as text; the reference's is of the test data where there are some."""
+    reference = f", reference {percent(answer['reference_accuracy'])}"
+    validation = f"validation accuracy  {percent(answer['validation_accuracy'])}"
+    if answer["test_accuracy"] is None:
+        return [validation + reference]
+    return [validation, f"test accuracy        {percent(answer['test_accuracy'])}{reference}"]

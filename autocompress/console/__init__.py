@@ -1,0 +1,1 @@
+"""What command lines share: exit status, messages, checks of options, answers. Free of any method of compression."""
