@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
     [
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
-        ["mypy", "--strict", "-p", "autocompress", "-p", "studies"],
+        ["mypy", "--strict", "-p", "autocompress", "-p", "baselines", "-p", "studies"],
     ],
     ids=["lint", "format", "types"],
 )

@@ -1,0 +1,217 @@
+"""The objective: what a proposal is worth, what it cost, and that the plan was kept."""
+
+import pickle
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from small_task import make_task, train_reference
+
+from autocompress.artifact import load
+from autocompress.errors import InfeasibleTargetError, InvalidInputError
+from baselines.final import train_best
+from baselines.objective import PlanObjective, PlanRun
+
+STEPS_PER_EPOCH = 10
+
+
+@cache
+def reference(norm=False):
+    return train_reference(make_task(norm=norm))
+
+
+def make_objective(*, norm=False, **options):
+    options = {"target": "600B", "space": "per-layer", "epochs": 4} | options
+    return PlanObjective(make_task(norm=norm), reference(norm), **options)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("space", ["per-layer", "price", "uniform", "magnitude"])
+def test_an_evaluation_is_within_the_target_and_counts_its_cost(space, norm):
+    objective = make_objective(space=space, norm=norm)
+    found = objective(objective.space.start)
+    assert 0 < found.size <= 600
+    assert found.accuracy > 0.5  # a third by chance
+    assert found.gradient_steps == 4 * STEPS_PER_EPOCH
+    assert [steps for steps, _ in found.curve] == [10, 20, 30, 40]
+    assert found.device_seconds > 0
+    assert not found.stopped
+
+
+def test_weight_bits_are_counted_in_bits():
+    objective = make_objective(target="weights:60x")
+    found = objective(objective.space.start)
+    assert 0 < found.size <= 32 * 1760 / 60
+
+
+def test_masks_and_codebook_sizes_are_kept():
+    objective = make_objective()
+    run = PlanRun(objective, objective.space.start)
+    before = [c.codes != 0 for c in run.tuning.fitted.coded]
+    run.trainer.fit()
+    state, data = run.finish()
+    assert len(data) <= 600
+    plans = run.tuning.fitted.plan.layers.values()
+    for mask, coded, plan in zip(before, state.coded.values(), plans, strict=True):
+        assert torch.equal(mask, coded.codes != 0)
+        assert len(coded.values) <= plan.codebook
+
+
+def test_the_network_that_is_trained_holds_what_a_file_could_hold():
+    objective = make_objective()
+    run = PlanRun(objective, objective.space.start)
+    plans = list(run.tuning.fitted.plan.layers.values())
+
+    class Look:
+        def on_step(self, trainer):
+            for weight, plan in zip(run.network.weights, plans, strict=True):
+                assert len(torch.unique(weight[weight != 0])) <= plan.codebook
+
+        def on_epoch_end(self, trainer):
+            pass
+
+    run.trainer.callbacks.append(Look())
+    run.trainer.fit()
+    assert run.tuning.steps == 40
+
+
+def test_fine_tuning_helps():
+    objective = make_objective()
+    values = {**objective.space.start, "0.weight.keep_fraction": 0.01}
+    found = objective(values)
+    untrained = objective.score(PlanRun(objective, values).network.model)
+    assert found.accuracy > untrained + 0.05
+
+
+def test_a_stopped_evaluation_says_what_it_cost():
+    objective = make_objective()
+    seen = []
+
+    def stop_at_two(progress):
+        seen.append((progress.epoch, progress.gradient_steps, progress.accuracy))
+        return progress.epoch == 2
+
+    found = objective(objective.space.start, stop_at_two)
+    assert found.stopped
+    assert found.gradient_steps == 2 * STEPS_PER_EPOCH
+    assert found.size == 0
+    assert [(steps, accuracy) for _, steps, accuracy in seen] == list(found.curve)
+    assert found.accuracy == seen[-1][2]
+
+
+def test_the_same_again_and_from_a_pickle():
+    objective = make_objective()
+    copy = pickle.loads(pickle.dumps(objective))
+    first, again, other = (o(objective.space.start) for o in (objective, objective, copy))
+    for found in (again, other):
+        assert replace(found, device_seconds=0) == replace(first, device_seconds=0)
+    assert copy.identity == objective.identity
+
+
+@pytest.mark.parametrize("epoch", [1, 3, 5])
+def test_going_on_is_as_if_never_stopped(epoch):
+    objective = make_objective(epochs=6)
+    states = {}
+
+    def keep(progress):
+        states[progress.epoch] = pickle.loads(pickle.dumps(progress.state()))
+        return False
+
+    whole = objective(objective.space.start, keep)
+    rest = objective(objective.space.start, state=states[epoch])
+    assert rest.accuracy == whole.accuracy
+    assert rest.gradient_steps == (6 - epoch) * STEPS_PER_EPOCH
+    assert [accuracy for _, accuracy in rest.curve] == [accuracy for _, accuracy in whole.curve][epoch:]
+
+
+@pytest.mark.parametrize("epoch", [2, 5])
+def test_going_on_under_another_plan(epoch):
+    """As population based training does: the weights of one, the plan of another; pruned weights may come back."""
+    objective = make_objective(epochs=6)
+    states = {}
+
+    def keep(progress):
+        states[progress.epoch] = progress.state()
+        return False
+
+    objective(objective.space.start, keep)
+    values = {name: (1 if name.endswith("bits") else value) for name, value in objective.space.start.items()}
+    found = objective(values, state=states[epoch])
+    assert all(layer["codebook"] == 2 for layer in found.plan.values())
+    assert found.gradient_steps == (6 - epoch) * STEPS_PER_EPOCH
+    assert 0 < found.size <= 600
+    assert found.accuracy > 0.5
+
+
+def test_identity_tells_searches_apart():
+    identities = [
+        make_objective(**change).identity for change in ({}, {"target": "601B"}, {"space": "global"}, {"epochs": 5})
+    ]
+    identities.append(make_objective(norm=True).identity)
+    assert len({tuple(sorted(identity.items())) for identity in identities}) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"epochs": 0}, InvalidInputError, "epochs of a trial is 0"),
+        ({"space": "grid"}, InvalidInputError, "the search space 'grid' is unknown"),
+        ({"target": "10B"}, InfeasibleTargetError, "smallest file"),
+        ({"target": "weights:1bits"}, InfeasibleTargetError, "smallest is 3"),
+        ({"target": "many"}, InvalidInputError, "cannot use the target 'many'"),
+        ({"ignore": ["nothing.*"]}, InvalidInputError, "matches no parameter"),
+    ],
+)
+def test_bad_input(change, error, message):
+    with pytest.raises(error, match=message):
+        make_objective(**change)
+
+
+def test_the_best_is_trained_and_written(tmp_path):
+    task = make_task(norm=True)
+    values = make_objective(norm=True).space.start
+    result = train_best(task, reference(norm=True), values, target="600B", space="per-layer", epochs=6, progress=False)
+    result.save(tmp_path / "net.safetensors")
+    assert (tmp_path / "net.safetensors").stat().st_size == result.file_bytes <= 600
+    net = load(tmp_path / "net.safetensors", into=task.make_model())
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, result.model.state_dict()[name])
+    assert result.gradient_steps == 60
+    assert result.test_accuracy is not None
+    assert result.test_accuracy > 0.6
+    assert make_objective(norm=True).score(net) == result.validation_accuracy
+
+
+def test_the_final_training_resumes(tmp_path):
+    task, values = make_task(), make_objective().space.start
+    options = {"target": "600B", "space": "per-layer", "epochs": 5, "progress": False}
+    whole = train_best(task, reference(), values, **options)
+    objective = make_objective(epochs=5)
+    run = PlanRun(objective, values, checkpoint=tmp_path / "final.checkpoint")
+
+    class Killed(Exception):
+        pass
+
+    class Kill:
+        def on_step(self, trainer):
+            if trainer.step == 23:
+                raise Killed
+
+        def on_epoch_end(self, trainer):
+            pass
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    run.trainer.callbacks.append(Kill())
+    with pytest.raises(Killed):
+        run.trainer.fit()
+    saved = torch.load(tmp_path / "final.checkpoint", weights_only=True)
+    saved["callbacks"] = saved["callbacks"][:1]  # the killer's
+    torch.save(saved, tmp_path / "final.checkpoint")
+    resumed = train_best(task, reference(), values, checkpoint=tmp_path / "final.checkpoint", **options)
+    assert resumed.data == whole.data
