@@ -28,8 +28,9 @@ Layers = tuple[tuple[str, int], ...]  # (name, number of weights)
 
 MOST_BITS = 6  # a codebook of 64 values; the entropy coder takes back most of what a larger one would cost
 START_BITS = 3
-# Keep fractions reach from this part of the uniform one that fits up to 1.
-LOWEST_PART = 0.05
+# Keep fractions reach from that of the first proposal over this factor to it times this factor. Over the whole range,
+# most random proposals empty some layer and no search of a few dozen trials comes back to where people begin.
+KEEP_RANGE = 8.0
 LOWEST_KEEP = 1e-5
 # A layer's error may count this much more or less than another's in the price space.
 LARGEST_MULTIPLIER = 16.0
@@ -43,20 +44,21 @@ class GroupedSpace:
         name: of the space.
         groups: (name, layers) of each.
         start_keeps: keep fraction of each group in the first proposal.
-        lowest_keep: lower end of the keep fractions.
     """
 
     name: str
     groups: tuple[tuple[str, Layers], ...]
     start_keeps: tuple[float, ...]
-    lowest_keep: float
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
         """Two numbers for each group."""
-        keeps = [Parameter(f"{name}.keep_fraction", self.lowest_keep, 1.0, log=True) for name, _ in self.groups]
-        bits = [Parameter(f"{name}.bits", 1, MOST_BITS, integer=True) for name, _ in self.groups]
-        return tuple(parameter for pair in zip(keeps, bits, strict=True) for parameter in pair)
+        found: list[Parameter] = []
+        for (name, _), start in zip(self.groups, self.start_keeps, strict=True):
+            low, high = max(start / KEEP_RANGE, LOWEST_KEEP), min(start * KEEP_RANGE, 1.0)
+            found.append(Parameter(f"{name}.keep_fraction", low, high, log=True))
+            found.append(Parameter(f"{name}.bits", 1, MOST_BITS, integer=True))
+        return tuple(found)
 
     @property
     def start(self) -> Values:
@@ -167,7 +169,7 @@ def make_space(name: str, network: Network, budget: Budget) -> PlanSpace:
     Args:
         name: one of `SPACES`.
         network: gives the layers.
-        budget: gives the uniform plan and the magnitude threshold that fit, from which ranges and start follow.
+        budget: gives the magnitude threshold that fits, from which the start and the ranges follow.
 
     Raises:
         InvalidInputError: the name is unknown.
@@ -181,16 +183,13 @@ def make_space(name: str, network: Network, budget: Budget) -> PlanSpace:
 
 def _grouped(name: str, grouping: Callable[[Layers], Mapping[str, Layers]]) -> Callable[..., PlanSpace]:
     def make(layers: Layers, network: Network, budget: Budget) -> PlanSpace:
-        bits = {"bits": START_BITS}
-        uniform = next(iter(UniformSpace(layers).fit(bits, network, budget).plan.layers.values())).keep_fraction
-        lowest = max(LOWEST_PART * uniform, LOWEST_KEEP)
-        magnitude = MagnitudeSpace(layers).fit(bits, network, budget).plan.layers
+        magnitude = MagnitudeSpace(layers).fit({"bits": START_BITS}, network, budget).plan.layers
         groups = tuple(grouping(layers).items())
         starts = [
             sum(magnitude[name].keep_fraction * numel for name, numel in members) / sum(numel for _, numel in members)
             for _, members in groups
         ]
-        return GroupedSpace(name, groups, tuple(min(max(keep, lowest), 1.0) for keep in starts), lowest)
+        return GroupedSpace(name, groups, tuple(min(max(keep, LOWEST_KEEP), 1.0) for keep in starts))
 
     return make
 
