@@ -133,7 +133,8 @@ def table(records: list[dict[str, Any]]) -> str:
         ValueError: there is more than one record of a case, method and seed.
     """
     lines = [
-        "| network, data, target | method | seeds | file bytes | validation | test | difference | search steps | trials |",
+        "| network, data, target | method | seeds | file bytes | validation | test "
+        "| difference | search steps | trials |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for case in CASES.values():
