@@ -5,33 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autocompress.errors import InvalidInputError
 from baselines.interface import Objective, SearchOutcome, SearchSettings, Trial
 from baselines.local_workers import evaluate_here, evaluate_in_processes
-from baselines.optuna_samplers import (
-    SAMPLERS,
-    as_numbers,
-    distributions,
-    grid,
-    make_pruner,
-    proposal_seed,
-    quiet_optuna,
-)
+from baselines.optuna_proposals import TWO_OBJECTIVES, Proposals
+from baselines.optuna_samplers import SAMPLERS, make_pruner, quiet_optuna
 from baselines.optuna_storage import check_storage, open_study
-from baselines.optuna_trials import RunningTrial, recorded, tell
+from baselines.optuna_trials import RunningTrial, recorded
 from baselines.progress import SearchDisplay
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.trial import FrozenTrial
 
 PRUNERS = ("none", "median", "hyperband")
 # Only these learn from a trial that was stopped. The others would propose the like of it again and again.
 PRUNED_BY_DEFAULT = ("random", "optuna-tpe")
-EXHAUSTIVE = ("uniform", "magnitude")
-TWO_OBJECTIVES = ("optuna-nsga2",)
 
 
 @dataclass(frozen=True)
@@ -92,7 +79,7 @@ class OptunaSearcher:
                 directions=["maximize", "minimize"] if self.name in TWO_OBJECTIVES else ["maximize"],
             )
             study.pruner = make_pruner(str(self.pruner), objective.epochs)
-            proposals = _Proposals(self, study, objective, settings, planned)
+            proposals = Proposals(self.name, study, objective, settings, planned)
             interrupted = False
             with SearchDisplay(proposals.trials, proposals.done, progress=settings.progress) as display:
                 try:
@@ -131,89 +118,3 @@ def _evaluate(
         evaluate_here(objective, next_trial, ended)
     else:
         evaluate_in_processes(objective, next_trial, ended, workers)
-
-
-class _Proposals:
-    """Hands out the trials of a study: first those that a killed process left behind, then new ones.
-
-    Attributes:
-        trials: of the whole search; fewer than asked for where a space has no more points.
-        done: those that were finished before.
-    """
-
-    def __init__(
-        self,
-        searcher: OptunaSearcher,
-        study: optuna.Study,
-        objective: Objective,
-        settings: SearchSettings,
-        planned: int,
-    ) -> None:
-        self.searcher, self.study, self.settings, self.planned = searcher, study, settings, planned
-        self.space = objective.space
-        self.distributions = distributions(self.space)
-        self.points = grid(self.space) if searcher.name in EXHAUSTIVE else None
-        self.trials = settings.trials if self.points is None else min(settings.trials, len(self.points))
-        self.done: list[Trial] = []
-        self.left_behind: list[FrozenTrial] = []
-        before = study.trials
-        for frozen in before:
-            self._sort(frozen)
-        self.number = len(before)
-        # A process may have been killed between naming the values of a trial and beginning it.
-        self.number -= sum(frozen.state.name == "WAITING" for frozen in before)
-        self.waiting = len(before) > self.number
-
-    def next(self) -> RunningTrial | None:
-        """Returns the next trial, or None if all have been handed out."""
-        if self.left_behind:
-            return self._again(self.left_behind.pop(0))
-        if self.number >= self.trials:
-            return None
-        self._sampler(self.number)
-        values = self._given()
-        if values is not None and not self.waiting:
-            self.study.enqueue_trial(as_numbers(self.space, values))
-        self.waiting = False
-        self.number += 1
-        return self._running(self.study.ask(self.distributions))
-
-    def _given(self) -> dict[str, float] | None:
-        """Returns the values of the next trial where no sampler is asked for them."""
-        if self.points is not None:
-            return self.points[self.number]
-        return dict(self.space.start) if self.number == 0 else None
-
-    def _sort(self, frozen: FrozenTrial) -> None:
-        """Notes a trial as done, or as left behind; tells Optuna the end of one that was killed just before that."""
-        trial = recorded(frozen)
-        if frozen.state.name == "RUNNING" and trial is None:
-            self.left_behind.append(frozen)
-        if frozen.state.name == "RUNNING" and trial is not None:
-            self._sampler(frozen.number)
-            tell(self.study, trial)
-        if trial is not None:
-            self.done.append(trial)
-
-    def _again(self, frozen: FrozenTrial) -> RunningTrial:
-        """Returns a trial that a killed process left behind, to be evaluated from the start."""
-        import optuna
-
-        self._sampler(frozen.number)
-        trial = optuna.Trial(self.study, frozen._trial_id)
-        for p in self.space.parameters:
-            # Returns what was proposed; proposes what the killed process had not come to.
-            if p.integer:
-                trial.suggest_int(p.name, int(p.low), int(p.high), log=p.log)
-            else:
-                trial.suggest_float(p.name, p.low, p.high, log=p.log)
-        return self._running(trial, reported=max(frozen.intermediate_values, default=0))
-
-    def _running(self, trial: optuna.Trial, reported: int = 0) -> RunningTrial:
-        two = self.searcher.name in TWO_OBJECTIVES
-        return RunningTrial(trial, dict(trial.params), self.settings.retries, reports=not two, reported=reported)
-
-    def _sampler(self, number: int) -> None:
-        """Gives the study the sampler of a trial."""
-        make = SAMPLERS[self.searcher.name]
-        self.study.sampler = make(proposal_seed(self.settings.seed, number), self.planned, self.space)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+import contextlib
+import logging
 import shlex
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 from autocompress.errors import AutocompressError, InvalidInputError
+from autocompress.methods.base import Network
+from autocompress.selection import select
 from autocompress.targets import Target, only_target
 from autocompress.task import Task, load_task
 from baselines.command_parts import check_output, percent, reference, to_json
 from baselines.final import train_best
-from baselines.interface import Searcher, SearchOutcome, SearchSettings, Trial
+from baselines.fitting import make_budget
+from baselines.interface import Searcher, SearchOutcome, SearchSettings
 from baselines.methods import find_method, find_space
 from baselines.objective import PlanObjective
+from baselines.search_files import beside, checkpoint_of, write_records
 from baselines.search_report import search_json, search_text
+from baselines.space import make_space
 
 TRIALS_PER_FINAL = 10
 
@@ -62,12 +67,11 @@ def _search(options: Namespace, task: Task, target: Target, searcher: Searcher, 
         "device": options.device,
         "ignore": tuple(options.ignore),
     }
-    if options.weights is None:
-        # Finds a target that no plan reaches before a reference is trained for it.
-        PlanObjective(task, task.make_model(), epochs=options.trial_epochs, **plan_choices)
+    check_target(task, target, options)
     model = reference(task, options)
     objective = PlanObjective(task, model, epochs=options.trial_epochs, **plan_choices)
-    outcome = searcher.search(objective, settings)
+    with _without_epochs():
+        outcome = searcher.search(objective, settings)
     records = write_records(options, outcome)
     if outcome.interrupted:
         raise InterruptedSearchError(_how_to_go_on(options, outcome, records))
@@ -75,7 +79,7 @@ def _search(options: Namespace, task: Task, target: Target, searcher: Searcher, 
     if best is None:
         error = next((trial.error for trial in reversed(outcome.trials) if trial.error), "all were stopped")
         raise AutocompressError(f"none of {len(outcome.trials)} trials came to its end; the last: {error.strip()}")
-    checkpoint = _checkpoint(options, best, options.final_epochs)
+    checkpoint = checkpoint_of(options, best, options.final_epochs)
     try:
         result = train_best(
             task,
@@ -96,6 +100,17 @@ def _search(options: Namespace, task: Task, target: Target, searcher: Searcher, 
     if options.json:
         return to_json(result.to_json() | search_json(options, outcome) | {"out": str(options.out)})
     return search_text(options, outcome, result)
+
+
+def check_target(task: Task, target: Target, options: Namespace) -> None:
+    """Returns if some plan meets the target: known before a reference is trained.
+
+    Raises:
+        InvalidInputError, InfeasibleTargetError: otherwise.
+    """
+    model = task.make_model()
+    network = Network(model, select(model, tuple(options.ignore)))
+    make_space(options.space, network, make_budget(network, target))
 
 
 def search_settings(options: Namespace) -> SearchSettings:
@@ -126,31 +141,16 @@ def search_settings(options: Namespace) -> SearchSettings:
     )
 
 
-def beside(out: Path, suffix: str) -> Path:
-    """Returns the path with `suffix` in place of `out`'s own."""
-    return out.with_name(out.stem + suffix)
-
-
-def write_records(options: Namespace, outcome: SearchOutcome) -> Path:
-    """Writes all trials and the best plan to `NAME.search.json` and returns its path; it is never half-written."""
-    path = beside(options.out, ".search.json")
-    names = ("model", "data", "target", "seed", "trial_epochs", "final_epochs")
-    command = {name: getattr(options, name) for name in names}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(
-        to_json(command | {"interrupted": outcome.interrupted} | search_json(options, outcome)) + "\n", encoding="utf-8"
-    )
-    os.replace(temporary, path)
-    return path
-
-
-def _checkpoint(options: Namespace, best: Trial, epochs: int) -> Path:
-    """Returns where the final training is kept until it is done: a place of its own for each plan and length."""
-    key = json.dumps([sorted(best.values.items()), epochs, options.target, options.seed])
-    path = beside(options.out, f".final-{hashlib.sha256(key.encode()).hexdigest()[:8]}.checkpoint")
-    if not options.resume:
-        path.unlink(missing_ok=True)
-    return path
+@contextlib.contextmanager
+def _without_epochs() -> Iterator[None]:
+    """Keeps the trainer's line for each epoch out of the log of a search, which has one for each trial."""
+    trainer = logging.getLogger("autocompress.training.trainer")
+    before = trainer.level
+    trainer.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        trainer.setLevel(before)
 
 
 def _how_to_go_on(options: Namespace, outcome: SearchOutcome, records: Path) -> str:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import Any
 
 import pytest
 from fake_objective import FakeObjective
+from torch import nn
 
 import baselines.search_command
-from autocompress.errors import InfeasibleTargetError, InvalidInputError
+from autocompress.errors import InvalidInputError
 from baselines.cli import main
 from baselines.interface import Evaluation, Report, Values, go_on
 from baselines.methods import METHODS, find_method, find_space
@@ -56,11 +58,18 @@ class Calls:
     finals: list[dict[str, Any]] = field(default_factory=list)
 
 
+def small_network() -> nn.Module:
+    return nn.Sequential(OrderedDict(body=nn.Linear(64, 64), head=nn.Linear(64, 10)))
+
+
+def fake_task() -> Any:
+    return SimpleNamespace(recipe=SimpleNamespace(compress_epochs=40), make_model=small_network)
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Replaces all that trains."""
     made = Calls()
-    task = SimpleNamespace(recipe=SimpleNamespace(compress_epochs=40), make_model=lambda: None)
 
     def objective(task: Any, model: Any, **choices: Any) -> FakeObjective:
         made.objectives.append(choices)
@@ -71,7 +80,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         choices["checkpoint"].write_text("half trained")
         return FakeResult(0.75)
 
-    monkeypatch.setattr(baselines.search_command, "load_task", lambda *_, **__: task)
+    monkeypatch.setattr(baselines.search_command, "load_task", lambda *_, **__: fake_task())
     monkeypatch.setattr(baselines.search_command, "reference", lambda *_: None)
     monkeypatch.setattr(baselines.search_command, "PlanObjective", objective)
     monkeypatch.setattr(baselines.search_command, "train_best", final)
@@ -226,18 +235,17 @@ def test_no_trial_that_came_to_its_end(
     assert len(json.loads((tmp_path / "net.search.json").read_text())["trials"]) == 4
 
 
-def test_target_that_no_plan_reaches(
+def test_target_that_no_plan_reaches_is_found_before_a_reference_is_trained(
     calls: Calls, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any, **__: Any) -> FakeObjective:
-        raise InfeasibleTargetError("the smallest is 840 bytes", smallest=840)
-
     trained: list[int] = []
-    monkeypatch.setattr(baselines.search_command, "PlanObjective", refuse)
     monkeypatch.setattr(baselines.search_command, "reference", lambda *_: trained.append(1))
-    assert main(command()) == 2
-    assert "840 bytes" in capsys.readouterr().err
+    words = command()
+    words[words.index("4KB")] = "10B"
+    assert main(words) == 2
+    assert "the target is 10 bytes, but the smallest" in capsys.readouterr().err
     assert not trained
+    assert not calls.objectives
 
 
 @pytest.mark.parametrize(
@@ -314,9 +322,7 @@ import pytest
 if __name__ == "__main__":
     import baselines.search_command as command
     from fake_objective import FakeObjective
-    from types import SimpleNamespace
-    task = SimpleNamespace(recipe=SimpleNamespace(compress_epochs=40), make_model=lambda: None)
-    command.load_task = lambda *_, **__: task
+    command.load_task = lambda *_, **__: fakes.fake_task()
     command.reference = lambda *_: None
     command.PlanObjective = lambda *_, **__: FakeObjective(seconds_per_epoch=0.1, log="log")
     command.train_best = lambda *_, **__: fakes.FakeResult(0.75)
