@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from studies.benchmarks import searches
 from studies.benchmarks.compression import load_records, table
 
 ROOT = Path(__file__).parent.parent
@@ -83,3 +84,8 @@ def test_promises_only_what_works_today(word):
 def test_the_results_are_the_table_of_the_records():
     (block,) = re.findall(r"<!-- results -->\n(.*?)\n<!-- /results -->", README, flags=re.DOTALL)
     assert block.strip() == table(load_records())
+
+
+def test_the_table_of_searches_is_that_of_the_records():
+    (block,) = re.findall(r"<!-- searches -->\n(.*?)\n<!-- /searches -->", README, flags=re.DOTALL)
+    assert block == searches.table(searches.load_records())

@@ -37,6 +37,7 @@ class Case:
         model, data, target, final_epochs: as on the command line; the compressor gets the final epochs.
         trials, trial_epochs: of a search.
         options: more options by method.
+        suffix: tells apart cases of one task and target.
     """
 
     model: str
@@ -46,11 +47,12 @@ class Case:
     trials: int
     trial_epochs: int
     options: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    suffix: str = ""
 
     @property
     def name(self) -> str:
         """Name on the command line."""
-        return f"{self.model}-{self.data}-{self.target}"
+        return f"{self.model}-{self.data}-{self.target}{self.suffix}"
 
     def command(self, method: str, seed: int, out: Path) -> list[str]:
         """Returns the command of one run."""
@@ -77,6 +79,19 @@ CASES = {
             trials=30,
             trial_epochs=4,
             options={"optuna-tpe": ("--pruner", "none"), "ray-asha": ("--trials", "54", "--trial-epochs", "8")},
+        ),
+        Case(
+            "lenet5",
+            "mnist",
+            "5KB",
+            final_epochs=40,
+            trials=100,
+            trial_epochs=4,
+            options={
+                "optuna-tpe": ("--pruner", "none"),
+                "ray-asha": ("--trials", "180", "--trial-epochs", "8", "--gpus-per-trial", "0.25", "--workers", "4"),
+            },
+            suffix="-10x",
         ),
     )
 }
