@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 import threading
@@ -19,6 +20,7 @@ from ray.tune.experiment import Trial as RayTrial
 from baselines.interface import Trial
 from baselines.ray_records import Event, History, SearchFolder
 
+logger = logging.getLogger(__name__)
 REPORTED = ("part", "from_scratch", "node", "epoch", "accuracy", "gradient_steps", "device_seconds")
 COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -141,6 +143,7 @@ def interruptible() -> Iterator[Interrupt]:
         if interrupt.is_set:
             raise KeyboardInterrupt
         interrupt.is_set = True
+        logger.warning("ending the search once the running epochs are done; Ctrl-C again ends it at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

@@ -6,7 +6,9 @@ import logging
 import math
 import os
 import socket
+import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,9 @@ from autocompress.errors import InvalidInputError
 from baselines.interface import SearchSettings
 
 logger = logging.getLogger(__name__)
+# Run in a process of its own: Ray waits for minutes for what listens but is no cluster, and cannot be told to stop.
+PROBE = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
+PROBE_SECONDS = 3.0  # at least: Python has to start and to import Ray
 CHECKOUT = Path(__file__).parent.parent
 OBJECT_STORE_BYTES = 500_000_000  # a larger objective spills to disk, it does not fail
 LOGGERS = ("ray", "ray.tune", "ray.train", "optuna")
@@ -44,11 +49,15 @@ def quiet() -> Iterator[None]:
     os.environ.update(ENVIRONMENT)
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Ray tells of a lost node on stdout, whatever `log_to_driver` says.
+    worker, printed = ray._private.worker, ray._private.worker.print_to_stdstream
+    worker.print_to_stdstream = _log_lines
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        worker.print_to_stdstream = printed
         for name, value in environment.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -56,6 +65,10 @@ def quiet() -> Iterator[None]:
                 os.environ[name] = value
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+def _log_lines(data: dict[str, Any], *_: Any, **__: Any) -> None:
+    logger.info("%s: %s", data.get("pid"), "\n".join(data.get("lines", ())))
 
 
 @contextmanager
@@ -66,7 +79,7 @@ def connected(settings: SearchSettings, modules: Sequence[str] = ()) -> Iterator
     to, and let go of at the end.
 
     Args:
-        settings: name the cluster, or None for one on this machine.
+        settings: name the cluster, whose address has been checked, or None for one on this machine.
         modules: folders of packages that travel to the cluster beside `autocompress` and `baselines`.
 
     Raises:
@@ -80,7 +93,6 @@ def connected(settings: SearchSettings, modules: Sequence[str] = ()) -> Iterator
         if settings.ray_address is None:
             _start(settings)
         else:
-            check_address(settings.ray_address, settings.connect_seconds)
             _connect(settings.ray_address, modules)
         _check_room(settings)
         yield
@@ -120,10 +132,10 @@ def _connect(address: str, modules: Sequence[str]) -> None:
 
 
 def check_address(address: str, seconds: float) -> None:
-    """Finds out whether something listens at the address of a cluster: Ray itself waits for minutes.
+    """Finds out whether a cluster answers at an address.
 
     Raises:
-        InvalidInputError: nothing does within `seconds`, or the address is none.
+        InvalidInputError: none does within `seconds`, or the address cannot be used.
     """
     if address == "auto":
         from ray._private.services import find_gcs_addresses
@@ -132,15 +144,26 @@ def check_address(address: str, seconds: float) -> None:
         if not running and not os.environ.get("RAY_ADDRESS"):
             raise InvalidInputError("ray_address is 'auto', but no Ray runs on this machine")
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise InvalidInputError(f"ray_address {address!r} must be 'auto', HOST:PORT or ray://HOST:PORT")
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        # With ray://, Ray Tune would run its loop on the cluster, and the records would be written there.
+        raise InvalidInputError(f"ray_address {address!r} must be 'auto' or HOST:PORT of the head (port 6379)")
+    deadline = time.monotonic() + seconds
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
-    except (OSError, OverflowError) as error:
+        left = max(deadline - time.monotonic(), PROBE_SECONDS)
+        subprocess.run([sys.executable, "-c", PROBE, address], timeout=left, check=True, capture_output=True)
+    except (OSError, OverflowError, subprocess.SubprocessError) as error:
+        reason = error if isinstance(error, OSError) else "what listens there does not answer as one"
         raise InvalidInputError(
-            f"no Ray cluster at ray_address {address!r} within {seconds:g} seconds: {error}"
+            f"no Ray cluster at ray_address {address!r} within {seconds:g} seconds: {reason}"
         ) from error
+
+
+def machines() -> int:
+    """Returns how many machines the cluster has."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return len({node["NodeManagerAddress"] for node in nodes if node["Alive"]})
 
 
 def _check_room(settings: SearchSettings) -> None:

@@ -130,7 +130,7 @@ class SearchFolder:
         Raises:
             InvalidInputError: it holds a search and `resume` is not set, or it holds another one.
         """
-        if self._identity.exists():
+        if self._events.exists():  # otherwise nothing has been started yet
             if not resume:
                 raise InvalidInputError(
                     f"storage {str(self.path)!r} holds a search already: resume it, or name another folder"

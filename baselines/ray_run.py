@@ -22,7 +22,7 @@ from autocompress.errors import AutocompressError, InvalidInputError
 from baselines.interface import Objective, SearchOutcome, SearchSettings
 from baselines.progress import SearchDisplay
 from baselines.ray_callback import Interrupt, Recorder, interruptible
-from baselines.ray_cluster import connected, quiet
+from baselines.ray_cluster import connected, machines, quiet
 from baselines.ray_population import Mutation, Population, TurnTaking
 from baselines.ray_proposals import NumberedOptuna, Proposal
 from baselines.ray_records import History, SearchFolder
@@ -88,6 +88,8 @@ def _run(search: _Search) -> bool:
     with interruptible() as interrupt, quiet(), _seeded(settings.seed):
         try:
             with connected(settings, search.method.modules):
+                if isinstance(search.method, RayPbt) and settings.storage is None and machines() > 1:
+                    raise InvalidInputError("ray-pbt on several machines needs a storage that all of them see")
                 reference = ray.put(search.objective)
                 while search.open and not interrupt.is_set:
                     before = search.attempts

@@ -145,7 +145,7 @@ def _check_storage(settings: SearchSettings) -> None:
     path = Path(settings.storage)
     if path.exists() and not path.is_dir():
         raise InvalidInputError(f"storage {settings.storage!r} is a file, but a Ray search is kept in a folder")
-    if (path / "search.json").exists() and not settings.resume:
+    if (path / "trials.jsonl").exists() and not settings.resume:
         raise InvalidInputError(
             f"storage {settings.storage!r} holds a search already: resume it, or name another folder"
         )
