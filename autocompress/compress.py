@@ -137,6 +137,7 @@ def compress(
     if held_out is not None and after is not None:
         result.reference_accuracy = accuracy(copy.deepcopy(reference), held_out)
         _warn_of_loss(result.reference_accuracy, after)
+    result.curve = trainer.log.curve
     result.wall_seconds = time.perf_counter() - started
     result.device, result.seed = str(where), seed
     return result

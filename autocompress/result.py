@@ -29,6 +29,7 @@ class Result:
         selection: what was compressed, rounded and kept.
         gradient_steps: optimizer steps of the run.
         history: one entry per projection of the run.
+        curve: (gradient steps, mean training loss) after each epoch, where the training was ours.
         reference_accuracy, validation_accuracy, test_accuracy: scores, fractions of 1, where they were measured.
         wall_seconds, device, seed: of the run.
     """
@@ -40,6 +41,7 @@ class Result:
     selection: Selection
     gradient_steps: int
     history: list[dict[str, float]]
+    curve: list[tuple[int, float]] = field(default_factory=list)
     reference_accuracy: float | None = None
     validation_accuracy: float | None = None
     test_accuracy: float | None = None

@@ -76,6 +76,7 @@ def train_best(
         selection=run.network.selection,
         gradient_steps=run.trainer.step,
         history=[],
+        curve=run.trainer.log.curve,
         validation_accuracy=scores[best],
         device=str(default_device(device)),
         seed=seed,

@@ -178,6 +178,7 @@ def test_the_best_is_trained_and_written(tmp_path):
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, result.model.state_dict()[name])
     assert result.gradient_steps == 60
+    assert [steps for steps, _ in result.curve] == [10, 20, 30, 40, 50, 60]
     assert result.test_accuracy is not None
     assert result.test_accuracy > 0.6
     assert make_objective(norm=True).score(net) == result.validation_accuracy

@@ -31,6 +31,12 @@ class TrainingLog:
     gradient_steps: int = 0
     wall_seconds: float = 0.0
 
+    @property
+    def curve(self) -> list[tuple[int, float]]:
+        """(optimizer steps, mean training loss) after each epoch; every epoch has as many steps."""
+        per_epoch = self.gradient_steps // max(len(self.losses), 1)
+        return [(per_epoch * (number + 1), loss) for number, loss in enumerate(self.losses)]
+
 
 def run_state(trainer: Trainer) -> dict[str, Any]:
     """Returns the state of a run at the end of an epoch: tensors, numbers, strings and containers of them."""
