@@ -42,6 +42,7 @@ class RayContract(SearcherContract):
         return str(folder / "search")
 
 
+@pytest.mark.slow  # it shares all but the scheduler with the next one
 class TestRayOptuna(RayContract):
     @pytest.fixture
     def searcher(self):
@@ -80,6 +81,7 @@ class TestRayAsha(RayContract):
         assert len(second.trials[3].curve) == 1
 
 
+@pytest.mark.slow
 class TestRayPbt(RayContract):
     """Each trial is evaluated in turns, so with several calls of the objective."""
 
@@ -112,10 +114,13 @@ class TestRayPbt(RayContract):
         assert evaluations_in(log) == before
         assert again == first
 
-    def test_the_worst_go_on_from_the_best_with_new_values(self, searcher, tmp_path):
+
+@pytest.mark.usefixtures("one_ray")
+class TestPopulation:
+    def test_the_worst_go_on_from_the_best_with_new_values(self, tmp_path):
         log = tmp_path / "log"
         objective = FakeObjective(epochs=5, log=str(log))
-        trials = self.search(searcher, objective, trials=6, workers=2).trials
+        trials = RayPbt().search(objective, SearchSettings(6, workers=2, progress=False)).trials
         drawn = Mutation(objective.space.parameters, seed=0)
         begun_with = [dict(objective.space.start), *(drawn.draw() for _ in range(5))]
         mutated = [trial for trial in trials if trial.values != begun_with[trial.number]]
@@ -154,7 +159,7 @@ class TestRunning:
 
     def test_what_is_refused_by_the_objective_is_an_error(self):
         with pytest.raises(InvalidInputError, match="the weights do not fit"):
-            RayOptuna().search(FailsOnce(refuses=True), SearchSettings(2, retries=0, progress=False))
+            RayOptuna().search(FailsOnce(refuses=True), SearchSettings(1, retries=0, progress=False))
 
     def test_handler_of_ctrl_c_comes_back(self):
         before = signal.getsignal(signal.SIGINT)

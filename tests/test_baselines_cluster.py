@@ -1,0 +1,182 @@
+"""The Ray searches on a real cluster of three nodes on the loopback address, and after their driver is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_objective
+import pytest
+import ray
+from fake_objective import FakeObjective
+from ray.cluster_utils import Cluster
+from searcher_contract import evaluations_in
+
+from baselines.interface import SearchSettings
+from baselines.ray_records import SearchFolder
+from baselines.ray_search import RayAsha, RayOptuna, RayPbt
+
+TRIALS = 10
+SECONDS_PER_EPOCH = 0.3
+DRIVER = """
+import sys
+from fake_objective import FakeObjective
+from baselines.interface import SearchSettings
+from baselines import ray_search
+
+method, log, storage = sys.argv[1:]
+objective = FakeObjective(seconds_per_epoch={seconds}, log=log)
+settings = SearchSettings({trials}, workers=2, storage=storage, progress=False)
+outcome = getattr(ray_search, method)().search(objective, settings)
+print(len(outcome.trials), outcome.interrupted)
+"""
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs and two workers with one each, all separate raylets."""
+    ray.cloudpickle.register_pickle_by_value(fake_objective)  # the cluster does not know the folder of the tests
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+    ray.cloudpickle.unregister_pickle_by_value(fake_objective)
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    """Returns once `done` says so; fails after a minute."""
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_search_outlives_the_loss_of_a_node(cluster: Cluster, tmp_path: Path, capfd: Any) -> None:
+    def settings(seed: int) -> SearchSettings:
+        return SearchSettings(TRIALS, seed=seed, workers=2, ray_address=cluster.address, progress=False)
+
+    undisturbed = [RayOptuna().search(FakeObjective(), settings(seed)).best for seed in range(3)]
+    workers = {node.node_id for node in cluster.worker_nodes}
+    log = tmp_path / "log"
+
+    def kill_a_node() -> None:
+        wait_until(lambda: evaluations_in(log) >= 4)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+
+    killer = threading.Thread(target=kill_a_node)
+    killer.start()
+    objective = FakeObjective(seconds_per_epoch=SECONDS_PER_EPOCH, log=str(log))
+    outcome = RayOptuna().search(objective, settings(0))
+    killer.join()
+
+    assert [trial.number for trial in outcome.trials] == list(range(TRIALS))
+    assert {trial.state for trial in outcome.trials} == {"complete"}
+    assert {trial.node for trial in outcome.trials} == workers
+    assert 1 <= sum(trial.attempts - 1 for trial in outcome.trials) <= 2
+    # An actor may be lost after Ray Tune has started its trial and before the evaluation begins.
+    assert evaluations_in(log) <= sum(trial.attempts for trial in outcome.trials)
+    best = [trial.accuracy for trial in undisturbed]
+    assert min(best) <= outcome.best.accuracy <= max(best)
+    assert "Raylet is terminated" not in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_population_outlives_the_loss_of_a_node(cluster: Cluster, tmp_path: Path) -> None:
+    log, storage = tmp_path / "log", tmp_path / "search"
+    settings = SearchSettings(
+        6, workers=2, ray_address=cluster.address, storage=str(storage), progress=False, connect_seconds=20
+    )
+
+    def kill_a_node() -> None:
+        wait_until(lambda: evaluations_in(log) >= 6)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+
+    killer = threading.Thread(target=kill_a_node)
+    killer.start()
+    outcome = RayPbt().search(FakeObjective(seconds_per_epoch=SECONDS_PER_EPOCH, log=str(log)), settings)
+    killer.join()
+    assert [(trial.number, trial.state) for trial in outcome.trials] == [(number, "complete") for number in range(6)]
+    assert sum(trial.attempts - 1 for trial in outcome.trials) >= 1
+
+
+def start_driver(method: str, log: Path, storage: Path) -> subprocess.Popen[str]:
+    """Returns a search that runs in a process, and a process group, of its own."""
+    tests = Path(__file__).parent
+    code = DRIVER.format(seconds=SECONDS_PER_EPOCH, trials=TRIALS)
+    path = os.pathsep.join([str(tests.parent), str(tests)])
+    return subprocess.Popen(
+        [sys.executable, "-c", code, method, str(log), str(storage)],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended_in(storage: Path) -> set[int]:
+    """Returns the numbers of the trials whose end is on disk."""
+    histories = SearchFolder(storage).histories().values()
+    return {history.number for history in histories if history.state is not None}
+
+
+def starts_in(log: Path) -> Counter[str]:
+    """Returns how often each proposal was begun."""
+    return Counter(line.split(" start ")[1] for line in log.read_text().splitlines() if " start " in line)
+
+
+@pytest.mark.parametrize(
+    "searcher", [pytest.param(RayAsha(), id="asha"), pytest.param(RayOptuna(), id="optuna", marks=pytest.mark.slow)]
+)
+def test_finished_trials_are_not_run_again_after_a_kill(searcher: RayAsha | RayOptuna, tmp_path: Path) -> None:
+    log, storage = tmp_path / "log", tmp_path / "search"
+    driver = start_driver(type(searcher).__name__, log, storage)
+    try:
+        wait_until(lambda: len(ended_in(storage)) >= 4)
+    finally:
+        driver.kill()
+        driver.communicate()
+    ended = ended_in(storage)
+    assert 4 <= len(ended) < TRIALS
+    records = {number: SearchFolder(storage).histories()[number].trial() for number in ended}
+
+    objective = FakeObjective(seconds_per_epoch=SECONDS_PER_EPOCH, log=str(log))
+    settings = SearchSettings(TRIALS, workers=2, storage=str(storage), resume=True, progress=False)
+    outcome = searcher.search(objective, settings)
+    assert [trial.number for trial in outcome.trials] == list(range(TRIALS))
+    assert all(outcome.trials[number] == record for number, record in records.items())
+    starts = starts_in(log)
+    for trial in outcome.trials:
+        assert 1 <= starts[str(sorted(trial.values.items()))] <= (1 if trial.number in ended else 2)
+    assert sum(starts.values()) <= TRIALS + 2  # what two workers had begun
+    assert sum(trial.attempts for trial in outcome.trials) == sum(starts.values())
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_what_is_finished_and_the_rest_for_later(tmp_path: Path) -> None:
+    log, storage = tmp_path / "log", tmp_path / "search"
+    driver = start_driver("RayOptuna", log, storage)
+    try:
+        wait_until(lambda: len(ended_in(storage)) >= 3)
+        os.killpg(driver.pid, signal.SIGINT)
+        out, err = driver.communicate(timeout=30)
+    finally:
+        driver.kill()
+    ended = ended_in(storage)
+    assert out == f"{len(ended)} True\n"
+    assert "Traceback" not in err
+    assert 3 <= len(ended) < TRIALS
+    settings = SearchSettings(TRIALS, workers=2, storage=str(storage), resume=True, progress=False)
+    outcome = RayOptuna().search(FakeObjective(seconds_per_epoch=SECONDS_PER_EPOCH, log=str(log)), settings)
+    assert len(outcome.trials) == TRIALS
+    assert not outcome.interrupted
+    assert max(starts_in(log).values()) <= 2
