@@ -12,7 +12,7 @@ from baselines.interface import Objective, SearchOutcome, SearchSettings, Trial
 from baselines.local_workers import evaluate_here, evaluate_in_processes
 from baselines.optuna_proposals import TWO_OBJECTIVES, Proposals
 from baselines.optuna_samplers import SAMPLERS, make_pruner, quiet_optuna
-from baselines.optuna_storage import check_storage, open_study
+from baselines.optuna_storage import check_storage, close_storage, open_study
 from baselines.optuna_trials import RunningTrial, recorded
 from baselines.progress import SearchDisplay
 
@@ -88,6 +88,7 @@ class OptunaSearcher:
                     # What was running stays so in the storage; it is taken up again by a resumed search.
                     interrupted = True
             trials = [recorded(frozen) for frozen in study.trials]
+            close_storage(study._storage)
         return SearchOutcome(tuple(trial for trial in trials if trial is not None), interrupted=interrupted)
 
     def identity(self, objective: Objective, settings: SearchSettings) -> dict[str, Any]:

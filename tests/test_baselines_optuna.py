@@ -98,7 +98,7 @@ class TestSamplers(SearcherContract):
         return OptunaSearcher(name)
 
 
-@pytest.mark.parametrize("name", ["uniform", "magnitude"])
+@pytest.mark.parametrize("name", ["uniform", pytest.param("magnitude", marks=pytest.mark.slow)])
 class TestExhaustive(SearcherContract):
     @pytest.fixture
     def searcher(self, name: str) -> Searcher:
@@ -207,7 +207,7 @@ def test_kill_between_record_and_end_is_told_on_resume(tmp_path: Path, monkeypat
     assert all(trial.state.is_finished() for trial in study.trials)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_infeasible_target_is_not_tried_again(workers: int, tmp_path: Path) -> None:
     objective = Interrupted(once=str(tmp_path / "once"), how=infeasible)
     with pytest.raises(InfeasibleTargetError, match="too small") as caught:
