@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -16,8 +15,6 @@ from baselines.interface import Objective, SearchOutcome, SearchSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-logger = logging.getLogger(__name__)
 
 
 class RaySearcher:

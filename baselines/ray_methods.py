@@ -1,0 +1,127 @@
+"""What the three Ray searches hand to Ray Tune: proposals, scheduler, checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy
+from ray import tune
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search import SearchAlgorithm, Searcher
+
+from baselines.interface import Objective, SearchSettings
+from baselines.ray_callback import Recorder
+from baselines.ray_population import Mutation, Population, TurnTaking
+from baselines.ray_proposals import NumberedOptuna, Proposal
+from baselines.ray_records import History, SearchFolder
+from baselines.ray_search import RayAsha, RayPbt, RaySearcher
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search and how far it has come."""
+
+    method: RaySearcher
+    objective: Objective
+    settings: SearchSettings
+    folder: SearchFolder
+    histories: dict[int, History]
+    recorder: Recorder
+
+    @property
+    def open(self) -> list[int]:
+        """Numbers of the trials that are not in a final state."""
+        return [number for number in range(self.settings.trials) if not self._is_done(number)]
+
+    def _is_done(self, number: int) -> bool:
+        return number in self.histories and self.histories[number].state is not None
+
+    @property
+    def attempts(self) -> int:
+        """Attempts of all trials so far, those included that Ray ended before they could start."""
+        return sum(history.attempts + history.failures for history in self.histories.values())
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the methods differ in.
+
+    Attributes:
+        proposals, scheduler: as Ray Tune takes them; None = no trial is stopped.
+        samples: trials that the proposals are asked for, times the configurations.
+        configurations: of a population; None where the proposals bring their own.
+        checkpoint_epochs: as in `trainable`.
+    """
+
+    proposals: Searcher | SearchAlgorithm
+    scheduler: TrialScheduler | None
+    samples: int
+    configurations: dict[str, Any] | None = None
+    checkpoint_epochs: int = 0
+
+
+def parts_of(search: Search) -> Parts:
+    """Returns what the method of a search hands to Ray Tune for the trials that are open."""
+    method = search.method
+    return _population(search, method) if isinstance(method, RayPbt) else _proposed(search, method)
+
+
+def _proposed(search: Search, method: RaySearcher) -> Parts:
+    settings, epochs = search.settings, search.objective.epochs
+    begun = search.histories
+    again = [{"number": number, "values": begun[number].values} for number in search.open if number in begun]
+    numbers = [number for number in search.open if number not in begun]
+    if 0 in numbers:
+        again.append({"number": 0, "values": dict(search.objective.space.start)})
+        numbers.remove(0)
+    done = [history for history in begun.values() if history.state]
+    # A resumed search must not draw again what was drawn at its start.
+    seed = int(numpy.random.SeedSequence([settings.seed, len(begun)]).generate_state(1)[0]) if begun else settings.seed
+    sampler = method.proposals if isinstance(method, RayAsha) else "tpe"
+    proposals = NumberedOptuna(search.objective.space, sampler, seed, again, numbers, done)
+    scheduler = _asha(method, epochs, done) if isinstance(method, RayAsha) else None
+    return Parts(proposals, scheduler, len(search.open))
+
+
+def _asha(method: RayAsha, epochs: int, done: list[History]) -> TrialScheduler:
+    """Returns the scheduler, with the epochs of the finished trials in its rungs."""
+    scheduler = ASHAScheduler(
+        time_attr="epoch",
+        metric="accuracy",
+        mode="max",
+        max_t=max(epochs, method.grace_epochs),
+        grace_period=method.grace_epochs,
+        reduction_factor=method.reduction_factor,
+        stop_last_trials=False,
+    )
+    for history in done:
+        # All that the scheduler asks of a trial is its name, and it asks nothing of Ray Tune's loop.
+        loop, trial = cast(TuneController, None), cast(RayTrial, SimpleNamespace(trial_id=f"number-{history.number}"))
+        scheduler.on_trial_add(loop, trial)
+        for _, epoch, _, accuracy in history.points:
+            scheduler.on_trial_result(loop, trial, {"epoch": epoch, "accuracy": accuracy})
+    return scheduler
+
+
+def _population(search: Search, method: RayPbt) -> Parts:
+    settings, space = search.settings, search.objective.space
+    mutation = Mutation(space.parameters, settings.seed)
+    drawn = [dict(space.start), *(mutation.draw() for _ in range(settings.trials - 1))]
+    proposals: list[Proposal] = [
+        {"number": number, "values": history.values, "checkpoint": history.checkpoint}
+        if (history := search.histories.get(number))
+        else {"number": number, "values": drawn[number]}
+        for number in search.open
+    ]
+    round_epochs = max(1, search.objective.epochs // method.rounds)
+    return Parts(
+        Population(settings.workers),
+        TurnTaking(settings.workers, round_epochs, mutation),
+        1,
+        {"proposal": tune.grid_search(proposals)},
+        round_epochs,
+    )
