@@ -11,6 +11,22 @@ from typing import Any
 from autocompress.errors import InvalidInputError
 
 
+def own_source(reference: str) -> str | None:
+    """Returns the package folder or file that another machine needs for `package.module:function`.
+
+    None for a name that is not of that form: one of the built-in models or data sets.
+
+    Raises:
+        InvalidInputError: as `import_function`.
+    """
+    if ":" not in reference or reference.startswith(("torchvision:", "folder:")):
+        return None
+    import_function(reference)
+    top = sys.modules[reference.partition(":")[0].partition(".")[0]]
+    folders = list(getattr(top, "__path__", []))
+    return folders[0] if folders else top.__file__
+
+
 def import_function(reference: str) -> Callable[..., Any]:
     """Returns the function that `package.module:function` names; the current folder is importable.
 

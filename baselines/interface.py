@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
+from autocompress.errors import InvalidInputError
+
 Values = Mapping[str, float]
 State = Literal["complete", "stopped", "failed"]
 
@@ -226,6 +228,28 @@ class SearchSettings:
     retries: int = 2
     connect_seconds: float = 10.0
     progress: bool = True
+
+
+def check_numbers(settings: SearchSettings) -> None:
+    """Checks what can be checked of settings without knowing the searcher.
+
+    Raises:
+        InvalidInputError: naming the value and what would be right.
+    """
+    for name, least in (("trials", 1), ("workers", 1), ("retries", 0), ("seed", 0)):
+        value = getattr(settings, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InvalidInputError(f"{name} is {value!r}, but must be a whole number of at least {least}")
+    for name in ("cpus_per_trial", "gpus_per_trial"):
+        value = getattr(settings, name)
+        if not 0 <= value < float("inf"):
+            raise InvalidInputError(f"{name} is {value!r}, but must be a number of at least 0")
+    if settings.gpus_per_trial > 1 and settings.gpus_per_trial != int(settings.gpus_per_trial):
+        raise InvalidInputError(f"gpus_per_trial is {settings.gpus_per_trial}, but above 1 must be a whole number")
+    if not settings.connect_seconds > 0:
+        raise InvalidInputError(f"connect_seconds is {settings.connect_seconds!r}, but must be more than 0")
+    if settings.resume and settings.storage is None:
+        raise InvalidInputError("resume needs a storage; name the one that holds the search")
 
 
 class Searcher(Protocol):

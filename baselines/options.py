@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter, _SubParsersAction
+from argparse import ArgumentParser, RawDescriptionHelpFormatter, _SubParsersAction
 from pathlib import Path
 
-from baselines.command_parts import DATA, MODEL
+from autocompress.console.options import DATA, MODEL, seed
 
 DESCRIPTION = """\
 Searches for the keep fraction and the bit-width of each layer the way it is mostly done: propose, train, look.
@@ -59,7 +59,7 @@ def _add_search(commands: _SubParsersAction[ArgumentParser]) -> None:
         metavar="FILE",
         help="trained weights to start from; without it a reference network is trained and kept for the next time",
     )
-    parser.add_argument("--seed", type=_seed, default=0, metavar="S", help="of everything random (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of everything random (default: 0)")
     parser.add_argument(
         "--ignore",
         action="append",
@@ -118,10 +118,3 @@ def _add_machines(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--cpus-per-trial", type=float, default=1.0, metavar="C", help="of a Ray trial (default: 1)")
     parser.add_argument("--gpus-per-trial", type=float, default=0.0, metavar="G", help="of a Ray trial (default: 0)")
-
-
-def _seed(text: str) -> int:
-    """Returns a whole number that every random generator takes as its seed."""
-    if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) < 2**32):
-        raise ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
-    return int(text)

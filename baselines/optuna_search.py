@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from autocompress.errors import InvalidInputError
-from baselines.interface import Objective, SearchOutcome, SearchSettings, Trial
+from baselines.interface import Objective, SearchOutcome, SearchSettings, Trial, check_numbers
 from baselines.local_workers import evaluate_here, evaluate_in_processes
 from baselines.optuna_proposals import TWO_OBJECTIVES, Proposals
 from baselines.optuna_samplers import SAMPLERS, make_pruner, quiet_optuna
@@ -95,18 +95,6 @@ class OptunaSearcher:
         """Returns what a search must have in common with one that it goes on from."""
         own = {"method": self.name, "seed": settings.seed, "pruner": self.pruner, "space": objective.space.name}
         return own | {f"objective {name}": value for name, value in objective.identity.items()}
-
-
-def check_numbers(settings: SearchSettings) -> None:
-    """Raises InvalidInputError if the numbers of the settings cannot be used."""
-    for name, least in (("trials", 1), ("workers", 1), ("retries", 0), ("seed", 0)):
-        value = getattr(settings, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InvalidInputError(f"{name} is {value!r}, but must be a whole number of at least {least}")
-    if not settings.connect_seconds > 0:
-        raise InvalidInputError(f"connect_seconds is {settings.connect_seconds!r}, but must be more than 0")
-    if settings.resume and settings.storage is None:
-        raise InvalidInputError("resume needs a storage; name the one that holds the search")
 
 
 def _evaluate(

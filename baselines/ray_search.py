@@ -6,12 +6,14 @@ import importlib.util
 import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from autocompress.errors import InvalidInputError
-from baselines.interface import Objective, SearchOutcome, SearchSettings
+from autocompress.importing import own_source
+from baselines.interface import Objective, SearchOutcome, SearchSettings, check_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,13 +25,20 @@ class RaySearcher:
     name: ClassVar[str]
     modules: Sequence[str]
 
+    def with_modules(self, *references: str) -> Self:
+        """Returns the same search, with the code of `package.module:function`s travelling to the cluster."""
+        searcher = copy(self)
+        found = (own_source(reference) for reference in references)
+        object.__setattr__(searcher, "modules", tuple(dict.fromkeys(source for source in found if source)))
+        return searcher
+
     def check(self, settings: SearchSettings) -> None:
         """Finds out within seconds what is wrong with the settings, before anything is trained.
 
         Raises:
             InvalidInputError: naming the value and what would be right.
         """
-        _check_numbers(settings)
+        check_numbers(settings)
         _check_storage(settings)
         if importlib.util.find_spec("ray") is None or importlib.util.find_spec("optuna") is None:
             raise InvalidInputError(f"{self.name} needs Ray Tune and Optuna: pip install 'ray[tune]' optuna")
@@ -63,7 +72,9 @@ class RaySearcher:
 
     def _identity(self, objective: Objective, settings: SearchSettings) -> dict[str, Any]:
         """Returns what a search must have in common with one that it goes on from."""
-        own = {"method": self.name, "seed": settings.seed, "trials": settings.trials, "space": objective.space.name}
+        own: dict[str, Any] = {"method": self.name, "seed": settings.seed, "space": objective.space.name}
+        if isinstance(self, RayPbt):
+            own["trials"] = settings.trials  # a population cannot grow
         options = {key: value for key, value in vars(self).items() if key != "modules"}
         return own | options | {f"objective {key}": value for key, value in objective.identity.items()}
 
@@ -73,7 +84,7 @@ class RayOptuna(RaySearcher):
     """Optuna's TPE proposes, every trial runs to its end.
 
     Attributes:
-        modules: folders of packages that the cluster's nodes lack and the objective needs.
+        modules: packages and files that the cluster's nodes lack and the objective needs.
     """
 
     modules: Sequence[str] = ()
@@ -117,25 +128,8 @@ class RayPbt(RaySearcher):
     name: ClassVar[str] = "ray-pbt"
 
 
-def _check_numbers(settings: SearchSettings) -> None:
-    for name, least in (("trials", 1), ("workers", 1), ("retries", 0), ("seed", 0)):
-        value = getattr(settings, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InvalidInputError(f"{name} is {value!r}, but must be a whole number of at least {least}")
-    for name in ("cpus_per_trial", "gpus_per_trial"):
-        value = getattr(settings, name)
-        if not 0 <= value < float("inf"):
-            raise InvalidInputError(f"{name} is {value!r}, but must be a number of at least 0")
-    if settings.gpus_per_trial > 1 and settings.gpus_per_trial != int(settings.gpus_per_trial):
-        raise InvalidInputError(f"gpus_per_trial is {settings.gpus_per_trial}, but above 1 must be a whole number")
-    if not settings.connect_seconds > 0:
-        raise InvalidInputError(f"connect_seconds is {settings.connect_seconds!r}, but must be more than 0")
-
-
 def _check_storage(settings: SearchSettings) -> None:
     if settings.storage is None:
-        if settings.resume:
-            raise InvalidInputError("resume needs a storage: name the folder that holds the search")
         return
     if "://" in settings.storage:
         raise InvalidInputError(f"storage {settings.storage!r} is a URL, but a Ray search is kept in a folder")

@@ -9,17 +9,19 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
+from autocompress.console.output import check_output, percent, to_json
+from autocompress.console.start import starting_network
 from autocompress.errors import AutocompressError, InvalidInputError
 from autocompress.methods.base import Network
 from autocompress.selection import select
 from autocompress.targets import Target, only_target
 from autocompress.task import Task, load_task
-from baselines.command_parts import check_output, percent, reference, to_json
 from baselines.final import train_best
 from baselines.fitting import make_budget
 from baselines.interface import Searcher, SearchOutcome, SearchSettings
 from baselines.methods import find_method, find_space
 from baselines.objective import PlanObjective
+from baselines.ray_search import RaySearcher
 from baselines.search_files import beside, checkpoint_of, write_records
 from baselines.search_report import search_json, search_text
 from baselines.space import make_space
@@ -52,6 +54,8 @@ def search_command(options: Namespace) -> str:
             raise InvalidInputError(f"--{name.replace('_', '-')} is {value}, but must be at least 1")
     searcher.check(settings)
     task = load_task(options.model, options.data, device=options.device, seed=options.seed)
+    if isinstance(searcher, RaySearcher):
+        searcher = searcher.with_modules(options.model, options.data)
     options.target = str(target)
     options.final_epochs = options.final_epochs or task.recipe.compress_epochs
     options.trial_epochs = options.trial_epochs or max(1, options.final_epochs // TRIALS_PER_FINAL)
@@ -68,7 +72,9 @@ def _search(options: Namespace, task: Task, target: Target, searcher: Searcher, 
         "ignore": tuple(options.ignore),
     }
     check_target(task, target, options)
-    model = reference(task, options)
+    model = starting_network(
+        task, options.weights, seed=options.seed, device=options.device, progress=not options.no_progress
+    )
     objective = PlanObjective(task, model, epochs=options.trial_epochs, **plan_choices)
     with _without_epochs():
         outcome = searcher.search(objective, settings)

@@ -8,7 +8,7 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
-from baselines.command_parts import to_json
+from autocompress.console.output import to_json
 from baselines.interface import SearchOutcome, Trial
 from baselines.search_report import search_json
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
+from autocompress.console.output import accuracy_lines, percent
 from autocompress.result import Result
-from baselines.command_parts import accuracy_lines, percent
 from baselines.interface import SearchOutcome, Trial
 
 COLUMNS = ("method", "space", "trials", "stopped", "failed", "best validation", "gradient steps", "device seconds")

@@ -58,3 +58,9 @@ def train_reference(task: Task) -> nn.Module:
     model = task.make_model()
     Trainer(model, task.train, recipe=task.recipe, epochs=task.recipe.reference_epochs, progress=False).fit()
     return model
+
+
+def loaders() -> tuple[TensorBatches, TensorBatches, TensorBatches]:
+    """Returns the task's data, as a function of one's own on the command line does."""
+    task = make_task()
+    return task.train, task.validation, task.test

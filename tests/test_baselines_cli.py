@@ -81,7 +81,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         return FakeResult(0.75)
 
     monkeypatch.setattr(baselines.search_command, "load_task", lambda *_, **__: fake_task())
-    monkeypatch.setattr(baselines.search_command, "reference", lambda *_: None)
+    monkeypatch.setattr(baselines.search_command, "starting_network", lambda *_, **__: None)
     monkeypatch.setattr(baselines.search_command, "PlanObjective", objective)
     monkeypatch.setattr(baselines.search_command, "train_best", final)
     return made
@@ -239,7 +239,7 @@ def test_target_that_no_plan_reaches_is_found_before_a_reference_is_trained(
     calls: Calls, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[int] = []
-    monkeypatch.setattr(baselines.search_command, "reference", lambda *_: trained.append(1))
+    monkeypatch.setattr(baselines.search_command, "starting_network", lambda *_, **__: trained.append(1))
     words = command()
     words[words.index("4KB")] = "10B"
     assert main(words) == 2
@@ -323,7 +323,7 @@ if __name__ == "__main__":
     import baselines.search_command as command
     from fake_objective import FakeObjective
     command.load_task = lambda *_, **__: fakes.fake_task()
-    command.reference = lambda *_: None
+    command.starting_network = lambda *_, **__: None
     command.PlanObjective = lambda *_, **__: FakeObjective(seconds_per_epoch=0.1, log="log")
     command.train_best = lambda *_, **__: fakes.FakeResult(0.75)
     sys.exit(fakes.main(sys.argv[1:]))
@@ -344,6 +344,7 @@ def test_exit_status_of_a_process(workers: str, command: Command, tmp_path: Path
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "log").exists() or (tmp_path / "log").read_text().count("end") < 2:
+        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)

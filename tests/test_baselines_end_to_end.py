@@ -1,0 +1,90 @@
+"""`python -m baselines search` as a user runs it, on a network and data of their own, with nothing put in its place."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_task import RECIPE, make_model, make_task
+
+from autocompress.artifact import load
+from autocompress.training.evaluate import evaluate
+from baselines.cli import main
+from baselines.methods import METHODS
+
+TASK = ["small_task:make_model", "--data", "small_task:loaders"]
+SHORT = ["--trials", "4", "--trial-epochs", "2", "--final-epochs", "3", "--no-progress"]
+WITHOUT_RAY = [name for name, method in METHODS.items() if not method.uses_ray]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUTOCOMPRESS_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("autocompress.task.recipe_for", lambda *_: RECIPE)
+    return tmp_path
+
+
+def search(capsys, method, *options, target="600B"):
+    status = main(["search", method, *TASK, "--target", target, *SHORT, "--out", "net.safetensors", "--json", *options])
+    written = capsys.readouterr()
+    assert status == 0, written.err
+    return json.loads(written.out)
+
+
+@pytest.mark.parametrize("method", [*WITHOUT_RAY, "ray-asha"])
+def test_every_search_writes_a_file_within_the_target(method, here, capsys):
+    answer = search(capsys, method)
+    path = Path("net.safetensors")
+    assert path.stat().st_size == answer["file_bytes"] <= 600
+    net = load(path, into=make_model())
+    assert evaluate(net, make_task().test).metric == answer["test_accuracy"]
+    assert evaluate(net, make_task().validation).metric == answer["validation_accuracy"]
+    assert answer["gradient_steps"] == 3 * 10
+    assert answer["search_gradient_steps"] == sum(trial["gradient_steps"] for trial in answer["trials"])
+    assert len(answer["trials"]) == 4
+    assert all(0 < trial["size"] <= 600 for trial in answer["trials"] if trial["state"] == "complete")
+    assert answer["plan"] == answer["trials"][answer["best_trial"]]["plan"]
+    assert [layer["kept"] > 0 for layer in answer["layers"]] == [True] * 3
+    if method == "optuna-nsga2":
+        sizes = [point["size"] for point in answer["front"]]
+        assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("space", ["block", "global", "price"])
+def test_every_space(space, here, capsys):
+    answer = search(capsys, "random", "--space", space)
+    assert answer["space"] == space
+    assert answer["file_bytes"] <= 600
+
+
+def test_weight_data_is_a_target_too(here, capsys):
+    assert search(capsys, "magnitude", target="weights:60x")["weight_data_bytes"] <= 4 * 1760 / 60
+
+
+@pytest.mark.parametrize("method", ["optuna-tpe", "optuna-gp"])
+def test_the_same_seed_gives_the_same_file_in_a_fresh_process(method, here, capsys):
+    search(capsys, method)
+    script = (
+        "import sys, autocompress.task\n"
+        "from small_task import RECIPE\n"
+        "autocompress.task.recipe_for = lambda *_: RECIPE\n"
+        "from baselines.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
+    command = ["search", method, *TASK, "--target", "600B", *SHORT, "--out", "again.safetensors"]
+    done = subprocess.run([sys.executable, "-c", script, *command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path("again.safetensors").read_bytes() == Path("net.safetensors").read_bytes()
+
+
+def test_a_target_that_no_plan_meets_is_found_out_before_training(here, capsys):
+    assert main(["search", "random", *TASK, "--target", "90B", *SHORT, "--out", "net.safetensors"]) == 2
+    assert "smallest" in capsys.readouterr().err
+    assert not (here / "data").exists()
