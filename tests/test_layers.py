@@ -91,6 +91,14 @@ def test_imports_only_from_below(path):
             assert may_import(room_of(module), room_of(imported)), f"{module} imports {imported}"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE.parent / "baselines").rglob("*.py")), ids=lambda path: path.stem)
+def test_baselines_reach_compression_only_through_a_plan(path):
+    for imported, _ in imports_of(path):
+        assert imported.split(".")[0] != "studies", f"{path.stem} imports {imported}"
+        if imported.split(".")[0] == "autocompress":
+            assert room_of(imported) not in {"compressor", "compress", "cli", "admm"}, f"{path.stem} imports {imported}"
+
+
 def test_every_room_has_a_place_in_the_order():
     known = set(RANK) | TASK_SIDE | {LAZY, "__init__"}
     assert {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in MODULES} <= known
