@@ -1,0 +1,154 @@
+"""One cell of a study: a task, a method, a target and a seed, with all that decides what comes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from autocompress.errors import InvalidInputError
+from autocompress.targets import parse_target
+from baselines.methods import METHODS, find_method, find_space
+from baselines.ray_search import RayAsha
+from studies.record import COMPRESSOR, Key
+from studies.spec import StudySpec, TaskSpec, Variant
+
+# Of what a cell is made; part of every digest, so that records of another making are not taken for these.
+FORMAT = 1
+# Halving stops most trials early, so that its longer ones cost less on average than the whole ones of the others.
+ASHA_TRIAL_FACTOR = 2
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one run of a study does.
+
+    Attributes:
+        task: network, data, reference.
+        name: of the method in the study.
+        method: "compressor" or a search.
+        target: in the grammar of `autocompress.targets`.
+        seed: of everything random.
+        final_epochs: of the training that ends in the file.
+        trials, trial_epochs: of the search; 0 for the compressor.
+        space, pruner: of the search; empty for the compressor.
+        constants: "package.module.NAME" -> value.
+    """
+
+    task: TaskSpec
+    name: str
+    method: str
+    target: str
+    seed: int
+    final_epochs: int
+    trials: int = 0
+    trial_epochs: int = 0
+    space: str = ""
+    pruner: str = ""
+    constants: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        """What its record is found by."""
+        return self.task.name, self.name, self.target, self.seed
+
+    @property
+    def hash(self) -> str:
+        """Digest of all that decides this cell's outcome but code and machine; not of the rest of its study."""
+        content = asdict(self) | {"format": FORMAT}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether its trials run on a Ray cluster."""
+        return self.method != COMPRESSOR and METHODS[self.method].uses_ray
+
+    @property
+    def epochs(self) -> float:
+        """Epochs of all its trainings, about: what its share of the whole study's time is."""
+        return self.final_epochs + self.trials * _expected_epochs(self.method, self.trial_epochs)
+
+    def __str__(self) -> str:
+        return f"{self.task.name}, {self.name}, {self.target}, seed {self.seed}"
+
+
+def cells_of(spec: StudySpec) -> list[Cell]:
+    """Returns the cells of a study in the order of its tables, seeds last.
+
+    So cells that begin together have different seeds, and each trains a reference of its own.
+    """
+    return [
+        _cell(spec, task, variant, target, seed)
+        for task in spec.tasks
+        for target in spec.targets
+        for variant in spec.variants
+        for seed in spec.seeds
+    ]
+
+
+def check_methods(spec: StudySpec) -> None:
+    """Returns if everything the methods name is there: packages, spaces, pruners, constants.
+
+    Raises:
+        InvalidInputError: naming what is not.
+    """
+    for variant in spec.variants:
+        if variant.method != COMPRESSOR:
+            find_method(variant.method).make(variant.pruner)
+            find_space(variant.method, variant.space)
+        for path, value in variant.constants.items():
+            _constant(path, value)
+
+
+def set_constants(constants: Mapping[str, float]) -> None:
+    """Sets constants of modules, in this process.
+
+    Raises:
+        InvalidInputError: there is no such constant, or it is of another type.
+    """
+    for path, value in constants.items():
+        module, name = _constant(path, value)
+        setattr(module, name, value)
+
+
+def _constant(path: str, value: float) -> tuple[Any, str]:
+    """Returns (module, name) of a constant that may be set to a value."""
+    module_name, _, name = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+        known = getattr(module, name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidInputError(f"constant {path!r} is not to be found: {error}") from error
+    if isinstance(known, bool) or type(value) is not type(known) or not isinstance(known, int | float):
+        raise InvalidInputError(f"constant {path!r} is {known!r} and cannot be {value!r}, which is of another type")
+    return module, name
+
+
+def _cell(spec: StudySpec, task: TaskSpec, variant: Variant, target: str, seed: int) -> Cell:
+    common = (task, variant.name, variant.method, str(parse_target(target)), seed, spec.final_epochs)
+    if variant.method == COMPRESSOR:
+        return Cell(*common, constants=dict(variant.constants))
+    epochs = variant.trial_epochs or spec.trial_epochs * (ASHA_TRIAL_FACTOR if variant.method == RayAsha.name else 1)
+    budget = spec.budgets.get(variant.name, spec.budget if variant.budget is None else variant.budget)
+    trials = max(1, round(budget * spec.final_epochs / _expected_epochs(variant.method, epochs)))
+    return Cell(*common, trials, epochs, find_space(variant.method, variant.space), variant.pruner)
+
+
+def _expected_epochs(method: str, trial_epochs: int) -> float:
+    """Returns what one trial takes on average: all its epochs, or what halving leaves of them.
+
+    After r, r f, r f^2, ... epochs one trial of f goes on (Li et al. 2020, asynchronous successive halving); the
+    first trials, which have nobody to be compared with, go on more often, so this is a little too low.
+    """
+    if method != RayAsha.name:
+        return trial_epochs
+    factor = RayAsha.reduction_factor
+    rungs = math.floor(math.log(trial_epochs, factor) + 1e-9) + 1
+    ends = [min(RayAsha.grace_epochs * factor**rung, trial_epochs) for rung in range(rungs)] + [trial_epochs]
+    parts = [ends[0], *(after - before for before, after in itertools.pairwise(ends))]
+    return sum(part / float(factor) ** rung for rung, part in enumerate(parts))

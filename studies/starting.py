@@ -1,0 +1,44 @@
+"""What a cell starts from: its task, and the trained network, which is trained once for all that need it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from torch import nn
+
+from autocompress.data.arrays import data_root
+from autocompress.errors import InvalidInputError
+from autocompress.models import load_weights
+from autocompress.task import Task, load_task
+from autocompress.training.reference import reference_network
+from studies.spec import TaskSpec
+
+
+def task_and_reference(spec: TaskSpec, seed: int) -> tuple[Task, nn.Module]:
+    """Returns a task and its trained network; trained here, if nobody has it, while others wait for it."""
+    task = load_task(spec.model, spec.data, seed=seed)
+    if task.test is None:
+        raise InvalidInputError(f"data {spec.data!r} has no test split, and a study reports on one")
+    if spec.reference_epochs is not None:
+        task.recipe = replace(task.recipe, reference_epochs=spec.reference_epochs)
+    if spec.weights is not None:
+        model = task.make_model()
+        load_weights(model, data_root() / spec.weights)
+        return task, model
+    with _only_one(f"{spec} {seed}"):
+        return task, reference_network(task, seed=seed, progress=False)[0]
+
+
+@contextmanager
+def _only_one(what: str) -> Iterator[None]:
+    """Lets one process at a time in; the lock ends with the process."""
+    folder = data_root() / "reference"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(what.encode()).hexdigest()[:16]
+    with (folder / f".{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
