@@ -21,8 +21,8 @@ from ray.cluster_utils import Cluster
 from searcher_contract import evaluations_in
 
 from baselines.interface import SearchSettings
-from baselines.ray_records import SearchFolder
 from baselines.ray_search import RayAsha, RayOptuna, RayPbt
+from baselines.ray_search.records import SearchFolder
 
 TRIALS = 10
 SECONDS_PER_EPOCH = 0.3

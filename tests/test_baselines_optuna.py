@@ -33,8 +33,8 @@ from baselines.interface import (
     Values,
     go_on,
 )
-from baselines.optuna_samplers import SAMPLERS, grid
 from baselines.optuna_search import OptunaSearcher
+from baselines.optuna_search.samplers import SAMPLERS, grid
 
 ROOT = Path(__file__).parent.parent
 SAMPLING = ["random", "optuna-tpe", "optuna-cmaes", "optuna-gp", "optuna-nsga2"]
@@ -198,7 +198,7 @@ def test_kill_between_record_and_end_is_told_on_resume(tmp_path: Path, monkeypat
     settings = replace(SETTINGS, storage=sqlite(tmp_path))
     searcher, objective = OptunaSearcher("random"), FakeObjective(log=str(tmp_path / "log"))
     with monkeypatch.context() as patch:
-        patch.setattr("baselines.optuna_trials.tell", lambda *_: interrupt())
+        patch.setattr("baselines.optuna_search.trials.tell", lambda *_: interrupt())
         assert searcher.search(objective, settings).interrupted
     outcome = searcher.search(objective, replace(settings, resume=True))
     assert [trial.number for trial in outcome.trials] == list(range(6))

@@ -17,10 +17,10 @@ from searcher_contract import SearcherContract, evaluations_in
 
 from autocompress.errors import InvalidInputError
 from baselines.interface import Evaluation, Parameter, Report, SearchSettings, Values, go_on
-from baselines.ray_cluster import connected, quiet
-from baselines.ray_population import Mutation
-from baselines.ray_records import History, SearchFolder
 from baselines.ray_search import RayAsha, RayOptuna, RayPbt
+from baselines.ray_search.cluster import connected, quiet
+from baselines.ray_search.population import Mutation
+from baselines.ray_search.records import History, SearchFolder
 
 
 @pytest.fixture(scope="module")

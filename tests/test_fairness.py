@@ -1,4 +1,4 @@
-"""The compressor and every plan are treated alike: splits, steps, batches, trainer, file; no search sees the test data."""
+"""The compressor and every plan are treated alike: splits, steps, batches, trainer, file; no search sees test data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The feasibility repair: feasible, idempotent, the nearest point, continuous, and nothing done where nothing is over."""
+"""The feasibility repair: feasible, idempotent, the nearest point, continuous; what fits is left alone."""
 
 import math
 from functools import cache

@@ -21,8 +21,8 @@ from typing import Any
 import ray
 
 from baselines.interface import Evaluation, Parameter, Progress, Report, SearchSettings, Values, go_on
-from baselines.ray_records import History, SearchFolder
 from baselines.ray_search import RayOptuna
+from baselines.ray_search.records import History, SearchFolder
 
 RESULT = Path(__file__).parent.parent / "results" / "ray_scaling.json"
 BARRIER_SECONDS = 120.0

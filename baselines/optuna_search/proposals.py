@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from baselines.interface import Objective, SearchSettings, Trial
-from baselines.optuna_samplers import SAMPLERS, as_numbers, distributions, grid, proposal_seed
-from baselines.optuna_trials import RunningTrial, recorded, tell
+from baselines.optuna_search.samplers import SAMPLERS, as_numbers, distributions, grid, proposal_seed
+from baselines.optuna_search.trials import RunningTrial, recorded, tell
 
 if TYPE_CHECKING:
     import optuna

@@ -18,7 +18,7 @@ from ray.tune import Callback, Checkpoint, Stopper
 from ray.tune.experiment import Trial as RayTrial
 
 from baselines.interface import Trial
-from baselines.ray_records import Event, History, SearchFolder
+from baselines.ray_search.records import Event, History, SearchFolder
 
 logger = logging.getLogger(__name__)
 REPORTED = ("part", "from_scratch", "node", "epoch", "accuracy", "gradient_steps", "device_seconds")

@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from baselines.interface import Parameter, Space
-from baselines.ray_records import History
+from baselines.ray_search.records import History
 
 Proposal = dict[str, Any]
 

@@ -42,7 +42,7 @@ class RaySearcher:
         _check_storage(settings)
         if importlib.util.find_spec("ray") is None or importlib.util.find_spec("optuna") is None:
             raise InvalidInputError(f"{self.name} needs Ray Tune and Optuna: pip install 'ray[tune]' optuna")
-        from baselines.ray_cluster import check_address
+        from baselines.ray_search.cluster import check_address
 
         if settings.ray_address is not None:
             check_address(settings.ray_address, settings.connect_seconds)
@@ -62,8 +62,8 @@ class RaySearcher:
                 refused every proposal.
         """
         self.check(settings)
-        from baselines.ray_records import SearchFolder
-        from baselines.ray_run import run_search
+        from baselines.ray_search.records import SearchFolder
+        from baselines.ray_search.run import run_search
 
         with _folder(settings) as path:
             folder = SearchFolder(path)

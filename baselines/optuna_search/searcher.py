@@ -9,11 +9,11 @@ from typing import Any
 
 from autocompress.errors import InvalidInputError
 from baselines.interface import Objective, SearchOutcome, SearchSettings, Trial, check_numbers
-from baselines.local_workers import evaluate_here, evaluate_in_processes
-from baselines.optuna_proposals import TWO_OBJECTIVES, Proposals
-from baselines.optuna_samplers import SAMPLERS, make_pruner, quiet_optuna
-from baselines.optuna_storage import check_storage, close_storage, open_study
-from baselines.optuna_trials import RunningTrial, recorded
+from baselines.optuna_search.local_workers import evaluate_here, evaluate_in_processes
+from baselines.optuna_search.proposals import TWO_OBJECTIVES, Proposals
+from baselines.optuna_search.samplers import SAMPLERS, make_pruner, quiet_optuna
+from baselines.optuna_search.storage import check_storage, close_storage, open_study
+from baselines.optuna_search.trials import RunningTrial, recorded
 from baselines.progress import SearchDisplay
 
 PRUNERS = ("none", "median", "hyperband")

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 # Run in a process of its own: Ray waits for minutes for what listens but is no cluster, and cannot be told to stop.
 PROBE = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
 PROBE_SECONDS = 3.0  # at least: Python has to start and to import Ray
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 OBJECT_STORE_BYTES = 500_000_000  # a larger objective spills to disk, it does not fail
 LOGGERS = ("ray", "ray.tune", "ray.train", "optuna")
 # What keeps Ray and Ray Tune from writing to the terminal, from changing the folder that a trial runs in, and from

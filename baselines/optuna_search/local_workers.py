@@ -10,7 +10,7 @@ from typing import Protocol
 
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from baselines.interface import Evaluation, Objective, Progress, Trial
-from baselines.worker_process import Worker
+from baselines.optuna_search.worker_process import Worker
 
 # What is wrong with the whole search, not with one proposal: nothing is gained by trying again.
 FATAL = (InvalidInputError, InfeasibleTargetError)

@@ -14,11 +14,11 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm, Searcher
 
 from baselines.interface import Objective, SearchSettings
-from baselines.ray_callback import Recorder
-from baselines.ray_population import Mutation, Population, TurnTaking
-from baselines.ray_proposals import NumberedOptuna, Proposal
-from baselines.ray_records import History, SearchFolder
-from baselines.ray_search import RayAsha, RayPbt, RaySearcher
+from baselines.ray_search.callback import Recorder
+from baselines.ray_search.population import Mutation, Population, TurnTaking
+from baselines.ray_search.proposals import NumberedOptuna, Proposal
+from baselines.ray_search.records import History, SearchFolder
+from baselines.ray_search.searchers import RayAsha, RayPbt, RaySearcher
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from ray import tune
 from autocompress.errors import AutocompressError, InvalidInputError
 from baselines.interface import Objective, SearchOutcome, SearchSettings
 from baselines.progress import SearchDisplay
-from baselines.ray_callback import Interrupt, Recorder, interruptible
-from baselines.ray_cluster import connected, machines, quiet
-from baselines.ray_methods import Search, parts_of
-from baselines.ray_records import SearchFolder
-from baselines.ray_search import RayPbt, RaySearcher
-from baselines.ray_trainable import trainable
+from baselines.ray_search.callback import Interrupt, Recorder, interruptible
+from baselines.ray_search.cluster import connected, machines, quiet
+from baselines.ray_search.parts import Search, parts_of
+from baselines.ray_search.records import SearchFolder
+from baselines.ray_search.searchers import RayPbt, RaySearcher
+from baselines.ray_search.trainable import trainable
 
 KEPT_CHECKPOINTS = 4  # of a trial: those that others may be about to go on from included
 
