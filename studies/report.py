@@ -10,10 +10,22 @@ Both return Markdown for stdout and raise InvalidInputError for records that no 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from studies.cells import collect
+from studies.claims import claims
+from studies.latex import to_latex
+from studies.page import to_html
+from studies.plots import draw_figures
 from studies.record import Key, Record
+from studies.rows import make_tables
+from studies.side_by_side import compare_command
+from studies.spreadsheet import to_csv
+from studies.table import to_markdown
+
+__all__ = ["compare_command", "report_command"]
 
 
 def report_command(
@@ -38,20 +50,37 @@ def report_command(
     Raises:
         InvalidInputError: cells are missing, failed, there twice or not asked for, or a record is not sound.
     """
-    raise NotImplementedError
+    blocks = collect(records, expected_keys, partial=partial)
+    tables = make_tables(blocks)
+    said = claims(tables)
+    figures = draw_figures(blocks)
+    markdown = to_markdown(name, tables, said)
+    files = {
+        "table.md": markdown.encode(),
+        "table.csv": to_csv(tables).encode(),
+        "table.tex": to_latex(name, tables).encode(),
+        "page.html": to_html(name, tables, said, figures, records, description).encode(),
+        **{f"figures/{figure.name}.png": figure.png for figure in figures},
+    }
+    _remove_old_figures(out_dir / "figures", {f"{figure.name}.png" for figure in figures})
+    for path, data in files.items():
+        write_file(out_dir / path, data)
+    return markdown
 
 
-def compare_command(
-    name_a: str, records_a: Sequence[Record], name_b: str, records_b: Sequence[Record], *, partial: bool = False
-) -> str:
-    """Returns a Markdown table of the cells that two studies share: differences of accuracy and size, and which count.
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file, its folder first, so that nobody ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
-    Args:
-        name_a, name_b: of the studies.
-        records_a, records_b: their records.
-        partial: failed and duplicate cells are left out instead of being an error.
 
-    Raises:
-        InvalidInputError: nothing is in both, or a record is not sound.
-    """
-    raise NotImplementedError
+def _remove_old_figures(folder: Path, kept: set[str]) -> None:
+    """Removes the figures of an earlier report that this one does not have."""
+    for path in folder.glob("*.png"):
+        if path.name not in kept:
+            path.unlink()

@@ -1,0 +1,39 @@
+"""The figures of a study, from its cells: PNG for the folder, SVG for the page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from studies.cells import Block
+from studies.plots.accuracy import accuracy_and_cost, accuracy_and_size
+from studies.plots.allocation import bytes_by_part, layer_allocation
+from studies.plots.solver import has_history, solver_history
+from studies.plots.style import Drawing, method_styles
+
+__all__ = ["Drawing", "draw_figures"]
+
+# Panels beside each other: more targets go to another figure, or nobody could read them.
+MOST_PANELS = 3
+
+
+def draw_figures(blocks: Sequence[Block]) -> list[Drawing]:
+    """Returns all figures of a study, five for each task; of a task without a finished cell there is none."""
+    methods = list(dict.fromkeys(cells.method for block in blocks for cells in block.methods))
+    styles = method_styles(methods)
+    drawings: list[Drawing] = []
+    for task in dict.fromkeys(block.task for block in blocks):
+        known = [block for block in blocks if block.task == task and block.records]
+        groups = [known[start : start + MOST_PANELS] for start in range(0, len(known), MOST_PANELS)]
+        for number, group in enumerate(groups):
+            suffix = f"-{number + 1}" if len(groups) > 1 else ""
+            name = re.sub(r"[^A-Za-z0-9]+", "-", task).strip("-")
+            drawings += [
+                accuracy_and_size(f"{name}-size{suffix}", task, group, styles),
+                accuracy_and_cost(f"{name}-cost{suffix}", task, group, styles),
+                layer_allocation(f"{name}-layers{suffix}", task, group, styles),
+                bytes_by_part(f"{name}-bytes{suffix}", task, group),
+            ]
+            if has_history(group):
+                drawings.append(solver_history(f"{name}-solver{suffix}", task, group, styles))
+    return drawings
