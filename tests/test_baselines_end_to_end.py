@@ -66,7 +66,7 @@ def test_weight_data_is_a_target_too(here, capsys):
     assert search(capsys, "magnitude", target="weights:60x")["weight_data_bytes"] <= 4 * 1760 / 60
 
 
-@pytest.mark.parametrize("method", ["optuna-tpe", "optuna-gp"])
+@pytest.mark.parametrize("method", ["optuna-tpe", pytest.param("optuna-gp", marks=pytest.mark.slow)])
 def test_the_same_seed_gives_the_same_file_in_a_fresh_process(method, here, capsys):
     search(capsys, method)
     script = (
