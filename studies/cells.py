@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from autocompress.errors import InvalidInputError
-from studies.record import COMPRESSOR, Key, Record
+from studies.record import COMPRESSOR, Key, Record, unpack
 
 # So many cells are named in a message; of more the number is said.
 NAMED_CELLS = 12
@@ -115,6 +116,24 @@ def _check(record: Record) -> None:
         lacking += [name for name in ("examples", "gradient_steps", "correct", "layers") if not getattr(record, name)]
         if lacking:
             raise InvalidInputError(f"cell {cell_name(record.key)}: it is finished, but has no {', '.join(lacking)}")
+        _check_contents(record)
+
+
+def _check_contents(record: Record) -> None:
+    """Raises InvalidInputError where a list of a finished record does not hold the numbers that are drawn from it."""
+    numbers = [(f"layers: {key}", layer.get(key)) for layer in record.layers for key in ("kept", "bits", "bytes")]
+    numbers += [("layers: shape", side) for layer in record.layers for side in layer.get("shape") or [None]]
+    numbers += [(f"parts: {part}", size) for part, size in record.parts.items()]
+    numbers += [("anytime", value) for point in record.anytime for value in (point if len(point) == 2 else [point])]
+    for name, value in numbers:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise InvalidInputError(f"cell {cell_name(record.key)}: the record's {name} is {value!r}, not a number")
+    right = unpack(record.correct, record.examples).mean()
+    if abs(right - (record.test_accuracy or 0.0)) > 1e-6:
+        raise InvalidInputError(
+            f"cell {cell_name(record.key)}: the test accuracy is {record.test_accuracy}, but {right:.6f} of the "
+            "examples are marked right"
+        )
 
 
 def _check_whole(blocks: list[Block], unasked: list[Key]) -> None:

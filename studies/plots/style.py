@@ -38,8 +38,8 @@ class MethodStyle:
     line: Literal["-", "--", ":", "-."]
 
 
-# Okabe and Ito's colours, which people with any common colour blindness tell apart, darkened where they are pale on
-# white; methods of like colour have unlike markers and dashes.
+# Okabe and Ito's colours, which people with any common colour blindness tell apart, changed where they are pale on
+# white or dark on black; methods of like colour have unlike markers and dashes.
 _STYLES = {
     COMPRESSOR: MethodStyle("#d55e00", "*", "-"),
     "uniform": MethodStyle("#7f7f7f", "v", ":"),
@@ -48,15 +48,15 @@ _STYLES = {
     "optuna-tpe": MethodStyle("#0072b2", "o", "-"),
     "optuna-cmaes": MethodStyle("#56b4e9", "D", "-"),
     "optuna-gp": MethodStyle("#cc79a7", "P", "-"),
-    "optuna-nsga2": MethodStyle("#5e3c99", "<", "-"),
+    "optuna-nsga2": MethodStyle("#8e6cc9", "<", "-"),
     "ray-optuna": MethodStyle("#009e73", ">", "--"),
     "ray-asha": MethodStyle("#e69f00", "h", "--"),
-    "ray-pbt": MethodStyle("#4d4d4d", "X", "--"),
+    "ray-pbt": MethodStyle(INK, "X", "--"),
 }
 _MORE = [
     MethodStyle(colour, marker, "-.")
     for marker in ("d", "p", "8", "H")
-    for colour in ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#5e3c99", "#56b4e9")
+    for colour in ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#8e6cc9", "#56b4e9")
 ]
 
 
@@ -87,7 +87,7 @@ def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
         if method in _STYLES:
             styles[method] = _STYLES[method]
         elif method.startswith(COMPRESSOR):
-            styles[method] = MethodStyle("#8c3d00", next(kin), "-.")
+            styles[method] = MethodStyle("#b5651d", next(kin), "-.")
         else:
             styles[method] = next(more)
     return {method: styles[method] for method in methods}
