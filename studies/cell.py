@@ -147,8 +147,8 @@ def _expected_epochs(method: str, trial_epochs: int) -> float:
     """
     if method != RayAsha.name:
         return trial_epochs
-    factor = RayAsha.reduction_factor
+    factor = float(RayAsha.reduction_factor)
     rungs = math.floor(math.log(trial_epochs, factor) + 1e-9) + 1
-    ends = [min(RayAsha.grace_epochs * factor**rung, trial_epochs) for rung in range(rungs)] + [trial_epochs]
+    ends = [min(RayAsha.grace_epochs * factor**rung, trial_epochs) for rung in range(rungs)] + [float(trial_epochs)]
     parts = [ends[0], *(after - before for before, after in itertools.pairwise(ends))]
-    return sum(part / float(factor) ** rung for rung, part in enumerate(parts))
+    return sum(part / factor**rung for rung, part in enumerate(parts))

@@ -1,0 +1,36 @@
+"""What can be known to be wrong with a study before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from autocompress.compressor import Compressor
+from autocompress.data.arrays import data_root
+from autocompress.errors import InfeasibleTargetError, InvalidInputError
+from autocompress.models import load_weights
+from autocompress.task import load_task
+from studies.cell import Cell
+
+
+def check_cells(cells: Sequence[Cell]) -> None:
+    """Returns if the tasks of the cells are there and their targets can be met.
+
+    Raises:
+        InvalidInputError: a model, data or weights cannot be had, or there is no test split.
+        InfeasibleTargetError: a target is too small, naming the smallest.
+    """
+    for spec in {cell.task.name: cell.task for cell in cells}.values():
+        task = load_task(spec.model, spec.data, device="cpu")
+        if task.test is None:
+            raise InvalidInputError(f"data {spec.data!r} has no test split, and a study reports on one")
+        model = task.make_model()
+        if spec.weights is not None:
+            load_weights(model, data_root() / spec.weights)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        for target in dict.fromkeys(cell.target for cell in cells if cell.task.name == spec.name):
+            try:
+                Compressor(model, optimizer, target=target, total_steps=1)
+            except InfeasibleTargetError as error:
+                raise InfeasibleTargetError(f"{spec.name}: {error}", error.smallest) from error

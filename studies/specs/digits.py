@@ -1,0 +1,18 @@
+"""LeNet-5 on the handwritten digits that come with scikit-learn: every method; hours on two cores."""
+
+from baselines.methods import METHODS
+from studies.record import COMPRESSOR
+from studies.spec import Smoke, StudySpec, TaskSpec
+
+SPEC = StudySpec(
+    name="digits",
+    description="LeNet-5 on scikit-learn's digits: every method, two sizes, five seeds",
+    tasks=[TaskSpec("lenet5", "digits")],
+    methods=[COMPRESSOR, *METHODS],
+    targets=["4KB", "2KB"],
+    seeds=range(5),
+    final_epochs=120,
+    trial_epochs=12,
+    budgets={"optuna-tpe": 10, "ray-asha": 10},
+    smoke=Smoke(targets=("4KB",), final_epochs=1, trial_epochs=1, budget=2.0),
+)
