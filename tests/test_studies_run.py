@@ -1,0 +1,318 @@
+"""The study runner: every cell once, whatever happens to a runner, a cell, or a node."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import fake_cells
+import pytest
+from fake_cells import HereExecutor, make_record, make_spec
+
+from studies.cell import Cell, cells_of
+from studies.cli import main
+from studies.conditions import Conditions
+from studies.record import Record
+from studies.run import run_cells
+from studies.status import status
+from studies.store import Store
+
+CONDITIONS = Conditions("fake", "abc")
+TESTS = Path(__file__).parent
+DRIVER = """
+import sys
+from pathlib import Path
+import fake_cells
+from studies.cell import cells_of
+from studies.conditions import Conditions
+from studies.local import LocalExecutor
+from studies.run import run_cells
+from studies.store import Store
+
+if __name__ == "__main__":
+    folder, kind = sys.argv[1:]
+    conditions = Conditions("fake", "abc")
+    if kind == "local":
+        executor = LocalExecutor(2, conditions, fake_cells.run)
+    else:
+        executor = fake_cells.HereExecutor(conditions)
+    print(run_cells(cells_of(fake_cells.make_spec()), Store(Path(folder)), executor))
+"""
+
+
+def start(folder: Path, kind: str = "here", **fake: str) -> subprocess.Popen[str]:
+    """Returns a runner in a process, and a process group, of its own; its log is `FOLDER.log`."""
+    folder.parent.mkdir(exist_ok=True)
+    script = folder.parent / "driver.py"
+    script.write_text(DRIVER)
+    settings = {"FAKE_LOG": str(log_of(folder)), "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    return subprocess.Popen(
+        [sys.executable, str(script), str(folder), kind],
+        env=os.environ | settings | {f"FAKE_{name.upper()}": value for name, value in fake.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def log_of(folder: Path) -> Path:
+    return folder.with_suffix(".log")
+
+
+def lines_of(folder: Path, what: str) -> list[str]:
+    """Returns the cells in the log that something happened to."""
+    lines = log_of(folder).read_text().splitlines() if log_of(folder).exists() else []
+    return [line.split(" ", 2)[2] for line in lines if line.startswith(what)]
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    """Returns once `done` says so; fails after a minute."""
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def untimed(records: list[Record]) -> dict[object, dict[str, object]]:
+    """Returns the records by cell without what differs from run to run; fails if a cell is there twice."""
+    times = {"started", "wall_seconds", "device_seconds", "peak_memory_bytes"}
+    found = {record.key: {k: v for k, v in record.to_json().items() if k not in times} for record in records}
+    assert len(found) == len(records)
+    return found
+
+
+def expected(cells: list[Cell]) -> dict[object, dict[str, object]]:
+    return untimed([make_record(cell, CONDITIONS) for cell in cells])
+
+
+@pytest.fixture
+def trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the runs of this process are logged; the folder of the study."""
+    folder = tmp_path / "fake"
+    monkeypatch.setenv("FAKE_LOG", str(log_of(folder)))
+    return folder
+
+
+def test_every_cell_is_run_once(trace: Path):
+    cells, store = cells_of(make_spec()), Store(trace)
+    assert run_cells(cells, store, HereExecutor(CONDITIONS)) == 6
+    assert untimed(store.read()) == expected(cells)
+    assert run_cells(cells, store, HereExecutor(CONDITIONS)) == 0
+    more = cells_of(make_spec(4, methods=["random", "compressor", "magnitude"]))
+    assert run_cells(more, store, HereExecutor(CONDITIONS)) == 6
+    assert untimed(store.read()) == expected(more)
+    assert len(lines_of(trace, "start")) == len(set(lines_of(trace, "start"))) == 12
+
+
+def test_a_changed_cell_is_run_again(trace: Path):
+    store = Store(trace)
+    run_cells(cells_of(make_spec()), store, HereExecutor(CONDITIONS))
+    changed = cells_of(make_spec(trial_epochs=1))
+    assert run_cells(changed, store, HereExecutor(CONDITIONS)) == 3
+    assert {cell.name for cell in changed if len(store.records_of(cell)) == 1} == {"compressor", "magnitude"}
+    assert "3 records are of cells that this study does not ask for" in status(changed, trace)
+
+
+def test_failures_are_recorded_and_tried_again_only_if_asked(
+    trace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    cells, store = cells_of(make_spec()), Store(trace)
+    monkeypatch.setenv("FAKE_RAISES", "1")
+    assert run_cells(cells, store, HereExecutor(CONDITIONS)) == 6
+    assert "lenet5-digits, magnitude, 4KB, seed 1 failed: failed on purpose with seed 1" in caplog.text
+    table = status(cells, trace)
+    assert "compressor         2         1         0         0" in table
+    assert "  lenet5-digits, compressor, 4KB, seed 1: failed on purpose with seed 1" in table
+    monkeypatch.delenv("FAKE_RAISES")
+    assert run_cells(cells, store, HereExecutor(CONDITIONS)) == 0
+    assert run_cells(cells, store, HereExecutor(CONDITIONS), retry_failed=True) == 2
+    assert untimed([record for record in store.read() if record.state == "finished"]) == expected(cells)
+    assert run_cells(cells, store, HereExecutor(CONDITIONS), retry_failed=True) == 0
+    assert "failed:" not in status(cells, trace)
+
+
+def test_lines_of_progress(trace: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "studies.progress")
+    run_cells(cells_of(make_spec(1)), Store(trace), HereExecutor(CONDITIONS))
+    lines = [record.getMessage() for record in caplog.records if record.name == "studies.progress"]
+    assert lines[0].startswith("1 of 2 cells done, 0 failed, ")
+    assert lines[1].startswith("2 of 2 cells done, 0 failed, 0 s left: lenet5-digits, magnitude, 4KB, seed 0: test ")
+
+
+def test_two_runners_share_a_study(tmp_path: Path):
+    folder = tmp_path / "fake"
+    runners = [start(folder, seconds="0.3") for _ in range(2)]
+    done = [int(runner.communicate(timeout=60)[0]) for runner in runners]
+    cells = cells_of(make_spec())
+    assert sum(done) == len(cells)
+    assert min(done) > 0
+    assert Counter(lines_of(folder, "start")) == dict.fromkeys((f"{c.name} {c.seed}" for c in cells), 1)
+    assert untimed(Store(folder).read()) == expected(cells)
+
+
+def test_a_runner_takes_over_what_a_killed_one_held(tmp_path: Path):
+    folder = tmp_path / "fake"
+    held = start(folder, seconds="1000")
+    wait_until(lambda: len(lines_of(folder, "start")) == 1)
+    cells = cells_of(make_spec())
+    assert "all                0         0         2         4" in status(cells, folder)
+    other = start(folder, seconds="0")
+    wait_until(lambda: len(Store(folder).read()) == 4)
+    time.sleep(0.3)
+    assert other.poll() is None
+    held.kill()
+    assert int(other.communicate(timeout=60)[0]) == 6
+    held.communicate()
+    assert untimed(Store(folder).read()) == expected(cells)
+
+
+def test_nothing_is_lost_or_doubled_after_a_kill(tmp_path: Path):
+    folder = tmp_path / "fake"
+    runner = start(folder, "local", seconds="0.5")
+    wait_until(lambda: len(Store(folder).read()) >= 2)
+    wait_until(lambda: len(lines_of(folder, "start")) > len(lines_of(folder, "end")))
+    runner.kill()
+    runner.communicate()
+    with Store(folder).path.open("ab") as file:
+        file.write(b'{"study": "half-wri')
+    finished = {f"{record.method} {record.seed}" for record in Store(folder).read()}
+    pids = {int(line.split()[1]) for line in log_of(folder).read_text().splitlines()}
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    again = start(folder, "local", seconds="0")
+    assert int(again.communicate(timeout=60)[0]) == 6 - len(finished)
+    starts = Counter(lines_of(folder, "start"))
+    assert {cell for cell in starts if cell in finished and starts[cell] > 1} == set()
+    assert untimed(Store(folder).read()) == expected(cells_of(make_spec()))
+
+
+def test_a_cell_that_dies_is_a_failure_and_the_study_goes_on(tmp_path: Path):
+    folder = tmp_path / "fake"
+    runner = start(folder, "local", dies="0", raises="1")
+    assert int(runner.communicate(timeout=60)[0]) == 6
+    errors = {(r.method, r.seed): r.error for r in Store(folder).read() if r.state == "failed"}
+    assert set(errors) == {(method, seed) for method in ("compressor", "magnitude") for seed in (0, 1)}
+    assert "last words" in errors["compressor", 0]
+    assert "signal 9 (SIGKILL)" in errors["compressor", 0]
+    assert errors["magnitude", 1].startswith("Traceback")
+    assert errors["magnitude", 1].endswith("failed on purpose with seed 1\n")
+
+
+def test_ctrl_c_ends_quickly_and_nothing_is_recorded(tmp_path: Path):
+    folder = tmp_path / "fake"
+    runner = start(folder, "local", seconds="1000")
+    wait_until(lambda: len(lines_of(folder, "start")) == 2)
+    began = time.monotonic()
+    os.killpg(runner.pid, signal.SIGINT)
+    assert "KeyboardInterrupt" in runner.communicate(timeout=60)[1]
+    assert time.monotonic() - began < 8
+    pids = {int(line.split()[1]) for line in log_of(folder).read_text().splitlines()}
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert Store(folder).read() == []
+
+
+OWN = """
+from studies.spec import StudySpec, TaskSpec
+SPEC = StudySpec(
+    "mine", [TaskSpec("small_task:make_model", "small_task:loaders", reference_epochs=3)],
+    ["compressor", "magnitude"], ["20x"], [0], final_epochs=3, trial_epochs=1, description="Clusters",
+)
+"""
+
+
+def test_a_real_study_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("AUTOCOMPRESS_DATA", str(tmp_path / "data"))
+    (tmp_path / "my.py").write_text(OWN)
+    own = str(tmp_path / "my.py")
+    assert main(["run", own, "--workers", "2"]) == 0
+    answer = capsys.readouterr()
+    assert "all                2         0         0         0" in answer.out
+    assert "2 of 2 cells done, 0 failed, 0 s left" in answer.err
+    folder = tmp_path / "results" / "mine"
+    compressor, magnitude = sorted(Store(folder).read(), key=lambda record: record.method)
+    for record in (compressor, magnitude):
+        assert record.reference_accuracy > 0.6
+        assert record.examples == 200
+        assert record.gradient_steps == 30
+        assert [steps for steps, _ in record.curve] == [10, 20, 30]
+        assert sum(record.parts.values()) == pytest.approx(record.file_bytes, abs=1)
+        assert len(record.layers) == 3
+        assert record.peak_memory_bytes > 10_000_000
+        assert record.versions["torch"]
+    assert compressor.reference_correct == magnitude.reference_correct
+    assert compressor.history
+    assert compressor.search_gradient_steps == 0
+    assert magnitude.search_gradient_steps == 60
+    assert magnitude.trials == {"complete": 6}
+    assert [steps for steps, _ in magnitude.anytime] == [10, 20, 30, 40, 50, 60]
+    assert main(["run", own]) == 0
+    assert len(Store(folder).read()) == 2
+    assert main(["status", own]) == 0
+    assert main(["run", own, "--only", "random"]) == 2
+    assert main(["list", "--results", str(tmp_path / "results")]) == 0
+    assert "digits" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_real_study_after_a_kill_is_that_of_an_undisturbed_run(tmp_path: Path):
+    environment = os.environ | {
+        "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}",
+        "AUTOCOMPRESS_DATA": str(tmp_path / "data"),
+    }
+    (tmp_path / "my.py").write_text(OWN.replace("[0]", "[0, 1]"))
+    command = [sys.executable, "-m", "studies", "run", str(tmp_path / "my.py"), "--workers", "1"]
+    disturbed, undisturbed = (Store(tmp_path / name / "mine") for name in ("a", "b"))
+    with subprocess.Popen([*command, "--results", str(tmp_path / "a")], env=environment) as runner:
+        wait_until(lambda: len(disturbed.read()) == 2)
+        runner.kill()
+    for name in ("a", "b"):
+        subprocess.run([*command, "--results", str(tmp_path / name)], env=environment, check=True)
+    records = untimed(disturbed.read())
+    assert len(records) == 4
+    assert records == untimed(undisturbed.read())
+
+
+@pytest.mark.slow
+def test_cells_on_a_cluster_outlive_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from studies.cluster import ClusterExecutor
+
+    folder = tmp_path / "fake"
+    ray.cloudpickle.register_pickle_by_value(fake_cells)  # the cluster does not know the folder of the tests
+    monkeypatch.setenv("FAKE_LOG", str(log_of(folder)))
+    monkeypatch.setenv("FAKE_SECONDS", "1")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+
+    def kill_a_node() -> None:
+        wait_until(lambda: len(lines_of(folder, "end")) >= 2 and len(lines_of(folder, "start")) >= 4)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+
+    killer = threading.Thread(target=kill_a_node)
+    killer.start()
+    try:
+        cells, store = cells_of(make_spec(5)), Store(folder)
+        executor = ClusterExecutor(cluster.address, CONDITIONS, function=fake_cells.run)
+        assert executor.room == 2
+        assert run_cells(cells, store, executor) == 10
+        killer.join()
+        assert untimed(store.read()) == expected(cells)
+        starts = Counter(lines_of(folder, "start"))
+        assert set(starts) == {f"{cell.name} {cell.seed}" for cell in cells}
+        assert 1 <= sum(starts.values()) - len(cells) <= 2
+    finally:
+        cluster.shutdown()
+        ray.cloudpickle.unregister_pickle_by_value(fake_cells)
