@@ -79,12 +79,11 @@ def caption(tables: Sequence[Table]) -> str:
     ]
     if families:
         lines += [
-            "To compressor: accuracy minus the compressor's with the same seeds; 95 % interval (of each alone) and "
-            f"two-sided test by a paired bootstrap over seeds and test examples ({REPLICATES:,} replicates, spread to "
-            "the variance of a crossed design and a t's tails), p-values corrected by Holm's method for the "
-            f"{family} methods of a table. Better or worse: corrected p < {LEVEL}; tie: no difference detected; "
-            f"n < {FEWEST_SEEDS}: too "
-            "few seeds for a claim.",
+            "To compressor: accuracy minus the compressor's with the same seeds; symmetric 95 % interval (of each "
+            "alone) and two-sided test by a paired bootstrap over seeds and test examples "
+            f"({REPLICATES:,} replicates, spread to the variance of a crossed design and a t's tails), p-values "
+            f"corrected by Holm's method for the {family} methods of a table. Better or worse: corrected p < {LEVEL}; "
+            f"tie: no difference detected; n < {FEWEST_SEEDS}: too few seeds for a claim.",
         ]
     lines += [
         "Bold: better than every other method, corrected for all pairs of a table.",

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 
+from studies.cells import collect
+from studies.claims import claims
+from studies.latex import to_latex
 from studies.record import Record, pack
+from studies.rows import make_tables
+from studies.spreadsheet import to_csv
+from studies.table import to_markdown
 
 SKILL = {
     "compressor": 0.972,
@@ -129,3 +136,24 @@ def make_study(methods=tuple(SKILL), targets=("4KB", "2KB"), seeds=range(5), tas
         for method in methods
         for seed in seeds
     ]
+
+
+def written(records, keys=None, **settings):
+    """Returns the text of each file of tables; the study asks for these cells, or for those of the records."""
+    tables = make_tables(collect(records, keys or [record.key for record in records], **settings))
+    return {
+        "table.md": to_markdown("golden", tables, claims(tables)),
+        "table.csv": to_csv(tables),
+        "table.tex": to_latex("golden", tables),
+    }
+
+
+def small_study(**more):
+    """Returns four records: two methods, two seeds."""
+    return make_study(methods=("compressor", "uniform"), targets=("4KB",), seeds=range(2), **more)
+
+
+def failure(record):
+    """Returns the record of the same cell, had it failed."""
+    empty = {"test_accuracy": None, "validation_accuracy": None, "file_bytes": None, "correct": "", "layers": []}
+    return replace(record, state="failed", error="Traceback: out of memory", **empty)
