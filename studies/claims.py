@@ -64,14 +64,18 @@ def cost_claim(table: Table, compressor: MethodCells, searches: Sequence[MethodC
     if math.isfinite(factor):
         return (
             f"{where}: the cheapest search, {method}, takes {factor:.1f} times the compressor's (median of "
-            f"{len(known[method])} seeds; reached in {reached})."
+            f"{_seeds(len(known[method]))}; reached in {reached})."
         )
     spent = [_mean_multiple(compressor, cells) for cells in searches if cells.method in known]
     within = (
         f"{max(spent):.1f} times" if max(spent) - min(spent) < 0.05 else f"{min(spent):.1f} to {max(spent):.1f} times"
     )
-    some = f"; in {reached} of {len(known[method])} seeds {method} does" if reached else ""
+    some = f"; in {reached} of {_seeds(len(known[method]))} {method} does" if reached else ""
     return f"{where}: never reached by the median seed of any search within {within} the compressor's{some}."
+
+
+def _seeds(number: int) -> str:
+    return f"{number} seed{'s' * (number != 1)}"
 
 
 def _factors(compressor: MethodCells, search: MethodCells) -> list[float]:

@@ -120,7 +120,7 @@ def test_parts_of_the_file_add_up(study):
 
 
 def test_points_of_one_cost_stand_side_by_side():
-    shifts = _side_by_side([3.0, 4.0, 4.0, 4.01])
+    shifts = _side_by_side([3.0, 4.0, 4.0, 4.01], 2.0)
     assert shifts[0] == 0
     assert len(set(shifts[1:])) == 3
     assert sum(shifts[1:]) == pytest.approx(0)

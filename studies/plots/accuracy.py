@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
-from matplotlib.ticker import EngFormatter, FuncFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
 from studies.cells import Block, MethodCells
@@ -18,8 +18,8 @@ from studies.record import Record
 GRID_POINTS = 120
 # A curve is shown from this much below the worst final accuracy, as a part of the range of these.
 BELOW = 0.4
-# Final networks of so like a cost, in decades, are drawn side by side, this far apart.
-ALIKE_DECADES, APART_DECADES = 0.05, 0.028
+# Final networks whose costs are as like as this, in decades, are drawn side by side, this part of the axis apart.
+ALIKE_DECADES, APART = 0.05, 0.012
 
 
 def accuracy_and_size(name: str, task: str, blocks: Sequence[Block], styles: dict[str, MethodStyle]) -> Drawing:
@@ -80,7 +80,7 @@ def accuracy_and_cost(name: str, task: str, blocks: Sequence[Block], styles: dic
             axis.set_xscale("log")
             drawn = _drawn(block)
             costs = [_cost_and_accuracy(cells) for cells in drawn]
-            shifts = _side_by_side([float(np.log10(steps.mean())) for steps, _ in costs])
+            shifts = _side_by_side([float(np.log10(steps.mean())) for steps, _ in costs], _decades(block))
             for cells, (steps, accuracies), shift in zip(drawn, costs, shifts, strict=True):
                 _anytime(axis, list(cells.records.values()), styles[cells.method])
                 _point(axis, steps * 10**shift, accuracies, styles[cells.method])
@@ -88,6 +88,7 @@ def accuracy_and_cost(name: str, task: str, blocks: Sequence[Block], styles: dic
             axis.set_title(f"{task}, {block.target}")
             axis.set_xlabel("gradient steps so far")
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.xaxis.set_minor_formatter(EngFormatter(sep="") if _decades(block) < 1 else NullFormatter())
         span = max(max(finals) - min(finals), 0.5)
         axes[0].set_ylim(bottom=max(0.0, min(finals) - BELOW * span))
         axes[0].set_ylabel("validation accuracy, %")
@@ -108,12 +109,19 @@ def _cost_and_accuracy(cells: MethodCells) -> tuple[NDArray[np.float64], NDArray
     return steps, 100 * np.array([record.validation_accuracy or 0 for record in records], float)
 
 
-def _side_by_side(decades: Sequence[float]) -> list[float]:
-    """Returns by how much each point moves, so that those of one cost do not hide each other."""
+def _decades(block: Block) -> float:
+    """Returns the decades from the first trial to the dearest network."""
+    steps = [record.search_gradient_steps + record.gradient_steps for record in block.records]
+    first = [int(record.anytime[0][0]) for record in block.records if record.anytime]
+    return float(np.log10(max(steps) / max(1, min(steps + first))))
+
+
+def _side_by_side(costs: Sequence[float], decades: float) -> list[float]:
+    """Returns by how many decades each cost moves, so that equal ones do not hide each other; the axis has so many."""
     shifts = []
-    for index, cost in enumerate(decades):
-        alike = [i for i, other in enumerate(decades) if abs(other - cost) < ALIKE_DECADES]
-        shifts.append(APART_DECADES * ((len(alike) - 1) / 2 - alike.index(index)))
+    for index, cost in enumerate(costs):
+        alike = [i for i, other in enumerate(costs) if abs(other - cost) < ALIKE_DECADES]
+        shifts.append(APART * decades * ((len(alike) - 1) / 2 - alike.index(index)))
     return shifts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,8 @@ PAGE_COLOURS = {INK: "currentColor", GRID: "var(--grid)"}
 # Width of a figure's panels together, inches; the page shows it at most 1000 pixels wide.
 WIDTH_INCHES = 9.6
 DOTS_PER_INCH = 110
-LEGEND_COLUMNS = 6
+# So many characters, each entry with six more for its marker, stand in one line of a legend.
+LEGEND_COLUMNS, LEGEND_CHARACTERS = 6, 130
 
 
 @dataclass(frozen=True)
@@ -79,18 +81,10 @@ class Drawing:
 
 
 def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
-    """Returns the style of each method: known ones always have their own, the compressor's kin its colour."""
-    styles: dict[str, MethodStyle] = {}
-    kin = iter("XdPpH8" * 9)
-    more = iter(_MORE * 9)
-    for method in sorted(set(methods)):
-        if method in _STYLES:
-            styles[method] = _STYLES[method]
-        elif method.startswith(COMPRESSOR):
-            styles[method] = MethodStyle("#b5651d", next(kin), "-.")
-        else:
-            styles[method] = next(more)
-    return {method: styles[method] for method in methods}
+    """Returns the style of each method: known ones always have their own, the others the next that is free."""
+    more = itertools.cycle(_MORE)
+    others = {method: next(more) for method in dict.fromkeys(methods) if method not in _STYLES}
+    return {method: _STYLES.get(method) or others[method] for method in methods}
 
 
 @contextmanager
@@ -133,7 +127,9 @@ def method_legend(figure: Figure, styles: dict[str, MethodStyle], *, lines: bool
         Line2D([], [], color=s.colour, marker=s.marker, linestyle=s.line if lines else "none", markersize=7, label=name)
         for name, s in styles.items()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(handles)))
+    fitting = LEGEND_CHARACTERS // (max(map(len, styles)) + 6)
+    columns = max(1, min(LEGEND_COLUMNS, fitting, len(handles)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def finish(figure: Figure, name: str, title: str, caption: str) -> Drawing:
