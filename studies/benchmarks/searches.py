@@ -69,7 +69,7 @@ CASES = {
     case.name: case
     for case in (
         # as many steps for the trials as the compressor takes in all
-        Case("lenet5", "digits", "4KB", final_epochs=120, trials=24, trial_epochs=5),
+        Case("lenet5", "digits", "4KB", final_epochs=60, trials=16, trial_epochs=4),
         # three times as many, and no pruner, so that it is three times; halving spends as much on more trials
         Case(
             "lenet5",
