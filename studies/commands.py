@@ -149,7 +149,8 @@ def _conditions(options: Namespace, spec: StudySpec, threads: int, gpus: float) 
     # How many threads a library may start at all is the user's to say.
     limit = os.environ.get("OMP_NUM_THREADS", "")
     threads = min(threads, int(limit)) if limit.isdigit() and int(limit) > 0 else threads
-    return Conditions(spec.name, revision(), threads, cpus=float(threads), gpus=gpus, storage=options.storage)
+    storage = None if options.storage is None else os.path.abspath(options.storage)
+    return Conditions(spec.name, revision(), threads, cpus=float(threads), gpus=gpus, storage=storage)
 
 
 def _how_to_go_on(options: Namespace, cells: list[Cell], store: Store) -> str:

@@ -14,5 +14,5 @@ SPEC = StudySpec(
     final_epochs=120,
     trial_epochs=12,
     budgets={"optuna-tpe": 10, "ray-asha": 10},
-    smoke=Smoke(targets=("4KB",), final_epochs=1, trial_epochs=1, budget=2.0),
+    smoke=Smoke(targets=("4KB",), final_epochs=1, trial_epochs=1, budget=1.0),
 )
