@@ -14,7 +14,6 @@ from autocompress.data.arrays import data_root
 from autocompress.errors import InvalidInputError
 from autocompress.models import load_weights
 from autocompress.task import Task, load_task
-from autocompress.training.random_state import set_epoch
 from autocompress.training.reference import reference_network
 from studies.spec import TaskSpec
 
@@ -32,8 +31,6 @@ def task_and_reference(spec: TaskSpec, seed: int) -> tuple[Task, nn.Module]:
         return task, model
     with _only_one(f"{spec} {seed}"):
         model = reference_network(task, seed=seed, progress=False)[0]
-    # Whether it was trained here or before must not show in what follows: in the order of the data, say.
-    set_epoch(task.train, 0)
     return task, model
 
 

@@ -151,6 +151,14 @@ def test_learning_rate_is_found_where_the_recipe_has_none() -> None:
     assert run.optimizer.defaults["lr"] == run.learning_rate
 
 
+def test_the_rate_found_does_not_depend_on_what_was_trained_before() -> None:
+    used = batches()
+    trainer(network(), used).fit()
+    assert used.epoch > 0
+    found = [trainer(network(), train, recipe=Recipe()).learning_rate for train in (used, batches())]
+    assert found[0] == found[1]
+
+
 def test_bfloat16_and_channels_last_leave_a_plain_model() -> None:
     images = torch.randn(8, 3, 8, 8)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))

@@ -181,6 +181,7 @@ class Trainer:
             return self.recipe.learning_rate
         if self._saved is not None:
             return float(self._saved["learning_rate"])
+        set_epoch(self.train_batches, 0)  # the same rate, whatever was trained on these batches before
         with seeded(self.seed):
             return find_learning_rate(
                 self.model,
