@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.compressor import Compressor
 from autocompress.errors import InvalidInputError
-from autocompress.result import Result
+from autocompress.result import Result, warn_of_loss
 from autocompress.selection import Ignore
 from autocompress.targets import Target
 from autocompress.training.batches import check_batches, default_device
@@ -25,10 +24,6 @@ from autocompress.training.random_state import seeded
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 
-logger = logging.getLogger(__name__)
-
-# A fall of the metric that is worth a warning, as a fraction of 1.
-WARNING_DROP = 0.05
 CHECKPOINT_NAME = "compress.checkpoint"
 
 
@@ -136,21 +131,11 @@ def compress(
     held_out, after = (val, result.validation_accuracy) if test is None else (test, result.test_accuracy)
     if held_out is not None and after is not None:
         result.reference_accuracy = accuracy(copy.deepcopy(reference), held_out)
-        _warn_of_loss(result.reference_accuracy, after)
+        warn_of_loss(result.reference_accuracy, after)
     result.curve = trainer.log.curve
     result.wall_seconds = time.perf_counter() - started
     result.device, result.seed = str(where), seed
     return result
-
-
-def _warn_of_loss(before: float, after: float) -> None:
-    """Says so where a target was met at the cost of what the network is for."""
-    if after < before - WARNING_DROP:
-        logger.warning(
-            "the metric fell from %.4f to %.4f: try a larger target, or more epochs for the network to adapt",
-            before,
-            after,
-        )
 
 
 def _checkpoint(folder: str | Path | None) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from autocompress.codebooks import CompressedState
 from autocompress.selection import Selection
 from autocompress.targets import Target
 
+logger = logging.getLogger(__name__)
+
+# A fall of the metric that is worth a warning, as a fraction of 1.
+WARNING_DROP = 0.05
 # Names listed of the tensors that are not compressed for one reason.
 NAMES_SHOWN = 8
 
@@ -93,3 +98,13 @@ class Result:
             "seed": self.seed,
             **self.extra,
         }
+
+
+def warn_of_loss(before: float, after: float) -> None:
+    """Says so where a target was met at the cost of what the network is for."""
+    if after < before - WARNING_DROP:
+        logger.warning(
+            "the metric fell from %.4f to %.4f: try a larger target, or more epochs for the network to adapt",
+            before,
+            after,
+        )

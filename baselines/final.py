@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from autocompress.assemble import filled_copy
-from autocompress.result import Result
+from autocompress.result import Result, warn_of_loss
 from autocompress.selection import Ignore
 from autocompress.targets import Target
 from autocompress.task import Task
@@ -86,6 +86,7 @@ def train_best(
         evaluate(network, held_out, loss=task.loss, metric=task.metric, device=device).metric
         for network in (networks[best], copy.deepcopy(reference))
     )
+    warn_of_loss(result.reference_accuracy, after)
     result.test_accuracy = None if task.test is None else after
     result.wall_seconds = time.perf_counter() - started
     return result

@@ -57,6 +57,18 @@ class FileBudget:
         self.file = FileFit(network, self.budget_bytes)
         self.limit, self.unit, self.positions_count = self.file.allowed_bytes, "bytes", True
 
+    @property
+    def asked(self) -> int:
+        """The target in its unit."""
+        return self.budget_bytes
+
+    def target_for(self, size: int) -> int:
+        """Returns the smallest target whose limit has room for `size` bytes."""
+        target = size
+        while FileFit.allowed(target) < size:
+            target += 1
+        return target
+
     def measure(self, coded: Sequence[CodedTensor]) -> tuple[int, FileWriter]:
         """Returns (bytes of the file, its writer): the biases are rounded at the weights' own price per bit."""
         weights = [weight.detach() for weight in self.network.weights]
@@ -88,6 +100,15 @@ class WeightDataBudget:
         self.network, self.unit, self.positions_count = network, "bits", False
         self.limit = target.resolve(original_bytes(network.model), network.selection.compressible)
         self.writer = WeightBitsMethod(network, self.limit)
+
+    @property
+    def asked(self) -> int:
+        """The target in its unit."""
+        return self.limit
+
+    def target_for(self, size: int) -> int:
+        """Returns the smallest target whose limit has room for `size` bits."""
+        return size
 
     def measure(self, coded: Sequence[CodedTensor]) -> tuple[int, FileWriter]:
         """Returns (bits of weight data, writer of the file)."""

@@ -26,13 +26,14 @@ exit status: 0 done, 2 bad input (a target that cannot be met included), 130 int
 def build_parser() -> ArgumentParser:
     """Returns the parser; `command` of what it parses is the name of the command."""
     parser = ArgumentParser(
+        allow_abbrev=False,
         prog="python -m baselines",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("list", help="name the methods")
+    commands.add_parser("list", help="name the methods", allow_abbrev=False)
     _add_search(commands)
     return parser
 
@@ -41,6 +42,7 @@ def _add_search(commands: _SubParsersAction[ArgumentParser]) -> None:
     """Adds `search`."""
     parser = commands.add_parser(
         "search",
+        allow_abbrev=False,
         help="search for a plan, train it to its end and write the file",
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -77,7 +79,12 @@ def _add_search(commands: _SubParsersAction[ArgumentParser]) -> None:
 def _add_budget(parser: ArgumentParser) -> None:
     """Adds what is searched, and how much may be spent."""
     parser.add_argument(
-        "--trials", type=int, default=20, metavar="N", help="proposals in all, resumed ones included (default: 20)"
+        "--trials",
+        type=int,
+        default=20,
+        metavar="N",
+        help="proposals in all, resumed ones included (default: 20; uniform and magnitude have 6). The first is fixed, "
+        "and how many more are random before a model proposes depends on their number",
     )
     parser.add_argument(
         "--trial-epochs", type=int, metavar="E", help="epochs of each trial (default: a tenth of --final-epochs)"

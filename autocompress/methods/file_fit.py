@@ -64,7 +64,12 @@ class FileFit:
     @property
     def allowed_bytes(self) -> int:
         """The budget less the reserve for values that move in finishing."""
-        return self.budget_bytes - RESERVE_BYTES - int(self.budget_bytes * RESERVE_FRACTION)
+        return self.allowed(self.budget_bytes)
+
+    @staticmethod
+    def allowed(budget_bytes: int) -> int:
+        """Returns a budget less its reserve."""
+        return budget_bytes - RESERVE_BYTES - int(budget_bytes * RESERVE_FRACTION)
 
     def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
         """Returns the grids at the price of the last projection."""

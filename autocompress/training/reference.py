@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autocompress.data.arrays import data_root
 from autocompress.errors import InvalidInputError
 from autocompress.models.weights import load_weights
-from autocompress.training.batches import check_batches
+from autocompress.training.batches import check_batches, split_batch
 from autocompress.training.checkpoint import save_checkpoint
 from autocompress.training.evaluate import Evaluation, evaluate
 from autocompress.training.trainer import Trainer
@@ -104,9 +104,27 @@ def _file_name(task: Task, model: nn.Module, seed: int) -> str:
     for name, tensor in model.state_dict().items():
         digest.update(f"{name}{list(tensor.shape)}".encode())
         _update(digest, tensor)
-    # the validation data stand for the data: they are in a fixed order, and drawn from the same source
-    _update(digest, next(iter(task.validation)))
+    # the validation data stand for the data: they are drawn from the same source, and as a rule in a fixed order
+    first, again = (_examples([next(iter(task.validation))]) for _ in range(2))
+    if first == again:
+        _update(digest, next(iter(task.validation)))
+    else:  # a loader that shuffles
+        digest.update(b"".join(sorted(_examples(task.validation))))
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', task.name)}-{digest.hexdigest()[:16]}"
+
+
+def _examples(batches: Iterable[Any]) -> list[bytes]:
+    """Returns a digest of each example, in their order."""
+    found = []
+    for batch in batches:
+        args, kwargs, target = split_batch(batch)
+        parts = [part for part in (*args, *kwargs.values(), target) if isinstance(part, Tensor)]
+        for number in range(len(target)):
+            digest = hashlib.sha256()
+            for part in parts:
+                _update(digest, part[number])
+            found.append(digest.digest())
+    return found
 
 
 def _update(digest: Any, value: Any) -> None:

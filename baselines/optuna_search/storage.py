@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import socket
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage, RDBStorage
 
+logger = logging.getLogger(__name__)
 JOURNAL = "journal:"
 EXAMPLES = f"`sqlite:///search.db`, `postgresql://user@host/name` or `{JOURNAL}search.log`"
 # Attribute of a study: what was searched (`identity`) and how long it was meant to be (`trials`).
@@ -155,6 +157,7 @@ def open_study(
         )
     if name not in others and settings.resume:
         _refuse_others(settings.storage, identity, [search["identity"] for search in others.values() if search])
+        logger.warning("there is no search in %s to be resumed; a new one begins", settings.storage)
     study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
     # A process may have been killed after it made the study and before it said what it is.
     if SEARCH not in study.user_attrs:

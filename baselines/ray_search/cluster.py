@@ -101,6 +101,7 @@ def connected(settings: SearchSettings, modules: Sequence[str] = ()) -> Iterator
 
 
 def _start(settings: SearchSettings) -> None:
+    logger.info("starting Ray on this machine, which takes some seconds")
     ray.init(
         address="local",  # without it Ray would connect to any that it finds on this machine
         num_cpus=max(1, math.ceil(settings.workers * settings.cpus_per_trial)),

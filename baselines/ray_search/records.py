@@ -138,6 +138,8 @@ class SearchFolder:
             self._compare(identity)
             self._cut_torn_line()
             return
+        if resume:
+            logger.warning("there is no search in %s to be resumed; a new one begins", self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             temporary = self._identity.with_suffix(".tmp")
