@@ -55,7 +55,9 @@ def test_every_search_writes_a_file_within_the_target(method, here, capsys):
         assert sizes == sorted(sizes)
 
 
-@pytest.mark.parametrize("space", ["block", "global", "price"])
+@pytest.mark.parametrize(
+    "space", ["price", *(pytest.param(name, marks=pytest.mark.slow) for name in ("block", "global"))]
+)
 def test_every_space(space, here, capsys):
     answer = search(capsys, "random", "--space", space)
     assert answer["space"] == space

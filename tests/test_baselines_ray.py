@@ -49,6 +49,7 @@ class TestRayOptuna(RayContract):
         return RayOptuna()
 
 
+@pytest.mark.slow
 class TestRayAsha(RayContract):
     trials = 4  # the best of three is all that may go on
 
