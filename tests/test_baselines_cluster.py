@@ -134,9 +134,8 @@ def starts_in(log: Path) -> Counter[str]:
     return Counter(line.split(" start ")[1] for line in log.read_text().splitlines() if " start " in line)
 
 
-@pytest.mark.parametrize(
-    "searcher", [pytest.param(RayAsha(), id="asha"), pytest.param(RayOptuna(), id="optuna", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("searcher", [RayAsha(), RayOptuna()], ids=["asha", "optuna"])
 def test_finished_trials_are_not_run_again_after_a_kill(searcher: RayAsha | RayOptuna, tmp_path: Path) -> None:
     log, storage = tmp_path / "log", tmp_path / "search"
     driver = start_driver(type(searcher).__name__, log, storage)
