@@ -12,7 +12,7 @@ from torch import Tensor
 from autocompress.assemble import side_tensors
 from autocompress.codebooks import CodedTensor, CompressedState, coded_tensor
 from autocompress.costs.weight_data import weight_data_bits
-from autocompress.methods.base import Network, relative_error
+from autocompress.methods.base import Method, Network, relative_error
 from autocompress.methods.ending import FileWriter
 from autocompress.methods.file_fit import FileFit
 from autocompress.methods.file_size import FileSizeMethod
@@ -86,8 +86,7 @@ class FileBudget:
     def priced(self, scales: Sequence[float]) -> Fitted:
         """Returns the compressor's own projection of the weights, each layer's error multiplied by scale^2."""
         method = FileSizeMethod(self.network, self.budget_bytes, self.original_bytes)
-        weights = [weight.detach() * scale for weight, scale in zip(self.network.weights, scales, strict=True)]
-        coded = _unscaled(method.close(weights, weights).coded, scales)
+        coded = _closed(method, self.network, scales)
         size = len(method.file.encode(coded, side_tensors(self.network.selection))[1])
         return Fitted(coded, _plan_of(self.network, coded), size, method)
 
@@ -121,8 +120,7 @@ class WeightDataBudget:
     def priced(self, scales: Sequence[float]) -> Fitted:
         """Returns the compressor's own projection of the weights, each layer's error multiplied by scale^2."""
         method = WeightBitsMethod(self.network, self.limit)
-        weights = [weight.detach() * scale for weight, scale in zip(self.network.weights, scales, strict=True)]
-        coded = _unscaled(method.close(weights, weights).coded, scales)
+        coded = _closed(method, self.network, scales)
         return Fitted(coded, _plan_of(self.network, coded), weight_data_bits(coded), method)
 
 
@@ -156,8 +154,11 @@ def marginal_price(coded: Sequence[CodedTensor], weights: Sequence[Tensor]) -> f
     return error / bits if bits else 0.0
 
 
-def _unscaled(coded: Sequence[CodedTensor], scales: Sequence[float]) -> list[CodedTensor]:
-    return [coded_tensor(c.codes, c.values / scale) for c, scale in zip(coded, scales, strict=True)]
+def _closed(method: Method, network: Network, scales: Sequence[float]) -> list[CodedTensor]:
+    """Returns a method's last projection of the weights with each layer scaled, and scaled back."""
+    weights = [weight.detach() * scale for weight, scale in zip(network.weights, scales, strict=True)]
+    found = method.close(weights, weights).coded
+    return [coded_tensor(c.codes, c.values / scale) for c, scale in zip(found, scales, strict=True)]
 
 
 def _plan_of(network: Network, coded: Sequence[CodedTensor]) -> Plan:

@@ -75,9 +75,7 @@ class PlanObjective:
         self.target = parse_target(target)
         self.reference = copy.deepcopy(reference).cpu()
         network = Network(self.reference, select(self.reference, ignore))
-        budget = make_budget(network, self.target)
-        self.space = make_space(space, network, budget)
-        self.space.fit(self.space.start, network, budget)  # a target that no plan meets shows here, not in a trial
+        self.space = make_space(space, network, make_budget(network, self.target))
         self.recipe = task.recipe.for_compression()
         if self.recipe.learning_rate is None:
             self.recipe = replace(self.recipe, learning_rate=self._trainer(copy.deepcopy(reference)).learning_rate)

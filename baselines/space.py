@@ -101,11 +101,16 @@ class PriceSpace:
 
 
 @dataclass(frozen=True)
-class UniformSpace:
-    """Only the bits are chosen: every layer keeps the largest same fraction that fits."""
+class _BitsSpace:
+    """Only the bits are chosen, the same for all layers.
+
+    Attributes:
+        layers: of the network.
+        name: of the space.
+    """
 
     layers: Layers
-    name: str = "uniform"
+    name: str
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -116,6 +121,13 @@ class UniformSpace:
     def start(self) -> Values:
         """`START_BITS`."""
         return {"bits": START_BITS}
+
+
+@dataclass(frozen=True)
+class UniformSpace(_BitsSpace):
+    """Every layer keeps the largest same fraction that fits."""
+
+    name: str = "uniform"
 
     def fit(self, values: Values, network: Network, budget: Budget) -> Fitted:
         """Returns the dense plan at these bits, repaired as one group."""
@@ -123,21 +135,10 @@ class UniformSpace:
 
 
 @dataclass(frozen=True)
-class MagnitudeSpace:
-    """Only the bits are chosen: all weights above the lowest threshold that fits are kept, in whatever layer."""
+class MagnitudeSpace(_BitsSpace):
+    """All weights above the lowest threshold that fits are kept, in whatever layer."""
 
-    layers: Layers
     name: str = "magnitude"
-
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        """One number."""
-        return (Parameter("bits", 1, MOST_BITS, integer=True),)
-
-    @property
-    def start(self) -> Values:
-        """`START_BITS`."""
-        return {"bits": START_BITS}
 
     def fit(self, values: Values, network: Network, budget: Budget) -> Fitted:
         """Returns the plan of one magnitude threshold over all layers."""
@@ -178,7 +179,10 @@ def make_space(name: str, network: Network, budget: Budget) -> PlanSpace:
     layers = tuple((layer, weight.numel()) for layer, weight in network.selection.weights)
     if name not in _MAKERS:
         raise InvalidInputError(f"the search space {name!r} is unknown; it may be {', '.join(SPACES)}")
-    return _MAKERS[name](layers, network, budget)
+    space = _MAKERS[name](layers, network, budget)
+    if isinstance(space, _BitsSpace):  # the others were made from a plan that fits, or need none
+        space.fit(space.start, network, budget)
+    return space
 
 
 def _grouped(name: str, grouping: Callable[[Layers], Mapping[str, Layers]]) -> Callable[..., PlanSpace]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,3 +91,13 @@ def test_a_target_that_no_plan_meets_is_found_out_before_training(here, capsys):
     assert main(["search", "random", *TASK, "--target", "90B", *SHORT, "--out", "net.safetensors"]) == 2
     assert "smallest" in capsys.readouterr().err
     assert not (here / "data").exists()
+
+
+@pytest.mark.parametrize("method", ["uniform", "magnitude"])
+def test_so_it_is_where_only_the_bits_are_chosen(method, here, capsys):
+    assert main(["search", method, *TASK, "--target", "100B", *SHORT, "--out", "net.safetensors"]) == 2
+    least = re.search(r"one weight in each of 3 layers, is (\d+) bytes", capsys.readouterr().err)
+    assert least is not None
+    assert int(least[1]) > 100
+    assert not (here / "data").exists()
+    assert not list(here.glob("net.*"))
