@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from argparse import Namespace
 from pathlib import Path
 
 from autocompress.console.output import to_json
+from autocompress.whole_file import write_whole
 from baselines.interface import SearchOutcome, Trial
 from baselines.search_report import search_json
 
@@ -23,11 +23,8 @@ def write_records(options: Namespace, outcome: SearchOutcome) -> Path:
     path = beside(options.out, ".search.json")
     names = ("model", "data", "target", "seed", "trial_epochs", "final_epochs")
     command = {name: getattr(options, name) for name in names}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(
-        to_json(command | {"interrupted": outcome.interrupted} | search_json(options, outcome)) + "\n", encoding="utf-8"
-    )
-    os.replace(temporary, path)
+    records = command | {"interrupted": outcome.interrupted} | search_json(options, outcome)
+    write_whole(path, f"{to_json(records)}\n".encode())
     return path
 
 

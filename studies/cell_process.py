@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from baselines.child_process import end_process, end_with_parent
 from studies.cell import Cell
 from studies.conditions import Conditions
 from studies.record import Record
@@ -78,11 +79,7 @@ class CellProcess:
 
     def end(self) -> None:
         """Ends the process, if it is not over; it ends quickly or is killed."""
-        self.process.terminate()
-        self.process.join(END_SECONDS)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+        end_process(self.process, END_SECONDS)
         self.connection.close()
 
     def _exit(self) -> str:
@@ -113,7 +110,7 @@ def _without_interrupt() -> Iterator[None]:
 
 def _work(connection: Connection, function: CellFunction, cell: Cell, conditions: Conditions, log: Path) -> None:
     """Sends the record of a cell, or a traceback; ends with its parent, however that ends."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     os.setpgid(0, 0)  # out of reach of the terminal's Ctrl-C, which some searches would take for themselves
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (sys.stdout, sys.stderr):
@@ -126,10 +123,3 @@ def _work(connection: Connection, function: CellFunction, cell: Cell, conditions
     except Exception:  # sent to the parent, for whom it is a failed cell
         answer = traceback.format_exc()
     connection.send(answer)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

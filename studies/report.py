@@ -10,10 +10,10 @@ Both return Markdown for stdout and raise InvalidInputError for records that no 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from autocompress.whole_file import write_whole
 from studies.cells import collect
 from studies.claims import claims
 from studies.latex import to_latex
@@ -71,12 +71,7 @@ def report_command(
 def write_file(path: Path, data: bytes) -> None:
     """Writes a file, its folder first, so that nobody ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, data)
 
 
 def _remove_old_figures(folder: Path, kept: set[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from torch import nn
@@ -13,6 +12,7 @@ from autocompress.artifact.layout import layout_of
 from autocompress.assemble import fill
 from autocompress.codebooks import CompressedState
 from autocompress.errors import InvalidInputError
+from autocompress.whole_file import write_whole
 
 
 def save_artifact(path: str | os.PathLike[str], data: bytes) -> None:
@@ -24,23 +24,10 @@ def save_artifact(path: str | os.PathLike[str], data: bytes) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise InvalidInputError(f"cannot write {path}: there is no folder {path.parent}")
-    temporary = None
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-        temporary = None
+        write_whole(path, data)
     except OSError as error:
         raise InvalidInputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from autocompress.console.start import starting_network
 from autocompress.errors import InvalidInputError
 from autocompress.targets import Target, only_target
 from autocompress.task import Task, load_task
+from autocompress.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +112,4 @@ def claim_folder(folder: Path, options: Namespace, target: Target) -> None:
             f"--resume {str(folder)!r} holds the checkpoints of another command ({', '.join(other)} differ); "
             "give another folder, or the same command"
         )
-    temporary = note.with_suffix(".tmp")
-    temporary.write_text(json.dumps(command), encoding="utf-8")
-    os.replace(temporary, note)
+    write_whole(note, json.dumps(command).encode())

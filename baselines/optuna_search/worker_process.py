@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import signal
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
+from baselines.child_process import end_process, end_with_parent
 from baselines.interface import Objective, Progress
 
 # A worker that is told to end has this long before it is killed.
@@ -74,11 +74,7 @@ class Worker:
         """Ends the process: at once where it evaluates something, by itself where it waits."""
         self.say(None)
         self.process.join(0 if self.busy else END_SECONDS)
-        self.process.terminate()
-        self.process.join(END_SECONDS)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+        end_process(self.process, END_SECONDS)
         self.connection.close()
 
 
@@ -97,7 +93,7 @@ def _without_interrupt() -> Iterator[None]:
 
 def _work(connection: Connection, payload: bytes, workers: int) -> None:
     """Evaluates what comes over the connection, for as long as the parent lives."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     # stdout belongs to the answer of the command that started the search.
     sys.stdout = sys.stderr
     # Its own lock is a semaphore of the system's, which would outlive a process that is terminated.
@@ -132,10 +128,3 @@ def _share_threads(workers: int) -> None:
     # Loaded by the objective, if it needs it at all.
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InvalidInputError
+from autocompress.whole_file import write_whole
 from baselines.interface import State, Trial
 
 logger = logging.getLogger(__name__)
@@ -142,9 +143,7 @@ class SearchFolder:
             logger.warning("there is no search in %s to be resumed; a new one begins", self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            temporary = self._identity.with_suffix(".tmp")
-            temporary.write_text(json.dumps(identity, indent=1))
-            os.replace(temporary, self._identity)
+            write_whole(self._identity, json.dumps(identity, indent=1).encode())
         except OSError as error:
             raise InvalidInputError(f"storage {str(self.path)!r} cannot be written: {error}") from error
 

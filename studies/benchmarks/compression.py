@@ -82,6 +82,12 @@ def run(case: Case, seed: int, weights_folder: Path) -> dict[str, Any]:
     }
 
 
+def file_sizes(rows: list[dict[str, Any]]) -> str:
+    """Returns the bytes of the files of some records, the smallest and the largest."""
+    files = [row["file_bytes"] for row in rows]
+    return f"{min(files):,}" if min(files) == max(files) else f"{min(files):,} to {max(files):,}"
+
+
 def load_records(path: Path = RECORDS) -> list[dict[str, Any]]:
     """Returns all records, in the order they were made."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
@@ -106,12 +112,11 @@ def _row(case: Case, rows: list[dict[str, Any]]) -> str:
     accuracies = [100 * row["test_accuracy"] for row in rows]
     differences = [100 * (row["test_accuracy"] - row["reference_accuracy"]) for row in rows]
     reference = statistics.mean(100 * row["reference_accuracy"] for row in rows)
-    files = [row["file_bytes"] for row in rows]
-    size = f"{min(files):,}" if min(files) == max(files) else f"{min(files):,} to {max(files):,}"
     factor = statistics.mean(_weight_data_factor(row) for row in rows)
     return (
-        f"| {case.model}, {case.data} | `{case.target}` | {case.epochs} | {len(rows)} | {size} | {factor:,.0f}x "
-        f"| {reference:.2f} % | {_mean_and_deviation(accuracies)} % | {statistics.mean(differences):+.2f} |"
+        f"| {case.model}, {case.data} | `{case.target}` | {case.epochs} | {len(rows)} | {file_sizes(rows)} "
+        f"| {factor:,.0f}x | {reference:.2f} % | {mean_and_deviation(accuracies)} % "
+        f"| {statistics.mean(differences):+.2f} |"
     )
 
 
@@ -121,7 +126,8 @@ def _weight_data_factor(record: dict[str, Any]) -> float:
     return dense_bytes / float(record["weight_data_bytes"])
 
 
-def _mean_and_deviation(values: list[float]) -> str:
+def mean_and_deviation(values: list[float]) -> str:
+    """Returns the mean, and the standard deviation where there are several, with two decimals."""
     mean = f"{statistics.mean(values):.2f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2f}"
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 
+from autocompress.whole_file import write_whole
 from baselines.interface import Evaluation, Parameter, Progress, Report, SearchSettings, Values, go_on
 from baselines.ray_search import RayOptuna
 from baselines.ray_search.records import History, SearchFolder
@@ -138,9 +139,7 @@ def main() -> None:
         "ray": ray.__version__,
         "runs": rows,
     }
-    temporary = options.out.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, options.out)
+    write_whole(options.out, f"{json.dumps(result, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

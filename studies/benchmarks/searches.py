@@ -13,19 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from studies.benchmarks import compression
+from studies.measure import revision, versions
+from studies.record import COMPRESSOR
+
 RESULTS = Path(__file__).parents[1] / "results"
 RECORDS = RESULTS / "searches.jsonl"
-COMPRESSOR = "compressor"
 TRIAL_KEYS = ("number", "state", "accuracy", "size", "gradient_steps", "device_seconds", "node", "attempts")
 
 
@@ -111,8 +112,8 @@ def run(case: Case, method: str, seed: int) -> dict[str, Any]:
         "case": case.name,
         "final_epochs": case.final_epochs,
         "command": " ".join(word for word in command if word != str(out)),
-        "revision": _revision(),
-        "versions": _versions(),
+        "revision": revision(),
+        "versions": versions(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "file_bytes_by_stat": written,
         "search_gradient_steps": 0,
@@ -123,22 +124,9 @@ def run(case: Case, method: str, seed: int) -> dict[str, Any]:
     }
 
 
-def _revision() -> str:
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "autocompress", "baselines")
-    return git("rev-parse", "--short=10", "HEAD") + ("+changes" if changed else "")
-
-
-def _versions() -> dict[str, str]:
-    found = {name: metadata.version(name) for name in ("torch", "optuna", "ray")}
-    return {"python": platform.python_version(), **found}
-
-
-def load_records(path: Path = RECORDS) -> list[dict[str, Any]]:
+def load_records() -> list[dict[str, Any]]:
     """Returns all records, in the order they were made."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return compression.load_records(RECORDS)
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -162,22 +150,18 @@ def table(records: list[dict[str, Any]]) -> str:
 def _row(case: Case, method: str, rows: list[dict[str, Any]]) -> str:
     if len({row["seed"] for row in rows}) != len(rows):
         raise ValueError(f"{case.name}, {method}: more than one record of a seed")
-    files = [row["file_bytes"] for row in rows]
-    size = f"{min(files):,}" if min(files) == max(files) else f"{min(files):,} to {max(files):,}"
     difference = statistics.mean(100 * (row["test_accuracy"] - row["reference_accuracy"]) for row in rows)
     steps = statistics.mean(row["search_gradient_steps"] / row["gradient_steps"] for row in rows)
     trials = statistics.mean(len(row["trials"]) for row in rows)
     return (
-        f"| {case.model}, {case.data}, `{case.target}` | {method} | {len(rows)} | {size} "
+        f"| {case.model}, {case.data}, `{case.target}` | {method} | {len(rows)} | {compression.file_sizes(rows)} "
         f"| {_mean(rows, 'validation_accuracy')} % | {_mean(rows, 'test_accuracy')} % | {difference:+.2f} "
         f"| {steps:.1f}x | {trials:.0f} |"
     )
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> str:
-    values = [100 * row[key] for row in rows]
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2f}"
+    return compression.mean_and_deviation([100 * row[key] for row in rows])
 
 
 def main() -> None:
