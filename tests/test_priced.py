@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autocompress.codebooks import round_codebook
-from autocompress.costs.code_length import CodeLengths, as_matrix, code_length, estimate_code_lengths
+from autocompress.costs.code_length import CodeLengths, Counts, as_matrix, code_length, estimate_code_lengths
 from autocompress.projection.priced import project_priced
 from autocompress.projection.priced_assignment import (
     Layer,
@@ -79,7 +79,10 @@ def test_bits_never_rise_with_the_price_under_fixed_tables(seed: int) -> None:
 def test_price_is_the_least_that_fits() -> None:
     generator = torch.Generator().manual_seed(3)
     matrix = torch.randn(40, 50, generator=generator)
-    layer = Layer(matrix, LayerTables(torch.tensor([-1.0, 1.0]), estimate_code_lengths((matrix.abs() > 1).short(), 2)))
+    layer = Layer(
+        matrix,
+        LayerTables(torch.tensor([-1.0, 1.0]), estimate_code_lengths(Counts.of_codes((matrix.abs() > 1).short(), 2))),
+    )
     price = find_price([layer], 1500.0, 1e-3)
     assert bits_under_tables([layer], price) <= 1500.0
     assert bits_under_tables([layer], price / 1.02) > 1500.0 * 0.99
@@ -90,7 +93,7 @@ def test_price_is_the_least_that_fits() -> None:
 def test_projection_is_feasible_and_says_what_it_used(seed: int, budget_bits: int) -> None:
     layers = random_layers(seed, 2 + seed % 4)
     found = project_priced(layers, budget_bits)
-    counted = sum(code_length(as_matrix(c.codes), c.values.numel()) for c in found.coded)
+    counted = sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in found.coded)
     assert found.bits == pytest.approx(counted, rel=1e-6)
     assert found.bits <= budget_bits or all(c.nonzeros == 0 for c in found.coded)
     error = sum(float((c.dense() - x).square().sum()) for c, x in zip(found.coded, layers, strict=True))
@@ -136,4 +139,6 @@ def test_a_structured_tensor_costs_less_than_a_scattered_one() -> None:
     structured, scattered = torch.zeros(64, 64), torch.zeros(64, 64)
     structured[:8, :16] = 1.0
     scattered.view(-1)[torch.randperm(4096, generator=torch.Generator().manual_seed(0))[:128]] = 1.0
-    assert code_length(structured.short(), 1) < 0.6 * code_length(scattered.short(), 1)
+    assert code_length(Counts.of_codes(structured.short(), 1)) < 0.6 * code_length(
+        Counts.of_codes(scattered.short(), 1)
+    )

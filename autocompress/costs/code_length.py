@@ -9,6 +9,7 @@ costs minus the logarithm of its share. Everything is in bits.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,29 +48,61 @@ class CodeLengths:
 
     def zero_bits(self) -> float:
         """Returns the bits of an all-zero tensor under these odds."""
-        return float(torch.nn.functional.softplus(-self.position_bits() * math.log(2)).sum() / math.log(2))
+        # Most rows have few nonzeros or none, and rows with equally many have equal odds: few sums differ.
+        rows, row_counts = torch.unique(self.row_bits, return_counts=True)
+        columns, column_counts = torch.unique(self.column_bits, return_counts=True)
+        odds = rows.double()[:, None] + columns.double()[None, :]
+        each = torch.nn.functional.softplus(-odds * math.log(2)) / math.log(2)
+        return float(row_counts.double() @ each @ column_counts.double())
+
+
+@dataclass(frozen=True)
+class Counts:
+    """All that the estimate knows of an assignment.
+
+    Attributes:
+        rows, columns: int64 [R] and [C], nonzeros of each row and column.
+        codes: int64 [K], elements of each code.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    codes: Tensor
+
+    @classmethod
+    def of_codes(cls, codes: Tensor, size: int) -> Counts:
+        """Counts a matrix of codes, [R, C], 0 for zero and 1..size for a codebook value."""
+        index = codes.flatten().nonzero().flatten()
+        return cls.of_elements(index, codes.flatten()[index].long() - 1, codes.shape, size)
+
+    @classmethod
+    def of_elements(cls, index: Tensor, code: Tensor, shape: Sequence[int], size: int) -> Counts:
+        """Counts nonzero elements: flat indices int64 [m] into [R, C] and codes int64 [m] in 0..size-1."""
+        rows, columns = shape
+        return cls(
+            torch.bincount(index // columns, minlength=rows),
+            torch.bincount(index % columns, minlength=columns),
+            torch.bincount(code, minlength=size),
+        )
 
 
 def _logit_bits(density: Tensor) -> Tensor:
     return torch.log2((1 - density) / density)
 
 
-def estimate_code_lengths(codes: Tensor, size: int, prior: float = PRIOR_NONZEROS) -> CodeLengths:
+def estimate_code_lengths(counts: Counts, prior: float = PRIOR_NONZEROS) -> CodeLengths:
     """Returns the code lengths that fit an assignment.
 
     Args:
-        codes: integer [R, C], 0 for zero and 1..size for a codebook value.
-        size: K, the number of codebook values.
+        counts: of the assignment.
         prior: pseudo-count of nonzeros per row and column.
     """
-    rows, columns = codes.shape
-    nonzero = codes != 0
-    total = float(nonzero.sum())
-    density = (total + 0.5) / (rows * columns + 1.0)
-    row_density = (nonzero.sum(1).float() + prior) / (columns + prior / density)
-    column_density = (nonzero.sum(0).float() + prior) / (rows + prior / density)
+    rows, columns = counts.rows.numel(), counts.columns.numel()
+    density = (float(counts.rows.sum()) + 0.5) / (rows * columns + 1.0)
+    row_density = (counts.rows.float() + prior) / (columns + prior / density)
+    column_density = (counts.columns.float() + prior) / (rows + prior / density)
     middle = math.log2((1 - density) / density)
-    shares = torch.bincount(codes.flatten().long(), minlength=size + 1)[1 : size + 1].float() + 0.5
+    shares = counts.codes.float() + 0.5
     return CodeLengths(
         code_bits=-torch.log2(shares / shares.sum().clamp(min=1.0)),
         row_bits=_logit_bits(row_density) - middle,
@@ -77,12 +110,16 @@ def estimate_code_lengths(codes: Tensor, size: int, prior: float = PRIOR_NONZERO
     )
 
 
-def code_length(codes: Tensor, size: int) -> float:
-    """Returns the estimated bits of a tensor in the file: positions, codes and codebook. `codes` is [R, C]."""
-    if size == 0 or not bool((codes != 0).any()):
+def code_length(counts: Counts) -> float:
+    """Returns the estimated bits of a tensor in the file: positions, codes and codebook."""
+    if not bool(counts.rows.any()):
         return TENSOR_BITS
-    lengths = estimate_code_lengths(codes, size)
-    nonzero = codes != 0
-    bits = lengths.zero_bits() + float(lengths.position_bits()[nonzero].sum())
-    bits += float(lengths.code_bits[codes[nonzero].long() - 1].sum())
-    return bits + CODEBOOK_VALUE_BITS * size + TENSOR_BITS
+    lengths = estimate_code_lengths(counts)
+    bits = lengths.zero_bits()
+    for each, count in (
+        (lengths.row_bits, counts.rows),
+        (lengths.column_bits, counts.columns),
+        (lengths.code_bits, counts.codes),
+    ):
+        bits += float(each.double() @ count.double())
+    return bits + CODEBOOK_VALUE_BITS * counts.codes.numel() + TENSOR_BITS

@@ -10,7 +10,7 @@ from torch import Tensor
 from autocompress.artifact import encode_state
 from autocompress.assemble import build_state, empty_state, norm_parameters, side_grids, zero_state
 from autocompress.codebooks import CodedTensor, CompressedState, SideGrid
-from autocompress.costs.code_length import as_matrix, code_length, estimate_code_lengths
+from autocompress.costs.code_length import Counts, as_matrix, code_length, estimate_code_lengths
 from autocompress.errors import InfeasibleTargetError
 from autocompress.methods.base import Network
 from autocompress.projection.priced import PricedState, project_priced
@@ -105,7 +105,7 @@ class FileFit:
         """
         state, data = self.encode(coded, sides)
         dense = [c.dense() for c in coded]
-        estimate = sum(code_length(as_matrix(c.codes), c.values.numel()) for c in coded)
+        estimate = sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in coded)
         warm = self._tables(coded)
         for attempt in range(24):
             if len(data) <= self.budget_bytes:
@@ -136,5 +136,8 @@ class FileFit:
         """Returns the last price with the finished codebooks."""
         if self.price is None or any(not c.values.numel() for c in coded):
             return None
-        tables = [LayerTables(c.values, estimate_code_lengths(as_matrix(c.codes), c.values.numel())) for c in coded]
+        tables = [
+            LayerTables(c.values, estimate_code_lengths(Counts.of_codes(as_matrix(c.codes), c.values.numel())))
+            for c in coded
+        ]
         return PricedState(self.price, tables)

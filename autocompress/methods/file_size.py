@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autocompress.assemble import side_tensors
 from autocompress.codebooks import CodedTensor, CompressedState, SideGrid
-from autocompress.costs.code_length import CodeLengths, as_matrix, code_length
+from autocompress.costs.code_length import CodeLengths, Counts, as_matrix, code_length
 from autocompress.methods.base import Network, Projection, relative_error
 from autocompress.methods.file_fit import FileFit
 from autocompress.methods.path import PATH_CEILING, budget_on_path
@@ -72,7 +72,7 @@ class FileSizeMethod:
         sides = side_tensors(self.network.selection)
         self.other_bits = 8.0 * self.file.bytes_without_weights(sides)
         size = len(self.file.encode(coded, sides)[1])
-        estimate = sum(code_length(as_matrix(c.codes), c.values.numel()) for c in coded)
+        estimate = sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in coded)
         if estimate > 0:
             low, high = RATIO_RANGE
             self.ratio = min(max((8.0 * size - self.other_bits) / estimate, low), high)

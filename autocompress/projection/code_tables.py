@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from autocompress.costs.code_length import CODEBOOK_VALUE_BITS, CodeLengths, estimate_code_lengths
+from autocompress.costs.code_length import CODEBOOK_VALUE_BITS, CodeLengths, Counts, estimate_code_lengths
 from autocompress.projection.codebook_size import merge_codes, split_codes
 from autocompress.projection.priced_assignment import LayerTables
 
@@ -38,7 +38,7 @@ def re_estimate(matrix: Tensor, codes: Tensor, size: int, price: float, *, merge
     table = torch.tensor(place, dtype=torch.int16, device=x.device)
     codes = torch.zeros_like(codes.flatten()).index_put((index,), table[code]).view(codes.shape)
     values = torch.tensor(means, dtype=torch.float32, device=x.device)
-    return codes, LayerTables(values, estimate_code_lengths(codes, len(means)))
+    return codes, LayerTables(values, estimate_code_lengths(Counts.of_codes(codes, len(means))))
 
 
 def with_splits(matrix: Tensor, codes: Tensor, tables: LayerTables, price: float) -> LayerTables:
@@ -118,5 +118,5 @@ def cold_tables(matrices: list[Tensor], budget_bits: float) -> tuple[float, list
         values = values if values.numel() else torch.tensor([high if high else 1e-12], device=matrix.device)
         codes = (torch.bucketize(matrix, 0.5 * (values[1:] + values[:-1])) + 1).to(torch.int16)
         codes = torch.where(matrix.abs() > threshold, codes, torch.zeros_like(codes))
-        tables.append(LayerTables(values.float(), estimate_code_lengths(codes, values.numel())))
+        tables.append(LayerTables(values.float(), estimate_code_lengths(Counts.of_codes(codes, values.numel()))))
     return price, tables

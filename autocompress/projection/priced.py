@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from autocompress.codebooks import CodedTensor, coded_tensor
-from autocompress.costs.code_length import as_matrix, code_length, estimate_code_lengths
+from autocompress.costs.code_length import Counts, as_matrix, code_length, estimate_code_lengths
 from autocompress.projection.code_tables import cold_tables, grown_tables, re_estimate
 from autocompress.projection.priced_assignment import (
     Layer,
@@ -71,7 +71,9 @@ class _Candidate:
 
     @property
     def bits(self) -> float:
-        return sum(code_length(c, t.values.numel()) for c, t in zip(self.codes, self.tables, strict=True))
+        return sum(
+            code_length(Counts.of_codes(c, t.values.numel())) for c, t in zip(self.codes, self.tables, strict=True)
+        )
 
 
 def _re_assign(
@@ -104,7 +106,10 @@ def _error(matrices: list[Tensor], found: _Candidate) -> float:
 def _nothing(matrices: list[Tensor], price: float) -> _Candidate:
     """Returns the all-zero assignment: what is left when not even one nonzero per tensor fits."""
     codes = [torch.zeros(m.shape, dtype=torch.int16, device=m.device) for m in matrices]
-    tables = [LayerTables(m.new_zeros(0), estimate_code_lengths(c, 0)) for m, c in zip(matrices, codes, strict=True)]
+    tables = [
+        LayerTables(m.new_zeros(0), estimate_code_lengths(Counts.of_codes(c, 0)))
+        for m, c in zip(matrices, codes, strict=True)
+    ]
     return _Candidate(price, codes, tables)
 
 
@@ -139,7 +144,7 @@ def project_priced(
     ]
     return PricedProjection(
         coded,
-        bits=sum(code_length(as_matrix(c.codes), c.values.numel()) for c in coded),
+        bits=sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in coded),
         error=sum(float((c.dense() - x).square().sum()) for c, x in zip(coded, targets, strict=True)),
         state=PricedState(best.price, best.tables),
     )

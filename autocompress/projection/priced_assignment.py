@@ -14,13 +14,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from autocompress.costs.code_length import CODEBOOK_VALUE_BITS, TENSOR_BITS, CodeLengths, code_length
+from autocompress.costs.code_length import CODEBOOK_VALUE_BITS, TENSOR_BITS, CodeLengths, Counts, code_length
 
 BISECTIONS = 30
 PRICE_TOLERANCE = 2e-3  # relative width of the price bracket at which the bisection stops
 BUDGET_TOLERANCE = 2e-3  # a bisection that lands this close under its budget stops early
 LEAST_PRICE = 1e-7  # of the mean square: below, bits are free and no price is looked for
-MIN_NONZEROS = 1  # per tensor, so that no layer goes dead
+CANDIDATE_MARGIN = 1.5  # by which the price may fall before a layer's elements are looked through again
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,28 @@ class LayerTables:
 
 
 @dataclass(frozen=True)
+class Elements:
+    """Some of a layer's elements.
+
+    Attributes:
+        least_price: down to this price no other element is worth a nonzero.
+        index: int64 [m], flat and ascending.
+        x: [m], the weights.
+        position_bits: [m], what each as a nonzero costs more than a zero, its code apart.
+    """
+
+    least_price: float
+    index: Tensor
+    x: Tensor
+    position_bits: Tensor
+
+
 class Layer:
     """X_l as a matrix [R, C] and its current tables."""
 
-    matrix: Tensor
-    tables: LayerTables
+    def __init__(self, matrix: Tensor, tables: LayerTables) -> None:
+        self.matrix, self.tables = matrix, tables
+        self._candidates: Elements | None = None
 
     @cached_property
     def zero_bits(self) -> float:
@@ -49,10 +66,31 @@ class Layer:
         return self.tables.lengths.zero_bits()
 
     @cached_property
-    def least_bits(self) -> float:
-        """What the cheapest nonzero that could be costs."""
+    def _highest_price(self) -> Tensor:
+        """[R * C]: the price from which on no value in reach of the weight is worth a nonzero."""
         lengths = self.tables.lengths
-        return float(lengths.row_bits.min() + lengths.column_bits.min() + lengths.code_bits.min())
+        least_bits = (lengths.position_bits() + lengths.code_bits.min()).flatten()
+        squares = self.matrix.flatten().square()
+        return torch.where(least_bits > 0, squares / least_bits, math.inf)
+
+    def candidates(self, price: float) -> Elements:
+        """Returns all elements that can be worth a nonzero at a price, and perhaps others.
+
+        A bisection asks for many prices close together, so that those of a somewhat lower price are kept.
+        """
+        if self._candidates is None or price < self._candidates.least_price:
+            least = price / CANDIDATE_MARGIN
+            self._candidates = self._elements(least, (self._highest_price > least).nonzero().flatten())
+        return self._candidates
+
+    def largest(self) -> Elements:
+        """Returns the element of largest magnitude."""
+        return self._elements(math.inf, self.matrix.abs().argmax()[None])
+
+    def _elements(self, price: float, index: Tensor) -> Elements:
+        lengths, columns = self.tables.lengths, self.matrix.shape[1]
+        bits = lengths.row_bits[index // columns] + lengths.column_bits[index % columns]
+        return Elements(price, index, self.matrix.flatten()[index], bits)
 
 
 def lower_envelope(values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,28 +139,20 @@ def assign(layer: Layer, price: float) -> tuple[Tensor, Tensor, float]:
         nothing = torch.zeros(0, dtype=torch.int64, device=layer.matrix.device)
         return nothing, nothing, layer.zero_bits
     kept_values, thresholds = lower_envelope(values, price * lengths.code_bits)
-    flat = layer.matrix.flatten()
-    floor = price * layer.least_bits
-    if floor > 0:  # only a weight whose square exceeds the least price can be worth a nonzero
-        index = (flat.abs() > math.sqrt(floor)).nonzero().flatten()
-        x = flat[index]
-    else:
-        index, x = torch.arange(flat.numel(), device=flat.device), flat
-    code = kept_values[torch.bucketize(x, thresholds)]
-    value, columns = values[code], layer.matrix.shape[1]
-    bits = lengths.code_bits[code] + lengths.row_bits[index // columns] + lengths.column_bits[index % columns]
-    gain = value * (2 * x - value) - price * bits
-    keep = gain > 0
-    if int(keep.sum()) < MIN_NONZEROS:
-        if not x.numel():
-            index = flat.abs().argmax()[None]
-            code = kept_values[torch.bucketize(flat[index], thresholds)]
-            bits = lengths.code_bits[code] + lengths.row_bits[index // columns] + lengths.column_bits[index % columns]
-            keep = torch.ones_like(index, dtype=torch.bool)
-        else:
-            keep = torch.zeros_like(keep)
-            keep[gain.topk(min(MIN_NONZEROS, gain.numel())).indices] = True
-    return index[keep], code[keep], layer.zero_bits + float(bits[keep].sum())
+
+    def coded(elements: Elements) -> tuple[Tensor, Tensor]:
+        code = kept_values[torch.bucketize(elements.x, thresholds)]
+        return code, lengths.code_bits[code] + elements.position_bits
+
+    elements = layer.candidates(price)
+    code, bits = coded(elements)
+    value = values[code]
+    keep = (value * (2 * elements.x - value) > price * bits).nonzero().flatten()
+    if not keep.numel():  # a layer does not go dead: its largest weight stays
+        elements = layer.largest()
+        code, bits = coded(elements)
+        keep = torch.zeros(1, dtype=torch.int64, device=code.device)
+    return elements.index[keep], code[keep], layer.zero_bits + float(bits[keep].sum())
 
 
 def bits_under_tables(layers: Sequence[Layer], price: float) -> float:
@@ -133,7 +163,12 @@ def bits_under_tables(layers: Sequence[Layer], price: float) -> float:
 
 def bits_of_assignment(layers: Sequence[Layer], price: float) -> float:
     """Returns the bits of the same assignment under the tables that fit it."""
-    return sum(code_length(codes_at(layer, price), layer.tables.values.numel()) for layer in layers)
+    return sum(code_length(_counts_at(layer, price)) for layer in layers)
+
+
+def _counts_at(layer: Layer, price: float) -> Counts:
+    index, code, _ = assign(layer, price)
+    return Counts.of_elements(index, code, layer.matrix.shape, layer.tables.values.numel())
 
 
 def find_price(
