@@ -6,24 +6,28 @@ from autocompress.artifact.container import Payload, pack, unpack
 from autocompress.artifact.layout import Layout, fingerprint, read_table, write_table
 from autocompress.codebooks import CompressedState
 from autocompress.coding.state import decode_kinds, decode_stream, encode_stream, entries_of
+from autocompress.coding.weights import Choice
 from autocompress.errors import CorruptArtifactError, InvalidInputError
 
 # Names go along unasked where they cost at most this fraction of the file.
 _NAMES_FRACTION = 0.01
 
 
-def encode_state(state: CompressedState, *, names: bool | None = None) -> bytes:
+def encode_state(
+    state: CompressedState, *, names: bool | None = None, choices: dict[str, Choice] | None = None
+) -> bytes:
     """Returns the whole file of a state.
 
     Args:
         state: each of its three dicts in the order of the network's state_dict.
         names: whether names and shapes go into the file, so that it can be read without the model; None: where they
             cost at most 1 % of it.
+        choices: see `coding.state.encode_stream`; for states much like one that was written before.
 
     Raises:
         InvalidInputError: values that the format cannot hold exactly.
     """
-    stream = encode_stream(state)
+    stream = encode_stream(state, choices)
     mark = fingerprint(entries_of(state), state.aliases)
     plain = pack(Payload(mark, None, stream))
     if names is False:

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from autocompress.coding.state import Entry, code_length, decode_stream, encode_stream
+from autocompress.coding.weights import Choice
 
-__all__ = ["Entry", "code_length", "decode_stream", "encode_stream"]
+__all__ = ["Choice", "Entry", "code_length", "decode_stream", "encode_stream"]

@@ -50,6 +50,8 @@ def code_codes(coder: Coder, codes: Codes, integers: Array, last: Symbols | None
             for j in range(width):
                 here = part[:, :, i, j]
                 live = here > 0
+                if not live.any():
+                    continue
                 if spatial:
                     total = 2 * (around[:, :, i, j + 1] + around[:, :, i + 1, j])
                     total = (total + around[:, :, i, j] + around[:, :, i, j + 2])[live]

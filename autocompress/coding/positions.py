@@ -24,6 +24,8 @@ GROUP_PRIORS = (1.0, 0.3, 3.0, 10.0, 30.0)
 _TAP_PRIOR = 30.0
 _CONTEXT_PRIOR = 2.0
 _CONTEXTS = 9
+# Rows are coded in blocks of this fraction of the rows before, between which the factors are learned.
+BLOCK_PART = 8
 
 
 @dataclass
@@ -117,6 +119,7 @@ def code_flags(
     group_start: Array,
     priors: tuple[float, float],
     neighbours: bool,
+    part: int = BLOCK_PART,
 ) -> None:
     """Codes the flags of a tensor in place.
 
@@ -128,6 +131,7 @@ def code_flags(
         group_start: int64 [G] of `starts`.
         priors: prior counts of columns and of groups.
         neighbours: whether the taps of a kernel are coded one after another, in the context of those before.
+        part: blocks are one in so many of the rows before; another number is another stream.
     """
     groups, height, width = mask.shape[1:]
     taps = height * width
@@ -136,7 +140,7 @@ def code_flags(
     mask[low == groups * taps] = 1
     live = np.flatnonzero((low > 0) & (low < groups * taps))
     factors = _Columns((groups, height, width), group_start, *priors)
-    for block in blocks(len(live), groups * taps, 8):
+    for block in blocks(len(live), groups * taps, part):
         rows = live[block]
         wanted2 = (low + high)[rows]
         base, column = factors.factors()

@@ -15,7 +15,7 @@ from autocompress.codebooks import CompressedState, GridTensor
 from autocompress.coding.codebook import CodebookModels, code_step
 from autocompress.coding.integers import Integers, Symbols, blocks
 from autocompress.coding.stream import Array, Coder, Decoder, Encoder, Meter
-from autocompress.coding.weights import WeightModels, code_weight
+from autocompress.coding.weights import Choice, WeightModels, code_weight
 from autocompress.errors import CorruptArtifactError, InvalidInputError
 
 CODED, GRID, RAW = range(3)
@@ -50,14 +50,19 @@ def entries_of(state: CompressedState) -> list[Entry]:
     return coded + grid + [Entry(name, tuple(tensor.shape)) for name, tensor in state.raw.items()]
 
 
-def encode_stream(state: CompressedState) -> bytes:
+def encode_stream(state: CompressedState, choices: dict[str, Choice] | None = None) -> bytes:
     """Returns the stream of a state.
+
+    Args:
+        state: what is written.
+        choices: models of the positions by tensor, chosen for a state like this one; those that are missing are chosen
+            for this one, which takes several times as long as writing it, and added. None: all.
 
     Raises:
         InvalidInputError: values that the format cannot hold exactly.
     """
     encoder = Encoder()
-    _code_state(encoder, entries_of(state), state)
+    _code_state(encoder, entries_of(state), state, choices=choices)
     return encoder.finish()
 
 
@@ -109,12 +114,16 @@ def _expecting(size: int, guess: int) -> Symbols:
 
 
 def _code_state(
-    coder: Coder, entries: list[Entry], state: CompressedState | None, aliases: dict[str, str] | None = None
+    coder: Coder,
+    entries: list[Entry],
+    state: CompressedState | None,
+    aliases: dict[str, str] | None = None,
+    choices: dict[str, Choice] | None = None,
 ) -> CompressedState:
     """Codes a state, or with `state=None` decodes one."""
     kinds = _code_kinds(coder, entries, state)
     result = CompressedState(aliases=dict(aliases or {}))
-    weights = WeightModels()
+    weights = WeightModels(chosen={} if choices is None else choices)
     grids = _GridModels(weights.codebooks)
     raws = _RawModels()
     for entry in (entry for entry in entries if kinds[entry.name] == CODED):

@@ -14,6 +14,7 @@ from autocompress.coding.codebook import CodebookModels, code_codebook
 from autocompress.coding.codes import code_codes
 from autocompress.coding.integers import Symbols
 from autocompress.coding.positions import (
+    BLOCK_PART,
     COLUMN_PRIORS,
     GROUP_PRIORS,
     PositionModels,
@@ -24,8 +25,9 @@ from autocompress.coding.stream import Array, Coder, Codes, Flags, Meter
 from autocompress.coding.views import geometry_of, parent_of, view_as, view_back
 from autocompress.errors import CorruptArtifactError, InvalidInputError
 
-# The choice between models is made on about this many elements of a tensor.
+# The choice between models is made on about this many elements of a tensor, in blocks larger than the stream's.
 _TRIAL_ELEMENTS = 1 << 18
+_TRIAL_PART = 2
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class WeightModels:
 
     Attributes:
         live: for the tensors so far, the nonzeros of each row (int64 [rows]).
+        chosen: how each tensor's positions are modelled, by name; where there is none, it is chosen and added.
     """
 
     codebooks: CodebookModels = field(default_factory=CodebookModels)
@@ -69,6 +72,7 @@ class WeightModels:
     codes: Symbols | None = None
     positions: PositionModels = field(default_factory=PositionModels)
     live: list[Array] = field(default_factory=list)
+    chosen: dict[str, Choice] = field(default_factory=dict)
 
 
 def code_weight(
@@ -97,7 +101,11 @@ def code_weight(
 def _code_elements(coder: Coder, name: str, codes: Codes, integers: Array, models: WeightModels) -> Codes:
     """Codes positions and codes of a tensor [...] of int16. Returns it."""
     coder.part("positions", name)
-    choice = _choose(codes, models) if coder.chooses else Choice()
+    choice = Choice()
+    if coder.chooses:
+        if name not in models.chosen:
+            models.chosen[name] = _choose(codes, models)
+        choice = models.chosen[name]
     for key, model in models.choices.items():
         index = model.code(coder, np.array([getattr(choice, key)], np.int64))
         choice = replace(choice, **{key: int(index[0])})
@@ -117,20 +125,38 @@ def _code_elements(coder: Coder, name: str, codes: Codes, integers: Array, model
 
 def _code_positions(coder: Coder, mask: Flags, choice: Choice, models: WeightModels) -> None:
     """Codes flags [R, G, H, W] in place."""
-    rows, groups, height, width = mask.shape
-    classes = code_rows(coder, mask.reshape(rows, -1).sum(1).astype(np.int64), groups * height * width)
+    classes = _code_rows(coder, mask)
+    _code_live(coder, mask, classes, choice, models, BLOCK_PART)
+
+
+def _code_rows(coder: Coder, mask: Flags) -> Array:
+    """Codes the classes of the rows [R] of flags [R, G, H, W] and returns them."""
+    rows = mask.reshape(len(mask), -1)
+    return code_rows(coder, rows.sum(1).astype(np.int64), rows.shape[1])
+
+
+def _code_live(coder: Coder, mask: Flags, classes: Array, choice: Choice, models: WeightModels, part: int) -> None:
+    """Codes flags [R, G, H, W] in place, of rows of known classes."""
+    groups = mask.shape[1]
     parent = parent_of(groups, models.live) if choice.start else np.zeros(groups, np.int64)
     if parent is None:
         raise CorruptArtifactError("the file refers to a tensor that it does not hold")
-    start = starts(parent, choice.start)
-    priors = (COLUMN_PRIORS[choice.column], GROUP_PRIORS[choice.group])
     code_flags(
-        coder, mask, classes, models.positions, group_start=start, priors=priors, neighbours=bool(choice.neighbours)
+        coder,
+        mask,
+        classes,
+        models.positions,
+        group_start=starts(parent, choice.start),
+        priors=(COLUMN_PRIORS[choice.column], GROUP_PRIORS[choice.group]),
+        neighbours=bool(choice.neighbours),
+        part=part,
     )
 
 
 def _choose(codes: Codes, models: WeightModels) -> Choice:
     """Returns the choice of the shortest positions, by trying one table after another."""
+    # Flags, classes of rows and bits of these, by view: nothing else changes them.
+    views: dict[int, tuple[Flags, Array, float]] = {}
 
     def length(choice: Choice) -> float:
         geometry = geometry_of(codes.shape, choice.view, models.live)
@@ -138,11 +164,17 @@ def _choose(codes: Codes, models: WeightModels) -> Choice:
             return math.inf
         if choice.neighbours and geometry[2] * geometry[3] == 1:
             return math.inf
-        mask = (view_as(codes, choice.view, geometry) != 0).astype(np.int8)
-        stride = -(-mask.size // _TRIAL_ELEMENTS)
+        if choice.view not in views:
+            mask = (view_as(codes, choice.view, geometry) != 0).astype(np.int8)
+            mask = mask[:: -(-mask.size // _TRIAL_ELEMENTS)].copy()
+            meter = Meter()
+            classes = _code_rows(meter, mask)
+            views[choice.view] = mask, classes, meter.total_bits
+        mask, classes, bits = views[choice.view]
         meter = Meter()
-        _code_positions(meter, mask[::stride].copy(), choice, replace(models, positions=models.positions.copy()))
-        return meter.total_bits
+        learning = replace(models, positions=models.positions.copy())
+        _code_live(meter, mask, classes, choice, learning, _TRIAL_PART)
+        return bits + meter.total_bits
 
     best, bits = Choice(), length(Choice())
     tried = {best}

@@ -10,6 +10,7 @@ from torch import Tensor
 from autocompress.artifact import encode_state
 from autocompress.assemble import build_state, empty_state, norm_parameters, side_grids, zero_state
 from autocompress.codebooks import CodedTensor, CompressedState, SideGrid
+from autocompress.coding import Choice
 from autocompress.costs.code_length import Counts, as_matrix, code_length, estimate_code_lengths
 from autocompress.errors import InfeasibleTargetError
 from autocompress.methods.base import Network
@@ -75,11 +76,13 @@ class FileFit:
         """Returns the grids at the price of the last projection."""
         return side_grids(sides, self.norms, self.price or 0.0, self.relative_error, self.side_factor)
 
-    def encode(self, coded: Sequence[CodedTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
-        """Returns the state and its file, whatever its size."""
+    def encode(
+        self, coded: Sequence[CodedTensor], sides: Mapping[str, Tensor], choices: dict[str, Choice] | None = None
+    ) -> tuple[CompressedState, bytes]:
+        """Returns the state and its file, whatever its size; with the coder's choices for one much like it."""
         grids = self.side_grids(sides)
         state = build_state(self.network.model, self.network.selection, coded, sides, grids)
-        return state, encode_state(state)
+        return state, encode_state(state, choices=choices)
 
     def bytes_without_weights(self, sides: Mapping[str, Tensor]) -> int:
         """Returns the bytes of the file with all weights at zero; rounds the sides until they take their share."""
@@ -103,7 +106,8 @@ class FileFit:
         Raises:
             InfeasibleTargetError: not even that, because whole numbers that are kept as they are have changed.
         """
-        state, data = self.encode(coded, sides)
+        choices: dict[str, Choice] = {}
+        state, data = self.encode(coded, sides, choices)
         dense = [c.dense() for c in coded]
         estimate = sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in coded)
         warm = self._tables(coded)
@@ -116,7 +120,7 @@ class FileFit:
             tightened = project_priced(dense, estimate, warm if attempt < 4 else None).coded
             if attempt >= 8:
                 self.side_factor *= COARSENING
-            state, data = self.encode(tightened, sides)
+            state, data = self.encode(tightened, sides, choices)
         while len(data) > self.budget_bytes and any(bool(g.levels.any()) for g in state.grid.values()):
             self.side_factor *= 2
             empty = [CodedTensor(torch.zeros_like(c.codes), c.values[:0]) for c in coded]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from autocompress.assemble import side_tensors
 from autocompress.codebooks import CodedTensor, CompressedState, SideGrid
+from autocompress.coding import Choice
 from autocompress.costs.code_length import CodeLengths, Counts, as_matrix, code_length
 from autocompress.methods.base import Network, Projection, relative_error
 from autocompress.methods.file_fit import FileFit
@@ -67,11 +68,11 @@ class FileSizeMethod:
         """Returns the grids at the price of the last projection."""
         return self.file.side_grids(sides)
 
-    def _calibrate(self, coded: Sequence[CodedTensor]) -> int:
-        """Measures what the estimate leaves out; returns the bytes of the real file."""
+    def _calibrate(self, coded: Sequence[CodedTensor], choices: dict[str, Choice] | None = None) -> int:
+        """Measures what the estimate leaves out; returns the bytes of the real file, with the coder's choices."""
         sides = side_tensors(self.network.selection)
         self.other_bits = 8.0 * self.file.bytes_without_weights(sides)
-        size = len(self.file.encode(coded, sides)[1])
+        size = len(self.file.encode(coded, sides, choices)[1])
         estimate = sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in coded)
         if estimate > 0:
             low, high = RATIO_RANGE
@@ -86,9 +87,10 @@ class FileSizeMethod:
         best: Projection | None = None
         kept = self.state
         size = -1
+        choices: dict[str, Choice] = {}
         for _ in range(CLOSING_ROUNDS):
             projection = self._project(targets, aim)
-            before, size = size, self._calibrate(projection.coded)
+            before, size = size, self._calibrate(projection.coded, choices)
             logger.debug("closing: aimed at %.0f bytes, file %d, allowed %d", aim, size, allowed)
             if size <= allowed and (best is None or projection.error < best.error):
                 best, kept = projection, self.state
