@@ -11,8 +11,8 @@ SPEC = StudySpec(
     methods=[COMPRESSOR, *METHODS],
     targets=["4KB", "2KB"],
     seeds=range(5),
-    final_epochs=120,
-    trial_epochs=12,
+    final_epochs=40,
+    trial_epochs=8,
     budgets={"optuna-tpe": 10, "ray-asha": 10},
     smoke=Smoke(targets=("4KB",), final_epochs=1, trial_epochs=1, budget=1.0),
 )
