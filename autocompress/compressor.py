@@ -14,14 +14,13 @@ from autocompress.admm import Admm
 from autocompress.assemble import fill, filled_copy, side_tensors
 from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.finishing import Finishing, finishing_steps
-from autocompress.methods.base import Method, Network, Projection
+from autocompress.methods.base import Network, Projection
+from autocompress.methods.choice import make_method
 from autocompress.methods.ending import finished_file, start_finishing
-from autocompress.methods.file_size import FileSizeMethod
-from autocompress.methods.weight_bits import InPlaceWeightBitsMethod, WeightBitsMethod
 from autocompress.relative_rate import RelativeRate
 from autocompress.result import Result
 from autocompress.selection import Ignore, original_bytes, select, unwrap
-from autocompress.targets import FileSize, Target, only_target
+from autocompress.targets import Target, only_target
 from autocompress.training.evaluate import evaluate as evaluate_batches
 from autocompress.training.evaluate import refit_batch_norm
 
@@ -81,7 +80,7 @@ class Compressor:
         if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
             raise InvalidInputError("the optimizer holds no parameter of the model; make it from model.parameters()")
         self.original_bytes = original_bytes(model)
-        self.method = self._make_method()
+        self.method = make_method(self.target, self.network, self.original_bytes)
         self.admm_steps = total_steps - finishing_steps(total_steps)
         self.steps_per_update = max(1, self.admm_steps // UPDATES_PER_RUN)
         self.admm = Admm(self.network.weights, self.steps_per_update)
@@ -89,13 +88,6 @@ class Compressor:
         self.steps = 0
         self.finishing: Finishing | None = None
         self.history: list[dict[str, float]] = []
-
-    def _make_method(self) -> Method:
-        budget = self.target.resolve(self.original_bytes, self.network.selection.compressible)
-        if isinstance(self.target, FileSize):
-            return FileSizeMethod(self.network, budget, self.original_bytes)
-        method = InPlaceWeightBitsMethod if self.target.in_place else WeightBitsMethod
-        return method(self.network, budget)
 
     def step(self) -> None:
         """Follows one optimizer update: pulls, projects when it is time, or finishes.
