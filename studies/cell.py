@@ -87,6 +87,7 @@ def cells_of(spec: StudySpec) -> list[Cell]:
         for task in spec.tasks
         for target in spec.targets
         for variant in spec.variants
+        if variant.targets is None or target in variant.targets
         for seed in spec.seeds
     ]
 

@@ -48,6 +48,7 @@ class Variant:
         name: in tables.
         method: "compressor" or one of `baselines.methods.METHODS`.
         constants: "package.module.NAME" -> value, set in the process of the cell; of the compressor only.
+        targets: those of the study's that it is run for; None = all.
         budget, trial_epochs: of the search, instead of the study's.
         space: that is searched; None = the method's own, or the default.
         pruner: that stops trials of an Optuna method. With "none" a search spends what it is given.
@@ -56,6 +57,7 @@ class Variant:
     name: str
     method: str
     constants: Mapping[str, float] = field(default_factory=dict)
+    targets: Sequence[str] | None = None
     budget: float | None = None
     trial_epochs: int | None = None
     space: str | None = None
@@ -140,12 +142,17 @@ class StudySpec:
     def smoke_variant(self) -> StudySpec:
         """Returns the study that says within minutes whether everything works, under a name of its own."""
         small = self.smoke
+        targets = self.targets if small.targets is None else small.targets
         return replace(
             self,
             name=f"{self.name}-smoke",
             tasks=[replace(task, reference_epochs=small.reference_epochs) for task in self.tasks],
-            methods=[replace(variant, budget=None, trial_epochs=None) for variant in self.variants],
-            targets=self.targets if small.targets is None else small.targets,
+            methods=[
+                replace(variant, budget=None, trial_epochs=None, targets=_common(variant.targets, targets))
+                for variant in self.variants
+                if variant.targets is None or _common(variant.targets, targets)
+            ],
+            targets=targets,
             seeds=self.seeds[:1],
             final_epochs=small.final_epochs,
             trial_epochs=small.trial_epochs,
@@ -191,6 +198,9 @@ class StudySpec:
             self._refuse("method", method, f"one of {', '.join(known)}{_hint(str(method), known)}")
         if not variant.name or variant.name != variant.name.strip() or not variant.name.isprintable():
             self._refuse("method name", variant.name, "printable text without blanks at its ends")
+        for target in variant.targets or ():
+            if target not in self.targets:
+                self._refuse(f"target of {variant.name}", target, f"one of the study's, {', '.join(self.targets)}")
         if variant.constants and variant.method != COMPRESSOR:
             self._refuse("constants of", variant.name, f"those of the {COMPRESSOR}: trials may run in other processes")
         if variant.trial_epochs is not None:
@@ -208,6 +218,11 @@ class StudySpec:
 
     def _refuse(self, what: str, value: object, right: str) -> NoReturn:
         raise InvalidInputError(f"study {self.name}: {what} {value!r} must be {right}")
+
+
+def _common(some: Sequence[str] | None, targets: Sequence[str]) -> Sequence[str] | None:
+    """Returns those of some targets that are among `targets`; None stays None, which is all."""
+    return None if some is None else tuple(target for target in some if target in targets)
 
 
 def _check_unique(spec: StudySpec, kind: str, values: Sequence[object]) -> None:

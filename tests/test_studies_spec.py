@@ -28,6 +28,7 @@ from studies.spec import Smoke, TaskSpec, Variant
         ({"methods": [Variant(" a", "random")]}, "method name ' a'"),
         ({"methods": [Variant("a", "random", {"autocompress.admm.PULL_PER_UPDATE": 0.3})]}, "constants of 'a'"),
         ({"methods": [Variant("a", "random", budget=0)]}, "budget 0 must be a number above 0"),
+        ({"methods": [Variant("a", "random", targets=("9KB",))]}, "target of a '9KB' must be one of the study's, 4KB"),
         ({"tasks": [TaskSpec("lenet", "digits")]}, "model 'lenet' must be .* did you mean lenet5"),
         ({"tasks": [TaskSpec("lenet5", "mnits")]}, "data 'mnits' must be .* did you mean mnist"),
         ({"tasks": [TaskSpec("lenet5", "digits"), TaskSpec("lenet5", "digits", "a.pt")]}, "tasks has 'lenet5-digits'"),
@@ -94,6 +95,14 @@ def test_cells_are_the_grid():
         ("lenet5-digits", "compressor", "2KB", 1),
         ("lenet5-digits", "magnitude", "2KB", 0),
     ]
+
+
+def test_a_method_may_be_for_some_targets_alone():
+    some = Variant("random", "random", targets=("4KB",))
+    spec = make_spec(1, targets=["2KB", "4KB"], methods=["compressor", some], smoke=Smoke(targets=("2KB",)))
+    pairs = [(cell.name, cell.target) for cell in cells_of(spec)]
+    assert pairs == [("compressor", "2KB"), ("compressor", "4KB"), ("random", "4KB")]
+    assert [(cell.name, cell.target) for cell in cells_of(spec.smoke_variant())] == [("compressor", "2KB")]
 
 
 def test_a_budget_is_a_number_of_trials():

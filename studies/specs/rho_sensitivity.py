@@ -28,6 +28,6 @@ SPEC = StudySpec(
     ],
     targets=["4KB"],
     seeds=range(3),
-    final_epochs=120,
-    trial_epochs=12,
+    final_epochs=40,
+    trial_epochs=8,
 )
