@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import mean, median
 
-from studies.cells import MethodCells
+from studies.blocks import MethodCells
 from studies.record import COMPRESSOR, Record
 from studies.rows import Row, Table
 from studies.table import mean_and_deviation, points

@@ -102,8 +102,9 @@ def describe(spec: StudySpec) -> str:
     searches = {cell.name: cell for cell in cells_of(spec) if cell.trials}
     lines = [spec.description] if spec.description else []
     lines.append(f"final training: {spec.final_epochs} epochs, as many as the compressor has in all")
+    own = {variant.name: variant.budget for variant in spec.variants if variant.budget is not None}
     for name, cell in searches.items():
-        budget = spec.budgets.get(name, spec.budget)
+        budget = spec.budgets.get(name, own.get(name, spec.budget))
         most = f"at most {cell.trials} trials of {cell.trial_epochs} epochs"
         lines.append(f"{name}: {most}, {budget:g} times the compressor's steps; space {cell.space}")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from studies.cells import Block
+from studies.blocks import Block
 from studies.record import COMPRESSOR, unpack
 from studies.significance import Bootstrap, Difference, holm
 

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from studies.cells import MethodCells
+from studies.blocks import MethodCells
 from studies.plots import Drawing
 from studies.record import Record
 from studies.rows import Row, Table

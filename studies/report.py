@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autocompress.whole_file import write_whole
-from studies.cells import collect
+from studies.blocks import collect
 from studies.claims import claims
 from studies.latex import to_latex
 from studies.page import to_html

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from studies.cells import Block, MethodCells
+from studies.blocks import Block, MethodCells
 from studies.comparison import Comparison, compare
 from studies.record import Record
 from studies.significance import Difference

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from autocompress.errors import InvalidInputError
-from studies.cells import Block, MethodCells, collect
+from studies.blocks import Block, MethodCells, collect
 from studies.comparison import adjust
 from studies.record import Record, unpack
 from studies.significance import FEWEST_SEEDS, LEVEL, REPLICATES, Bootstrap, Difference

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from studies.cells import collect
+from studies.blocks import collect
 from studies.claims import claims
 from studies.latex import to_latex
 from studies.record import Record, pack

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from autocompress.errors import InvalidInputError
-from studies.cells import collect
+from studies.blocks import collect
 from studies.claims import claims, steps_to_reach
 from studies.report import compare_command
 from studies.rows import make_tables

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from studies.cells import collect
+from studies.blocks import collect
 from studies.plots import allocation, draw_figures
 from studies.plots.accuracy import _side_by_side
 from studies.plots.style import method_styles

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from studies.cells import collect
+from studies.blocks import collect
 from studies.comparison import adjust, compare
 from studies.significance import LEVEL, Bootstrap, Difference, crossed_variance, holm
 from tests.study_records import make_record, make_study

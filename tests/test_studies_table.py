@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from studies.cells import collect
+from studies.blocks import collect
 from studies.latex import escape
 from studies.record import Record, pack
 from studies.rows import make_tables

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from studies.cells import Block
+from studies.blocks import Block
 from studies.plots.accuracy import accuracy_and_cost, accuracy_and_size
 from studies.plots.allocation import bytes_by_part, layer_allocation
 from studies.plots.solver import has_history, solver_history

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
-from studies.cells import Block, MethodCells
+from studies.blocks import Block, MethodCells
 from studies.plots.style import Drawing, MethodStyle, finish, house_style, method_legend, panels
 from studies.record import Record
 

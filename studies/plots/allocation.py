@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from studies.cells import Block, MethodCells
+from studies.blocks import Block, MethodCells
 from studies.plots.style import INK, Drawing, MethodStyle, finish, house_style, method_legend, panels
 
 PARTS = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.ticker import FuncFormatter
 
-from studies.cells import Block
+from studies.blocks import Block
 from studies.plots.style import Drawing, MethodStyle, finish, house_style, method_legend, panels
 from studies.record import Record
 

@@ -1,0 +1,70 @@
+"""The README's table of the studies: `python -m studies.benchmarks.summary` prints it from the committed records.
+
+A row is a method that the compressor is compared with everywhere; the tables of all methods, with intervals, are in
+`studies/results/NAME/table.md`.
+"""
+
+from __future__ import annotations
+
+from studies.blocks import collect
+from studies.cell import cells_of
+from studies.finding import find_study
+from studies.record import COMPRESSOR
+from studies.rows import Row, make_tables
+from studies.specs.lenet5_mnist import SEARCHES
+from studies.store import Store
+from studies.table import NOTHING, markdown_table, mean_and_deviation, points
+
+STUDIES = ("digits", "lenet5-mnist")
+METHODS = (COMPRESSOR, *SEARCHES)
+HEAD = (
+    "network, data, target",
+    "method",
+    "seeds",
+    "file bytes",
+    "test accuracy, %",
+    "to reference",
+    "to compressor",
+    "verdict",
+    "search steps",
+)
+WORDS = frozenset({"network, data, target", "method", "verdict"})
+
+
+def summary() -> str:
+    """Returns the table in Markdown.
+
+    Raises:
+        InvalidInputError: a cell of a study is missing, failed or there twice.
+    """
+    lines = []
+    for name in STUDIES:
+        spec, folder = find_study(name)
+        cells = cells_of(spec)
+        hashes = {cell.hash for cell in cells}
+        records = [record for record in Store(folder).read() if record.spec_hash in hashes]
+        for table in make_tables(collect(records, [cell.key for cell in cells])):
+            what = f"{table.block.task}, `{table.block.target}`"
+            lines += [_line(what, row) for row in table.rows if row.cells.method in METHODS]
+    return markdown_table(HEAD, lines, WORDS)
+
+
+def _line(what: str, row: Row) -> list[str]:
+    found, difference = row.summary, row.difference
+    assert found is not None  # `collect` has seen to it
+    _, smallest, largest = found.file_bytes
+    return [
+        what,
+        row.cells.method,
+        row.seeds,
+        f"{smallest:,} to {largest:,}",
+        mean_and_deviation(found.accuracy, found.accuracy_sd),
+        points(found.to_reference),
+        points(difference.mean) if difference else NOTHING,
+        difference.verdict if difference else NOTHING,
+        f"{found.search_multiple:.1f}x",
+    ]
+
+
+if __name__ == "__main__":
+    print(summary())
