@@ -8,7 +8,7 @@ from studies.spec import StudySpec, TaskSpec, Variant
 # short name -> (constant, values around its default, which is the plain compressor)
 VARIED: Mapping[str, tuple[str, Sequence[float]]] = {
     "pull": ("autocompress.admm.PULL_PER_UPDATE", (0.05, 0.2, 0.35, 0.7, 0.9)),
-    "updates": ("autocompress.compressor.UPDATES_PER_RUN", (15, 30, 120, 240)),
+    "steps per update": ("autocompress.compressor.LEAST_STEPS_FACTOR", (0.4, 0.7, 1.4, 2.5)),
     "finishing": ("autocompress.finishing.FINISHING_FRACTION", (0.02, 0.05, 0.2, 0.4)),
     "path fraction": ("autocompress.methods.path.PATH_FRACTION", (0.1, 0.25, 0.75, 0.95)),
     "path start": ("autocompress.methods.path.PATH_START", (1.0, 2.0, 4.0, 16.0, 32.0)),
