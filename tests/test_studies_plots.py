@@ -13,6 +13,7 @@ from PIL import Image
 from studies.blocks import collect
 from studies.plots import allocation, draw_figures
 from studies.plots.accuracy import _side_by_side
+from studies.plots.error_axis import error_axis
 from studies.plots.style import method_styles
 from tests.study_records import SKILL, make_study
 
@@ -149,3 +150,25 @@ def test_many_targets_tasks_and_layers(monkeypatch):
     names = [getattr(d, "name", d) for d in draw_figures(collect(records, [record.key for record in records]))]
     kinds = ("size", "cost", "layers", "bytes", "solver")
     assert names == [f"net-1-data-{kind}-{part}" for part in (1, 2) for kind in kinds]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "scale", "ticks"),
+    [
+        ([80.0, 98.0, 99.0], "function", [80.0, 90.0, 95.0, 98.0, 99.0]),
+        ([80.0, 100.0], "function", [80.0, 90.0, 95.0, 98.0, 99.0, 99.5, 99.8, 99.9, 99.95]),
+        ([98.0, 98.9], "linear", None),
+        ([100.0, 100.0], "linear", None),
+    ],
+)
+def test_errors_are_logarithmic_where_they_differ_by_factors(accuracies, scale, ticks):
+    axis = Figure().subplots()
+    axis.plot(range(len(accuracies)), accuracies)
+    error_axis(axis, accuracies)
+    assert axis.get_yscale() == scale
+    if ticks:
+        assert list(axis.get_yticks()) == pytest.approx(ticks)
+        bottom, top = axis.get_ylim()
+        assert bottom < min(accuracies) < top
+        heights = [axis.transData.transform((0, 100 - error))[1] for error in (20, 10, 5)]
+        assert heights[1] - heights[0] == pytest.approx(heights[2] - heights[1])

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
-from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from studies.blocks import Block, MethodCells
+from studies.plots.error_axis import error_axis
 from studies.plots.style import Drawing, MethodStyle, finish, house_style, method_legend, panels
 from studies.record import Record
 
@@ -18,6 +19,8 @@ from studies.record import Record
 GRID_POINTS = 120
 # A curve is shown from this much below the worst final accuracy, as a part of the range of these.
 BELOW = 0.4
+# Below so many decades an axis of costs has ticks at 1, 2 and 5.
+CLOSE_TICKS_DECADES = 2.5
 # Final networks whose costs are as like as this, in decades, are drawn side by side, this part of the axis apart.
 ALIKE_DECADES, APART = 0.05, 0.012
 
@@ -38,6 +41,9 @@ def accuracy_and_size(name: str, task: str, blocks: Sequence[Block], styles: dic
         for axis in axes:
             axis.set_xlabel("file size, bytes")
             axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            error_axis(
+                axis, [100 * (r.test_accuracy or 0) for b in blocks for c in _drawn(b) for r in c.records.values()]
+            )
         axes[0].set_ylabel("test accuracy, %")
         method_legend(figure, _used(blocks, styles))
         return finish(
@@ -45,7 +51,8 @@ def accuracy_and_size(name: str, task: str, blocks: Sequence[Block], styles: dic
             name,
             f"{task}: accuracy against file size",
             "Mean over the seeds; bars are one standard deviation in each direction. Each panel of one target shows "
-            "its own range. Grey line: what no method's mean beats in both.",
+            "its own range, logarithmic in the errors where these differ by factors. Grey line: what no method's mean "
+            "beats in both.",
         )
 
 
@@ -76,6 +83,7 @@ def accuracy_and_cost(name: str, task: str, blocks: Sequence[Block], styles: dic
     with house_style():
         figure, ((*axes,),) = panels(1, len(blocks), 4.0, share_y="row")
         finals: list[float] = []
+        seen: list[NDArray[np.float64]] = []
         for axis, block in zip(axes, blocks, strict=True):
             axis.set_xscale("log")
             drawn = _drawn(block)
@@ -85,12 +93,15 @@ def accuracy_and_cost(name: str, task: str, blocks: Sequence[Block], styles: dic
                 _anytime(axis, list(cells.records.values()), styles[cells.method])
                 _point(axis, steps * 10**shift, accuracies, styles[cells.method])
                 finals.append(float(accuracies.mean()))
+                seen.append(accuracies)
             axis.set_title(f"{task}, {block.target}")
             axis.set_xlabel("gradient steps so far")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if _decades(block) < CLOSE_TICKS_DECADES else (1,)))
+            axis.xaxis.set_minor_locator(NullLocator())
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axis.xaxis.set_minor_formatter(EngFormatter(sep="") if _decades(block) < 1 else NullFormatter())
         span = max(max(finals) - min(finals), 0.5)
         axes[0].set_ylim(bottom=max(0.0, min(finals) - BELOW * span))
+        error_axis(axes[0], [value for values in seen for value in values])
         axes[0].set_ylabel("validation accuracy, %")
         method_legend(figure, _used(blocks, styles), lines=True)
         return finish(
@@ -99,7 +110,8 @@ def accuracy_and_cost(name: str, task: str, blocks: Sequence[Block], styles: dic
             f"{task}: accuracy against search cost",
             "Lines: best validation accuracy of a search's trials so far, mean and standard deviation over the seeds. "
             "Points: the network that is written, search and final training counted; where these cost the same, they "
-            "are drawn side by side. Curves that begin lower are cut.",
+            "are drawn side by side. Curves that begin lower are cut. The vertical axis is logarithmic in the errors "
+            "where these differ by factors.",
         )
 
 
