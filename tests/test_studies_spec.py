@@ -174,7 +174,7 @@ def test_the_projects_own_studies():
     assert factors["optuna-tpe"] == 10
     assert factors["random"] == 2
     asha = next(cell for cell in digits if cell.name == "ray-asha")
-    assert 11 * asha.final_epochs == pytest.approx(asha.epochs, rel=0.01)
+    assert 6 * asha.final_epochs == pytest.approx(asha.epochs, rel=0.01)
 
 
 def test_a_smoke_variant_is_small():

@@ -13,6 +13,8 @@ SPEC = StudySpec(
     seeds=range(5),
     final_epochs=40,
     trial_epochs=8,
-    budgets={"optuna-tpe": 10, "ray-asha": 10},
+    # As proposals get better, and as all equal accuracies pass, halving lets about twice as many trials go on as it
+    # is meant to: asked for 10 times the compressor's steps, two runs took 18.6 and 21.5 times.
+    budgets={"optuna-tpe": 10, "ray-asha": 5},
     smoke=Smoke(targets=("4KB",), final_epochs=1, trial_epochs=1, budget=1.0),
 )
