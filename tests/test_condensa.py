@@ -18,17 +18,9 @@ from baselines.condensa import configurations
 from baselines.condensa.goal import Drop, FitSize, KeepAccuracy, KeptOutcome, parse_asked
 from baselines.condensa.learn_compress import LearnCompress
 from baselines.condensa.objective import CondensaObjective
+from baselines.condensa.pruning import BlockPrune, FilterPrune, NeuronPrune, Prune, StructurePrune
 from baselines.condensa.schedule import ALEXNET_CIFAR10_SCHEDULE, LENET5_MNIST_SCHEDULE, Schedule
-from baselines.condensa.schemes import (
-    BlockPrune,
-    Codebook,
-    Compose,
-    FilterPrune,
-    NeuronPrune,
-    Prune,
-    Quantize,
-    StructurePrune,
-)
+from baselines.condensa.schemes import Codebook, Compose, Quantize
 from baselines.condensa.solver import Solver, batches_from
 from baselines.interface import Trial
 

@@ -19,10 +19,11 @@ from autocompress.training.trainer import Trainer
 from baselines.cli import main
 from baselines.condensa.final import train_density
 from baselines.condensa.goal import FitSize, KeepAccuracy
-from baselines.condensa.objective import CondensaObjective, CondensaSpace
+from baselines.condensa.objective import CondensaObjective
 from baselines.condensa.proposals import Sample, bracket, ils_ucb, predict, propose
 from baselines.condensa.sampler import to_density, to_sparsity
 from baselines.condensa.searcher import CondensaSearcher
+from baselines.condensa.space import CondensaSpace
 from baselines.interface import Report, SearchSettings, Values, go_on
 
 SETTINGS = SearchSettings(10, progress=False)
@@ -192,15 +193,15 @@ def test_what_cannot_be_asked_is_found_out_before_training(target, message, here
 def test_the_search_meets_the_accuracy_target_on_digits_within_ten_samples():
     task = load_task("lenet5", "digits", device="cpu")
     model = task.make_model()
-    Trainer(model, task.train, recipe=task.recipe, epochs=8, device="cpu", progress=False).fit()
-    objective = CondensaObjective(task, model, target="drop:2", epochs=2, device="cpu")
+    Trainer(model, task.train, recipe=task.recipe, epochs=4, device="cpu", progress=False).fit()
+    objective = CondensaObjective(task, model, target="drop:2", epochs=1, device="cpu")
     outcome = CondensaSearcher().search(objective, replace(SETTINGS, trials=6))
     best = outcome.best
     assert len(outcome.trials) <= 10
     assert outcome.keeps(best)
     assert best.accuracy >= evaluate(model, task.validation).metric - 0.02 - 1e-9
     assert best.values["density"] < 0.5
-    result = train_density(task, model, best.values, target="drop:2", epochs=4, device="cpu", progress=False)
-    assert result.gradient_steps == 4 * len(list(task.train))
+    result = train_density(task, model, best.values, target="drop:2", epochs=2, device="cpu", progress=False)
+    assert result.gradient_steps == 2 * len(list(task.train))
     assert result.extra["target_kept"]
     assert result.file_bytes < 60_000

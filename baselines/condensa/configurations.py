@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from baselines.condensa.pruning import FilterPrune, Prune, StructurePrune
 from baselines.condensa.schedule import ALEXNET_CIFAR10_SCHEDULE, LENET5_MNIST_SCHEDULE, Schedule
-from baselines.condensa.schemes import Codebook, Compose, FilterPrune, Prune, Quantize, Scheme, StructurePrune
+from baselines.condensa.schemes import Codebook, Compose, Quantize, Scheme
 
 # The paper prunes and rounds to 16 bits. Our file holds codebooks, for which 16 bits would be a handicap.
 SEARCH_BITS = 4

@@ -15,7 +15,9 @@ from autocompress.selection import Ignore
 from autocompress.task import Task
 from autocompress.training.batches import default_device
 from baselines.condensa.goal import Asked
-from baselines.condensa.objective import SPACE, CondensaObjective, CondensaRun
+from baselines.condensa.objective import CondensaObjective
+from baselines.condensa.run import CondensaRun
+from baselines.condensa.space import DENSITY, SPACE
 from baselines.final import written
 from baselines.interface import Values
 
@@ -64,7 +66,7 @@ def train_density(
     )
     assert result.validation_accuracy is not None
     kept = objective.space.goal.margin(result.validation_accuracy, result.file_bytes) >= 0
-    result.extra = {"target": str(objective.asked), "density": values["density"], "target_kept": kept}
+    result.extra = {"target": str(objective.asked), "density": values[DENSITY], "target_kept": kept}
     if not kept:
         logger.warning(
             "the target %s is not kept: validation accuracy %s, %d bytes",

@@ -10,8 +10,8 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from baselines.condensa.objective import DENSITY, LOWEST_DENSITY, CondensaSpace
 from baselines.condensa.proposals import Sample, propose
+from baselines.condensa.space import DENSITY, LOWEST_DENSITY, CondensaSpace
 from baselines.optuna_search.trials import recorded
 
 

@@ -89,8 +89,8 @@ def nsga2_sampler(seed: int, trials: int, space: Space) -> BaseSampler:
 
 def condensa_sampler(seed: int, trials: int, space: Space) -> BaseSampler:
     """Returns Condensa's search of one density, which draws nothing at random."""
-    from baselines.condensa.objective import CondensaSpace
     from baselines.condensa.sampler import CondensaSampler
+    from baselines.condensa.space import CondensaSpace
 
     assert isinstance(space, CondensaSpace)
     return CondensaSampler(space, trials)
