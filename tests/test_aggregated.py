@@ -165,7 +165,7 @@ def test_the_penalty_pushes_the_features_down_and_leaves_the_loss_in_evaluation(
     assert set(output) == {"logits", "inputs", "features"}
     assert output["features"].shape == (32, 4)
     alone = classification_loss(output["logits"], y)
-    assert float(value) == pytest.approx(float(alone) + 0.5 * float(penalty.estimate), abs=1e-6)
+    assert float(value.detach()) == pytest.approx(float(alone.detach()) + 0.5 * float(penalty.estimate), abs=1e-6)
     assert float(penalty.estimate) > 0
     tap.zero_grad()
     (value - alone).backward()

@@ -113,30 +113,30 @@ class CondensaObjective:
         return state | {"train": on_device(self.train, "cpu"), "validation": on_device(self.validation, "cpu")}
 
     def __call__(self, values: Values, report: Report = go_on, state: dict[str, Any] | None = None) -> Evaluation:
-        """Returns the evaluation of a density; reports after the C steps that end an epoch, and is never stopped."""
+        """Returns the evaluation of a density; reports after C steps, once an epoch, and is never stopped."""
         if state is not None:
             raise InvalidInputError("an evaluation of Condensa's cannot go on from another's weights")
         started = time.perf_counter()
         run = CondensaRun(self, values, self.epochs, WHOLE)
         curve: list[tuple[int, float]] = []
+        epochs = [0]
 
         def after() -> None:
-            epoch = run.solver.steps // run.solver.steps_per_epoch
-            if epoch > len(curve):
-                curve.extend([(run.solver.steps, self.scores(run.compressed()).metric)] * (epoch - len(curve)))
-                seconds = time.perf_counter() - started
-                report(Progress(epoch, curve[-1][1], run.solver.steps, seconds, dict))
+            steps, epoch = run.solver.steps, run.solver.steps // run.solver.steps_per_epoch
+            if epoch > epochs[-1]:
+                epochs.append(epoch)
+                curve.append((steps, self.scores(run.compressed()).metric))
+                report(Progress(epoch, curve[-1][1], steps, time.perf_counter() - started, dict))
 
         run.fit(after)
         compressed, data = run.finish()
         accuracy = self.scores(filled_copy(run.network.model, compressed)).metric
-        curve[self.epochs - 1 :] = [(run.steps, accuracy)]
         return Evaluation(
             accuracy=accuracy,
             size=len(data),
             gradient_steps=run.steps,
             device_seconds=time.perf_counter() - started,
-            curve=tuple(curve),
+            curve=(*curve, (run.steps, accuracy)),
             plan={
                 name: {"keep_fraction": c.nonzeros / c.codes.numel(), "codebook": len(c.values)}
                 for name, c in compressed.coded.items()
