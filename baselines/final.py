@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from autocompress.assemble import filled_copy
+from autocompress.codebooks import CompressedState
+from autocompress.methods.base import Network
 from autocompress.result import Result, warn_of_loss
 from autocompress.selection import Ignore
 from autocompress.targets import Target
@@ -65,26 +68,67 @@ def train_best(
     candidates = [run.finish()]
     run.tuning.finishing.rewind()
     candidates.append(run.finish())
-    networks = [filled_copy(run.trainer.model, state) for state, _ in candidates]
-    scores = [objective.score(network) for network in networks]
+    return written(
+        task,
+        reference,
+        run.network,
+        candidates,
+        score=objective.score,
+        target=objective.target,
+        gradient_steps=run.trainer.step,
+        curve=run.trainer.log.curve,
+        device=default_device(device),
+        seed=seed,
+        started=started,
+    )
+
+
+def written(
+    task: Task,
+    reference: nn.Module,
+    network: Network,
+    candidates: Sequence[tuple[CompressedState, bytes]],
+    *,
+    score: Callable[[nn.Module], float],
+    target: Target,
+    gradient_steps: int,
+    curve: list[tuple[int, float]],
+    device: torch.device,
+    seed: int,
+    started: float,
+) -> Result:
+    """Returns the result of a final training: the best candidate by validation, and one look at the test split.
+
+    Args:
+        task: gives the splits.
+        reference: what was compressed; left as it is.
+        network: what was trained.
+        candidates: (state, file) of each; of equals the first is taken.
+        score: validation accuracy of a network.
+        target, gradient_steps, curve, seed: as of `Result`.
+        device: where it was trained.
+        started: `time.perf_counter()` at the beginning.
+    """
+    networks = [filled_copy(network.model, state) for state, _ in candidates]
+    scores = [score(each) for each in networks]
     best = max(range(len(scores)), key=lambda i: scores[i])
     result = Result(
         state=candidates[best][0],
         data=candidates[best][1],
         model=networks[best],
-        target=objective.target,
-        selection=run.network.selection,
-        gradient_steps=run.trainer.step,
+        target=target,
+        selection=network.selection,
+        gradient_steps=gradient_steps,
         history=[],
-        curve=run.trainer.log.curve,
+        curve=curve,
         validation_accuracy=scores[best],
-        device=str(default_device(device)),
+        device=str(device),
         seed=seed,
     )
     held_out = task.validation if task.test is None else task.test
     after, result.reference_accuracy = (
-        evaluate(network, held_out, loss=task.loss, metric=task.metric, device=device).metric
-        for network in (networks[best], copy.deepcopy(reference))
+        evaluate(each, held_out, loss=task.loss, metric=task.metric, device=device).metric
+        for each in (networks[best], copy.deepcopy(reference))
     )
     warn_of_loss(result.reference_accuracy, after)
     result.test_accuracy = None if task.test is None else after

@@ -12,6 +12,7 @@ from autocompress.errors import InvalidInputError
 from baselines.interface import Searcher
 
 DEFAULT_SPACE = "per-layer"
+CONDENSA = "condensa"
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,16 @@ class Method:
         make: returns the searcher with the pruner named, or with its own for None.
         packages: what must be installed.
         own_space: the one space it searches; None = any of the others.
+        trials: of a search that is not told how many.
+        most_trials: that it takes; None = any number.
     """
 
     description: str
     make: Callable[[str | None], Searcher]
     packages: tuple[str, ...] = ("optuna",)
     own_space: str | None = None
+    trials: int = 20
+    most_trials: int | None = None
 
     @property
     def uses_ray(self) -> bool:
@@ -49,6 +54,14 @@ def _ray(name: str, pruner: str | None) -> Searcher:
 
     searchers: dict[str, Callable[[], Searcher]] = {"ray-optuna": RayOptuna, "ray-asha": RayAsha, "ray-pbt": RayPbt}
     return searchers[name]()
+
+
+def _condensa(pruner: str | None) -> Searcher:
+    if pruner not in (None, "none"):
+        raise InvalidInputError(f"pruner {pruner!r} cannot be used with condensa, whose trials all run to their end")
+    from baselines.condensa.searcher import CondensaSearcher
+
+    return CondensaSearcher()
 
 
 def _with_optuna(name: str, description: str, packages: tuple[str, ...] = (), own_space: str | None = None) -> Method:
@@ -72,7 +85,17 @@ METHODS: dict[str, Method] = {
     "ray-optuna": _with_ray("ray-optuna", "TPE on a Ray cluster, every trial runs to its end"),
     "ray-asha": _with_ray("ray-asha", "asynchronous successive halving on a Ray cluster: the worse trials end early"),
     "ray-pbt": _with_ray("ray-pbt", "population based training on a Ray cluster: the plans change while they train"),
+    CONDENSA: Method(
+        "Condensa: one density for all, trained by L-C; ten samples at most find where the target is lost",
+        _condensa,
+        ("optuna", "sklearn"),
+        own_space=CONDENSA,
+        trials=10,
+        most_trials=10,
+    ),
 }
+# Those that search plans of keep fractions and bit-widths; Condensa has schemes instead.
+PLAN_METHODS = tuple(name for name in METHODS if name != CONDENSA)
 
 
 def find_method(name: str) -> Method:

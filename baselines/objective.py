@@ -83,10 +83,6 @@ class PlanObjective:
     @property
     def identity(self) -> dict[str, Any]:
         """What a search that goes on must have in common with the one before."""
-        digest = hashlib.sha256()
-        for name, tensor in self.reference.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return {
             "task": self.name,
             "target": str(self.target),
@@ -95,13 +91,13 @@ class PlanObjective:
             "seed": self.seed,
             "recipe": self.recipe.key(),
             "ignore": ", ".join(map(str, self.ignore)),
-            "reference": digest.hexdigest()[:16],
+            "reference": digest_of(self.reference),
         }
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what is sent to another process: data in main memory, because its device may be another."""
         state = dict(self.__dict__)
-        return state | {"train": _on(self.train, "cpu"), "validation": _on(self.validation, "cpu")}
+        return state | {"train": on_device(self.train, "cpu"), "validation": on_device(self.validation, "cpu")}
 
     def __call__(self, values: Values, report: Report = go_on, state: dict[str, Any] | None = None) -> Evaluation:
         """Returns the evaluation of `values`, see `interface.Objective`."""
@@ -132,12 +128,12 @@ class PlanObjective:
     def score(self, network: nn.Module) -> float:
         """Returns the validation accuracy of a network."""
         where = default_device(self.device)
-        self.validation = _on(self.validation, where)
+        self.validation = on_device(self.validation, where)
         return evaluate(network, self.validation, loss=self.loss, metric=self.metric, device=where).metric
 
     def _trainer(self, model: nn.Module, epochs: int | None = None, **options: Any) -> Trainer:
         where = default_device(self.device)
-        self.train = _on(self.train, where)
+        self.train = on_device(self.train, where)
         return Trainer(
             model,
             self.train,
@@ -212,5 +208,15 @@ class _Reporter(Callback):
         self.first_step = self.run.tuning.steps
 
 
-def _on(batches: Iterable[Any], device: torch.device | str) -> Iterable[Any]:
+def digest_of(model: nn.Module) -> str:
+    """Returns what tells a network on the CPU from every other."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def on_device(batches: Iterable[Any], device: torch.device | str) -> Iterable[Any]:
+    """Returns the batches, on a device where they are tensors in memory."""
     return batches.to(device) if isinstance(batches, TensorBatches) else batches

@@ -17,6 +17,7 @@ examples:
   python -m baselines list
   python -m baselines search optuna-tpe lenet5 --data digits --target 4KB --out net.safetensors
   python -m baselines search optuna-nsga2 lenet5 --data mnist --target 5KB --trials 50 --workers 4 --out net.safetensors
+  python -m baselines search condensa lenet5 --data digits --target drop:0.5 --out net.safetensors
   python -m baselines search ray-asha lenet5 --data mnist --target 5KB --ray-address auto --out net.safetensors
 
 exit status: 0 done, 2 bad input (a target that cannot be met included), 130 interrupted, 1 any other failure
@@ -52,7 +53,11 @@ def _add_search(commands: _SubParsersAction[ArgumentParser]) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("--data", required=True, help=DATA)
     parser.add_argument(
-        "--target", required=True, action="append", help="the size asked for, as `autocompress compress --help` says"
+        "--target",
+        required=True,
+        action="append",
+        help="the size asked for, as `autocompress compress --help` says; for condensa a file size, or drop:0.5, the "
+        "points of validation accuracy that may be lost",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument(
@@ -81,9 +86,9 @@ def _add_budget(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--trials",
         type=int,
-        default=20,
         metavar="N",
-        help="proposals in all, resumed ones included (default: 20; uniform and magnitude have 6). The first is fixed, "
+        help="proposals in all, resumed ones included (default: 20; uniform and magnitude have 6; condensa takes 10 at "
+        "most). The first is fixed, "
         "and how many more are random before a model proposes depends on their number",
     )
     parser.add_argument(

@@ -14,17 +14,13 @@ from autocompress.console.start import starting_network
 from autocompress.errors import AutocompressError, InvalidInputError
 from autocompress.methods.base import Network
 from autocompress.selection import select
-from autocompress.targets import Target, only_target
 from autocompress.task import Task, load_task
-from baselines.final import train_best
-from baselines.fitting import make_budget
 from baselines.interface import Searcher, SearchOutcome, SearchSettings
 from baselines.methods import find_method, find_space
-from baselines.objective import PlanObjective
 from baselines.ray_search import RaySearcher
 from baselines.search_files import beside, checkpoint_of, write_records
 from baselines.search_report import search_json, search_text
-from baselines.space import make_space
+from baselines.systems import Asked, System, system_of
 
 TRIALS_PER_FINAL = 10
 
@@ -44,8 +40,11 @@ def search_command(options: Namespace) -> str:
         AutocompressError: no trial came to its end.
         InterruptedSearchError: Ctrl-C.
     """
-    target = only_target(options.target)
-    searcher = find_method(options.method).make(options.pruner)
+    method = find_method(options.method)
+    system = system_of(options.method)
+    target = system.parse_target(options.target)
+    searcher = method.make(options.pruner)
+    options.trials = method.trials if options.trials is None else options.trials
     options.space = find_space(options.method, options.space)
     check_output(options.out, (".safetensors",), inputs=(options.weights,))
     settings = search_settings(options)
@@ -59,10 +58,12 @@ def search_command(options: Namespace) -> str:
     options.target = str(target)
     options.final_epochs = options.final_epochs or task.recipe.compress_epochs
     options.trial_epochs = options.trial_epochs or max(1, options.final_epochs // TRIALS_PER_FINAL)
-    return _search(options, task, target, searcher, settings)
+    return _search(options, task, target, system, searcher, settings)
 
 
-def _search(options: Namespace, task: Task, target: Target, searcher: Searcher, settings: SearchSettings) -> str:
+def _search(
+    options: Namespace, task: Task, target: Asked, system: System, searcher: Searcher, settings: SearchSettings
+) -> str:
     """Returns the answer of a command that has been checked."""
     plan_choices = {
         "target": target,
@@ -71,11 +72,12 @@ def _search(options: Namespace, task: Task, target: Target, searcher: Searcher, 
         "device": options.device,
         "ignore": tuple(options.ignore),
     }
-    check_target(task, target, options)
+    model = task.make_model()
+    system.check_target(Network(model, select(model, tuple(options.ignore))), target, options.space)
     model = starting_network(
         task, options.weights, seed=options.seed, device=options.device, progress=not options.no_progress
     )
-    objective = PlanObjective(task, model, epochs=options.trial_epochs, **plan_choices)
+    objective = system.objective(task, model, epochs=options.trial_epochs, **plan_choices)
     with _without_epochs():
         outcome = searcher.search(objective, settings)
     records = write_records(options, outcome)
@@ -87,7 +89,7 @@ def _search(options: Namespace, task: Task, target: Target, searcher: Searcher, 
         raise AutocompressError(f"none of {len(outcome.trials)} trials came to its end; the last: {error.strip()}")
     checkpoint = checkpoint_of(options, best, options.final_epochs)
     try:
-        result = train_best(
+        result = system.train(
             task,
             model,
             best.values,
@@ -106,17 +108,6 @@ def _search(options: Namespace, task: Task, target: Target, searcher: Searcher, 
     if options.json:
         return to_json(result.to_json() | search_json(options, outcome) | {"out": str(options.out)})
     return search_text(options, outcome, result)
-
-
-def check_target(task: Task, target: Target, options: Namespace) -> None:
-    """Returns if some plan meets the target: known before a reference is trained.
-
-    Raises:
-        InvalidInputError, InfeasibleTargetError: otherwise.
-    """
-    model = task.make_model()
-    network = Network(model, select(model, tuple(options.ignore)))
-    make_space(options.space, network, make_budget(network, target))
 
 
 def search_settings(options: Namespace) -> SearchSettings:

@@ -137,6 +137,7 @@ def _cell(spec: StudySpec, task: TaskSpec, variant: Variant, target: str, seed: 
     epochs = variant.trial_epochs or spec.trial_epochs * (ASHA_TRIAL_FACTOR if variant.method == RayAsha.name else 1)
     budget = spec.budgets.get(variant.name, spec.budget if variant.budget is None else variant.budget)
     trials = max(1, round(budget * spec.final_epochs / _expected_epochs(variant.method, epochs)))
+    trials = min(trials, METHODS[variant.method].most_trials or trials)
     return Cell(*common, trials, epochs, find_space(variant.method, variant.space), variant.pruner)
 
 

@@ -23,10 +23,9 @@ from autocompress.errors import AutocompressError
 from autocompress.result import Result
 from autocompress.task import Task
 from autocompress.training.evaluate import Evaluation, evaluate
-from baselines.final import train_best
 from baselines.interface import SearchOutcome, SearchSettings
 from baselines.methods import find_method
-from baselines.objective import PlanObjective
+from baselines.systems import system_of
 from studies.cell import Cell, set_constants
 from studies.conditions import Conditions, Found
 from studies.measure import device_name, peak_memory_bytes, versions
@@ -83,7 +82,7 @@ def _search(cell: Cell, conditions: Conditions) -> Found:
     task, reference = task_and_reference(cell.task, cell.seed)
     started = time.perf_counter()
     # The objective is given no test split; what it never has, no search can see.
-    objective = PlanObjective(task, reference, **_plan_choices(cell), epochs=cell.trial_epochs)
+    objective = system_of(cell.method).objective(task, reference, **_plan_choices(cell), epochs=cell.trial_epochs)
     searcher = find_method(cell.method).make(cell.pruner)
     with _storage(cell, conditions) as storage:
         settings = SearchSettings(
@@ -167,7 +166,7 @@ def _compressed(cell: Cell, task: Task, reference: nn.Module) -> Result:
 
 def _trained(cell: Cell, task: Task, reference: nn.Module, found: Found) -> Result:
     # Without the test split: it is looked at once, at the end, for all methods alike.
-    return train_best(
+    return system_of(cell.method).train(
         replace(task, test=None),
         reference,
         found.values,

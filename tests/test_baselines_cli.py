@@ -21,6 +21,7 @@ from fake_objective import FakeObjective
 from torch import nn
 
 import baselines.search_command
+import baselines.systems
 from autocompress.errors import InvalidInputError
 from baselines.cli import main
 from baselines.interface import Evaluation, Report, Values, go_on
@@ -82,8 +83,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     monkeypatch.setattr(baselines.search_command, "load_task", lambda *_, **__: fake_task())
     monkeypatch.setattr(baselines.search_command, "starting_network", lambda *_, **__: None)
-    monkeypatch.setattr(baselines.search_command, "PlanObjective", objective)
-    monkeypatch.setattr(baselines.search_command, "train_best", final)
+    monkeypatch.setattr(baselines.systems, "PlanObjective", objective)
+    monkeypatch.setattr(baselines.systems, "train_best", final)
     return made
 
 
@@ -182,7 +183,7 @@ def test_ctrl_c_in_the_search_leaves_the_best_so_far(
                 raise KeyboardInterrupt
             return super().__call__(values, report, state)
 
-    monkeypatch.setattr(baselines.search_command, "PlanObjective", lambda *_, **__: Interrupted())
+    monkeypatch.setattr(baselines.systems, "PlanObjective", lambda *_, **__: Interrupted())
     assert main(command("--json")) == 130
     said = capsys.readouterr()
     assert said.out == ""
@@ -216,7 +217,7 @@ def test_ctrl_c_in_the_final_training_keeps_its_checkpoint(
             raise KeyboardInterrupt
         return FakeResult(0.75)
 
-    monkeypatch.setattr(baselines.search_command, "train_best", final)
+    monkeypatch.setattr(baselines.systems, "train_best", final)
     assert main(command()) == 130
     assert "interrupted in the final training" in capsys.readouterr().err
     assert main(command("--resume")) == 0
@@ -227,7 +228,7 @@ def test_ctrl_c_in_the_final_training_keeps_its_checkpoint(
 def test_no_trial_that_came_to_its_end(
     calls: Calls, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baselines.search_command, "PlanObjective", lambda *_, **__: FakeObjective(fails_at=1))
+    monkeypatch.setattr(baselines.systems, "PlanObjective", lambda *_, **__: FakeObjective(fails_at=1))
     assert main(command()) == 1
     said = capsys.readouterr().err
     assert "none of 4 trials came to its end" in said
@@ -321,11 +322,12 @@ import pytest
 
 if __name__ == "__main__":
     import baselines.search_command as command
+    import baselines.systems as systems
     from fake_objective import FakeObjective
     command.load_task = lambda *_, **__: fakes.fake_task()
     command.starting_network = lambda *_, **__: None
-    command.PlanObjective = lambda *_, **__: FakeObjective(seconds_per_epoch=0.1, log="log")
-    command.train_best = lambda *_, **__: fakes.FakeResult(0.75)
+    systems.PlanObjective = lambda *_, **__: FakeObjective(seconds_per_epoch=0.1, log="log")
+    systems.train_best = lambda *_, **__: fakes.FakeResult(0.75)
     sys.exit(fakes.main(sys.argv[1:]))
 """
 

@@ -15,11 +15,11 @@ from small_task import RECIPE, make_model, make_task
 from autocompress.artifact import load
 from autocompress.training.evaluate import evaluate
 from baselines.cli import main
-from baselines.methods import METHODS
+from baselines.methods import METHODS, PLAN_METHODS
 
 TASK = ["small_task:make_model", "--data", "small_task:loaders"]
 SHORT = ["--trials", "4", "--trial-epochs", "2", "--final-epochs", "3", "--no-progress"]
-WITHOUT_RAY = [name for name, method in METHODS.items() if not method.uses_ray]
+WITHOUT_RAY = [name for name in PLAN_METHODS if not METHODS[name].uses_ray]
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ ROOMS = [
     "cli __main__",
 ]
 # Beside them: the task's side knows nothing of compression, the rooms above "compressor" may use it.
-TASK_SIDE = {"importing", "task", "models", "data", "training"}
+TASK_SIDE = {"importing", "task", "models", "data", "training", "aggregated"}
 ABOVE_TASK_SIDE = {"compressor", "compress", "console", "cli", "__main__"}
 # A room that needs optional packages; anyone may import it, inside a function only.
 LAZY = "integrations"

@@ -10,7 +10,7 @@ from fake_cells import make_spec
 
 from autocompress import admm
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from baselines.methods import METHODS
+from baselines.methods import PLAN_METHODS
 from studies.cell import Cell, cells_of, check_methods, set_constants
 from studies.checking import check_cells
 from studies.finding import find_study, own_specs
@@ -168,8 +168,8 @@ def test_the_projects_own_studies():
         check_methods(spec)
         check_methods(spec.smoke_variant())
     digits = cells_of(specs["digits"])
-    assert {cell.name for cell in digits} == {"compressor", *METHODS}
-    assert len(digits) == (1 + len(METHODS)) * 2 * 5
+    assert {cell.name for cell in digits} == {"compressor", *PLAN_METHODS}
+    assert len(digits) == (1 + len(PLAN_METHODS)) * 2 * 5
     factors = {cell.name: cell.trials * cell.trial_epochs / cell.final_epochs for cell in digits}
     assert factors["optuna-tpe"] == 10
     assert factors["random"] == 2

@@ -87,6 +87,15 @@ def nsga2_sampler(seed: int, trials: int, space: Space) -> BaseSampler:
     return NSGAIISampler(seed=seed, population_size=max(SMALLEST_POPULATION, min(50, trials // GENERATIONS)))
 
 
+def condensa_sampler(seed: int, trials: int, space: Space) -> BaseSampler:
+    """Returns Condensa's search of one density, which draws nothing at random."""
+    from baselines.condensa.sampler import CondensaSampler
+    from baselines.condensa.space import CondensaSpace
+
+    assert isinstance(space, CondensaSpace)
+    return CondensaSampler(space, trials)
+
+
 SAMPLERS: dict[str, MakeSampler] = {
     # These two enumerate their points; nothing is left to be sampled.
     "uniform": random_sampler,
@@ -96,6 +105,7 @@ SAMPLERS: dict[str, MakeSampler] = {
     "optuna-cmaes": cmaes_sampler,
     "optuna-gp": gp_sampler,
     "optuna-nsga2": nsga2_sampler,
+    "condensa": condensa_sampler,
 }
 
 

@@ -69,8 +69,16 @@ class Case:
 CASES = {
     case.name: case
     for case in (
-        # as many steps for the trials as the compressor takes in all
-        Case("lenet5", "digits", "4KB", final_epochs=60, trials=16, trial_epochs=4),
+        # as many steps for the trials as the compressor takes in all; Condensa's ten are longer
+        Case(
+            "lenet5",
+            "digits",
+            "4KB",
+            final_epochs=60,
+            trials=16,
+            trial_epochs=4,
+            options={"condensa": ("--trials", "10", "--trial-epochs", "6")},
+        ),
         # three times as many, and no pruner, so that it is three times; halving spends as much on more trials
         Case(
             "lenet5",
@@ -79,7 +87,11 @@ CASES = {
             final_epochs=40,
             trials=30,
             trial_epochs=4,
-            options={"optuna-tpe": ("--pruner", "none"), "ray-asha": ("--trials", "54", "--trial-epochs", "8")},
+            options={
+                "optuna-tpe": ("--pruner", "none"),
+                "ray-asha": ("--trials", "54", "--trial-epochs", "8"),
+                "condensa": ("--trials", "10", "--trial-epochs", "12"),
+            },
         ),
         Case(
             "lenet5",

@@ -1,6 +1,6 @@
 """LeNet-5 on the handwritten digits that come with scikit-learn: every method; hours on two cores."""
 
-from baselines.methods import METHODS
+from baselines.methods import PLAN_METHODS
 from studies.record import COMPRESSOR
 from studies.spec import Smoke, StudySpec, TaskSpec
 
@@ -8,7 +8,7 @@ SPEC = StudySpec(
     name="digits",
     description="LeNet-5 on scikit-learn's digits: every method, two sizes, five seeds",
     tasks=[TaskSpec("lenet5", "digits")],
-    methods=[COMPRESSOR, *METHODS],
+    methods=[COMPRESSOR, *PLAN_METHODS],
     targets=["4KB", "2KB"],
     seeds=range(5),
     final_epochs=40,

@@ -1,0 +1,103 @@
+"""One training at one density: L-C, then the compressor's own ending."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from autocompress.codebooks import CodedTensor, CompressedState
+from autocompress.finishing import finishing_steps
+from autocompress.methods.base import Network
+from autocompress.methods.ending import finished_file, start_finishing
+from autocompress.projection.kmeans import encode, fit_codebook
+from autocompress.projection.sorted_values import sort_values
+from autocompress.selection import select
+from autocompress.targets import FileSize
+from autocompress.training.batches import check_batches, default_device
+from autocompress.training.evaluate import refit_batch_norm
+from autocompress.training.random_state import seeded, set_epoch
+from baselines.condensa.schemes import LARGEST_BITS
+from baselines.condensa.solver import Solver, batches_from
+from baselines.condensa.space import DENSITY
+from baselines.fitting import FileBudget
+from baselines.interface import Values
+from baselines.objective import on_device
+
+if TYPE_CHECKING:
+    from baselines.condensa.objective import CondensaObjective
+
+
+class CondensaRun:
+    """One training of the reference at one density.
+
+    Attributes:
+        network: what is trained.
+        solver: of the first part, nine tenths of the steps.
+        steps: gradient steps done.
+    """
+
+    def __init__(self, objective: CondensaObjective, values: Values, epochs: int, target: FileSize) -> None:
+        """Prepares the run; the file that it ends in is to fit `target`."""
+        where = default_device(objective.device)
+        model = copy.deepcopy(objective.reference).to(where)
+        objective.train = on_device(objective.train, where)
+        self.objective, self.epochs, self.target = objective, epochs, target
+        self.network = Network(model, select(model, objective.ignore))
+        self.total_steps = epochs * check_batches(objective.train, "the training data")
+        self.solver = Solver(
+            self.network,
+            objective.scheme(values[DENSITY]),
+            objective.schedule,
+            max(1, self.total_steps - finishing_steps(self.total_steps)),
+            train=objective.train,
+            loss=objective.loss,
+            validation_loss=lambda network: objective.scores(network).loss,
+            device=where,
+            seed=objective.seed,
+        )
+        self.steps = 0
+
+    def fit(self, after: Callable[[], None] = lambda: None, checkpoint: Path | None = None) -> None:
+        """Solves, then trains the values of the best theta with its codes fixed, as every method here ends."""
+        self.solver.fit(after, checkpoint)
+        self.steps = self.solver.steps
+        coded = [_coded(weight.detach().float()) for weight in self.network.weights]
+        _, self.writer = FileBudget(self.network, self.target).measure(coded)
+        left = self.total_steps - self.steps
+        self.finishing = start_finishing(self.network, coded, self.writer, left)
+        self.network.model.train()
+        with seeded(self.objective.seed):
+            batches = batches_from(self.objective.train, self.steps, self.solver.steps_per_epoch)
+            for _, batch in zip(range(left), batches, strict=False):
+                self.solver.gradient_step(batch)
+                self.finishing.step()
+                self.steps += 1
+        set_epoch(self.objective.train, self.epochs)
+
+    def compressed(self) -> nn.Module:
+        """Returns a copy of the network as the last C step compressed it."""
+        network = copy.deepcopy(self.network.model)
+        network.load_state_dict(network.state_dict() | self.solver.state.twins)
+        return network
+
+    def finish(self) -> tuple[CompressedState, bytes]:
+        """Returns the network as it is now and its file, within the target; refits batch norm to it first."""
+        with seeded(self.objective.seed):
+            refit_batch_norm(self.network.model, self.objective.train, device=self.solver.device)
+        return finished_file(self.network, self.finishing, self.writer)
+
+
+def _coded(weight: torch.Tensor) -> CodedTensor:
+    """Returns a layer of delta(theta) as the file holds it; more than 256 values are fitted to as many."""
+    mask = weight != 0
+    if not bool(mask.any()):
+        return CodedTensor(torch.zeros(weight.shape, dtype=torch.int16, device=weight.device), weight.new_zeros(0))
+    values = torch.unique(weight[mask])
+    if values.numel() > 2**LARGEST_BITS:
+        values = fit_codebook(sort_values(weight[mask]), 2**LARGEST_BITS).centroids
+    return encode(weight, mask, values)
