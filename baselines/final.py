@@ -12,7 +12,7 @@ from torch import nn
 from autocompress.assemble import filled_copy
 from autocompress.result import Result, warn_of_loss
 from autocompress.selection import Ignore
-from autocompress.targets import Target
+from autocompress.targets import Target, Targets
 from autocompress.task import Task
 from autocompress.training.batches import default_device
 from autocompress.training.evaluate import evaluate
@@ -72,7 +72,7 @@ def train_best(
         state=candidates[best][0],
         data=candidates[best][1],
         model=networks[best],
-        target=objective.target,
+        target=Targets((objective.target,)),
         selection=run.network.selection,
         gradient_steps=run.trainer.step,
         history=[],

@@ -14,7 +14,7 @@ from autocompress.console.start import starting_network
 from autocompress.errors import AutocompressError, InvalidInputError
 from autocompress.methods.base import Network
 from autocompress.selection import select
-from autocompress.targets import Target, only_target
+from autocompress.targets import Target, hold_together
 from autocompress.task import Task, load_task
 from baselines.final import train_best
 from baselines.fitting import make_budget
@@ -44,7 +44,7 @@ def search_command(options: Namespace) -> str:
         AutocompressError: no trial came to its end.
         InterruptedSearchError: Ctrl-C.
     """
-    target = only_target(options.target)
+    target = hold_together(options.target).only
     searcher = find_method(options.method).make(options.pruner)
     options.space = find_space(options.method, options.space)
     check_output(options.out, (".safetensors",), inputs=(options.weights,))
