@@ -19,8 +19,9 @@ MEMORY = 0.7
 SETTLING_UPDATES = 15
 # One measurement says no more than this, so that a network that is far off for a moment does not throw the budget away.
 LARGEST_MARGIN = 1.0
-# While all tries of the search kept the promise (or none did), the next is smaller (larger) by this factor.
-SEARCH_STEP = 0.8
+# While all tries of the search kept the promise (or none did), the next is smaller (larger) by this factor; the factor
+# is squared from try to try.
+SEARCH_STEP = 0.85
 
 
 class BudgetController:
@@ -70,7 +71,9 @@ class BudgetController:
 
 @dataclass
 class SizeSearch:
-    """Bisection, on the logarithm, for the smallest size that keeps a promise; few tries, the best first guess first.
+    """Few tries for the smallest size that keeps a promise: wider and wider steps from the first, then bisection.
+
+    All of it on the logarithm of the size.
 
     Attributes:
         start_bytes: the first try.
@@ -88,18 +91,17 @@ class SizeSearch:
     @property
     def next_bytes(self) -> float:
         """The next size to try."""
-        smallest = min(self.kept, default=None)
+        smallest = min(self.kept, default=math.inf)
         # Measurements are noisy: a size that failed although a smaller one held says nothing.
-        largest = max((size for size in self.broken if smallest is None or size < smallest), default=None)
-        if smallest is None and largest is None:
-            size = self.start_bytes
-        elif smallest is None:
-            assert largest is not None
-            size = largest / SEARCH_STEP
-        elif largest is None:
-            size = smallest * SEARCH_STEP
+        broken = [size for size in self.broken if size < smallest]
+        if self.kept and broken:
+            size = math.sqrt(smallest * max(broken))
+        elif self.kept:
+            size = smallest * SEARCH_STEP**2 ** (len(self.kept) - 1)
+        elif broken:
+            size = max(broken) / SEARCH_STEP**2 ** (len(broken) - 1)
         else:
-            size = math.sqrt(smallest * largest)
+            size = self.start_bytes
         return min(max(size, self.lowest_bytes), self.highest_bytes)
 
     def report(self, size_bytes: float, *, keeps: bool) -> None:

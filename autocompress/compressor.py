@@ -171,15 +171,18 @@ class Compressor:
         self.finishing.step()
         if self.steering is None or self.finishing.step_count < self.finishing.total_steps:
             return
-        self._end_stage(self.steering)
+        self._consider(self.steering)
+        self.steering.end_stage()
         if self.steps < self.total_steps:
             self._begin_finishing()
 
-    def _end_stage(self, steering: Steering) -> None:
-        """Writes and scores the file of the size that was tried."""
+    def _consider(self, steering: Steering) -> None:
+        """Writes and scores the file of the network as it is now."""
         assert self.finishing is not None
+        settings = self.method.state_dict()
         steering.refit(self.network.model)
-        steering.end_stage(*finished_file(self.network, self.finishing, self.method))
+        steering.consider(*finished_file(self.network, self.finishing, self.method))
+        self.method.load_state_dict(settings)
 
     @torch.no_grad()
     def _begin_finishing(self) -> None:
@@ -193,6 +196,8 @@ class Compressor:
             projection = self._better_projection(projection)
         self._record(projection, 0.0)
         self.finishing = start_finishing(self.network, projection.coded, self.method, steps)
+        if self.steering is not None:
+            self._consider(self.steering)
 
     def _better_projection(self, twin: Projection) -> Projection:
         """Returns the better, by `evaluate`, of V and the projection of W itself."""
@@ -207,10 +212,9 @@ class Compressor:
     def _score(self, projection: Projection) -> float:
         assert self.evaluate is not None
         sides = side_tensors(self.network.selection)
-        state, data = self.method.fit(projection.coded, sides)
-        if self.steering is not None:
-            return self.steering.consider(state, data).margin
-        return self.evaluate(filled_copy(self.network.model, state))
+        state, _ = self.method.fit(projection.coded, sides)
+        score = self.evaluate(filled_copy(self.network.model, state))
+        return score if self.steering is None else self.steering.margin(score)
 
     def finish(
         self,
@@ -260,7 +264,7 @@ class Compressor:
         """Returns the smallest network seen that keeps the promise, or the most accurate where none does."""
         assert self.finishing is not None
         if self.finishing.step_count < self.finishing.total_steps:
-            self._end_stage(steering)
+            self._consider(steering)
         result = self._result_of(*steering.outcome())
         result.promise = steering.report()
         fill(self.network.model, result.state)

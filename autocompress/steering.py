@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 # The last part of a run, in which sizes are tried, and in how many stages.
 SEARCH_FRACTION = 0.2
 STAGES = 5
+# How much more than the promise allows V may fall while the learning rate is at its peak, as a part of it.
+ALLOWANCE = 1.0
 # The first budget is at least this many times the smallest file.
 LEAST_START = 4.0
 
@@ -113,8 +115,8 @@ class Steering:
     def watch(self, twins: Sequence[CodedTensor], relative_lr: float) -> None:
         """Scores V after an update and moves the budget.
 
-        At a high learning rate W itself is worse than the reference, whatever the budget. That part of the fall, which
-        goes away with the rate, is not held against V.
+        At a high learning rate W itself is worse than the reference, whatever the budget, and V has not settled. That
+        part of the fall, which goes away with the rate, is not held against V.
         """
         scored = copy.deepcopy(self.network.model)
         dense = self._scored(scored)
@@ -123,7 +125,7 @@ class Steering:
             weight.copy_(twin.dense())
         compressed = self._scored(scored)
         noise = min(0.0, self.margin(dense) - self.margin(self.reference))
-        measured = self.margin(compressed) - (relative_lr * noise if math.isfinite(noise) else 0.0)
+        measured = self.margin(compressed) + relative_lr * (ALLOWANCE - (noise if math.isfinite(noise) else 0.0))
         budget = self.controller.observe(measured)
         logger.debug("scores: W %.4f, V %.4f, margin %.2f: next budget %.0f", dense, compressed, measured, budget)
         self.method.aim(int(budget))
@@ -153,13 +155,13 @@ class Steering:
         self.stage, self.stage_keeps = self.stage + 1, False
         return max(1, math.ceil(remaining_steps / max(1, STAGES + 1 - self.stage)))
 
-    def end_stage(self, state: CompressedState, data: bytes) -> None:
-        """Scores the file at the end of a stage, and takes note of what came of the size that was tried."""
-        self.consider(state, data)
-        self.search.report(self.method.budget_bytes, keeps=self.stage_keeps)
-        logger.info("tried %d bytes: %s", len(data), "the promise is kept" if self.stage_keeps else "it is broken")
+    def end_stage(self) -> None:
+        """Takes note of what came of the size that was tried."""
+        size = self.method.budget_bytes
+        self.search.report(size, keeps=self.stage_keeps)
+        logger.info("tried %d bytes: the promise is %s", size, "kept" if self.stage_keeps else "broken")
 
-    def consider(self, state: CompressedState, data: bytes) -> Candidate:
+    def consider(self, state: CompressedState, data: bytes) -> None:
         """Scores a file and keeps it if it is the best so far."""
         score = float(self.evaluate(filled_copy(self.network.model, state)))
         candidate = Candidate(torch.frombuffer(bytearray(data), dtype=torch.uint8), score, self.margin(score))
@@ -167,7 +169,6 @@ class Steering:
         self.stage_keeps |= candidate.keeps
         if candidate.better_than(self.best):
             self.best = candidate
-        return candidate
 
     def outcome(self) -> tuple[CompressedState, bytes]:
         """Returns the best network and its file; warns where it does not keep the promise."""
