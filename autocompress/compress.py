@@ -98,19 +98,19 @@ def compress(
         check_batches(val, "the validation data")
     where = default_device(device)
     reference, model = model, copy.deepcopy(model).to(where)
-    target = hold_together(target)
-    if target.promise is not None and val is None:
-        raise InvalidInputError(f"the target {target.promise} is a promise about validation data: give val=")
-    check_target(model, target, ignore)
+    asked = hold_together(target)
+    if asked.promise is not None and val is None:
+        raise InvalidInputError(f"the target {asked.promise} is a promise about validation data: give val=")
+    check_target(model, asked, ignore)
 
     def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
         return evaluate(network, batches, loss=loss, metric=metric, device=where).metric
 
     def score(network: nn.Module) -> float:
         outcome = evaluate(network, val or [], loss=loss, metric=metric, device=where)
-        return outcome.loss if isinstance(target.promise, LossIncrease) else outcome.metric
+        return outcome.loss if isinstance(asked.promise, LossIncrease) else outcome.metric
 
-    some = _some_batches(model, train, seed) if target.promise is not None else []
+    some = _some_batches(model, train, seed) if asked.promise is not None else []
 
     trainer = Trainer(
         model,
@@ -126,7 +126,7 @@ def compress(
     compressor = Compressor(
         model,
         trainer.optimizer,
-        target=target,
+        target=asked,
         total_steps=trainer.total_steps,
         ignore=ignore,
         evaluate=score if val is not None else None,

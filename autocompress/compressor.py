@@ -18,12 +18,11 @@ from autocompress.finishing import FINISHING_FRACTION, Finishing, finishing_step
 from autocompress.methods.base import Network, Projection
 from autocompress.methods.choice import make_method
 from autocompress.methods.ending import finished_file, start_finishing
-from autocompress.methods.file_size import FileSizeMethod
 from autocompress.relative_rate import RelativeRate
 from autocompress.result import Result
 from autocompress.selection import Ignore, original_bytes, select, unwrap
-from autocompress.steering import SEARCH_FRACTION, Steering
-from autocompress.targets import Promise, Target, Targets, hold_together
+from autocompress.steering import SEARCH_FRACTION, Steering, make_steering
+from autocompress.targets import Target, Targets, hold_together
 from autocompress.training.evaluate import evaluate as evaluate_batches
 from autocompress.training.evaluate import refit_batch_norm
 
@@ -90,7 +89,9 @@ class Compressor:
             raise InvalidInputError("the optimizer holds no parameter of the model; make it from model.parameters()")
         self.original_bytes = original_bytes(model)
         self.method = make_method(self.target, self.network, self.original_bytes)
-        self.steering = self._make_steering(self.target.promise, refit)
+        self.steering = make_steering(
+            self.target.promise, self.network, self.method, self.original_bytes, evaluate, refit
+        )
         fraction = FINISHING_FRACTION if self.steering is None else SEARCH_FRACTION
         self.admm_steps = total_steps - finishing_steps(total_steps, fraction)
         self.steps_per_update = max(1, self.admm_steps // UPDATES_PER_RUN)
@@ -99,18 +100,6 @@ class Compressor:
         self.steps = 0
         self.finishing: Finishing | None = None
         self.history: list[dict[str, float]] = []
-
-    def _make_steering(self, promise: Promise | None, refit: Callable[[nn.Module], None] | None) -> Steering | None:
-        """Returns what keeps a promise; None where none is made."""
-        if promise is None:
-            return None
-        if self.evaluate is None:
-            raise InvalidInputError(
-                f"the target {promise} is a promise about a network's score: give evaluate=, a function that returns "
-                "the score of a network on validation data (in `compress`: give val=)"
-            )
-        assert isinstance(self.method, FileSizeMethod)
-        return Steering(promise, self.network, self.method, self.original_bytes, self.evaluate, refit)
 
     def step(self) -> None:
         """Follows one optimizer update: pulls, projects when it is time, or finishes.

@@ -21,7 +21,8 @@ from autocompress.artifact import decode_state, layout_of
 from autocompress.assemble import filled_copy
 from autocompress.budget_control import BudgetController, SizeSearch
 from autocompress.codebooks import CodedTensor, CompressedState
-from autocompress.methods.base import Network
+from autocompress.errors import InvalidInputError
+from autocompress.methods.base import Method, Network
 from autocompress.methods.file_size import FileSizeMethod
 from autocompress.methods.path import PATH_CEILING
 from autocompress.targets import Promise
@@ -98,7 +99,7 @@ class Steering:
         """
         self.promise, self.network, self.method = promise, network, method
         self.evaluate, self.refit = evaluate, refit or _as_it_is
-        self.reference = float(evaluate(copy.deepcopy(network.model)))
+        self.reference = float(evaluate(copy.deepcopy(network.model).eval()))
         promise.check_reference(self.reference)
         lowest, highest = method.file.smallest, method.budget_bytes
         start = max(PATH_CEILING * original_bytes, LEAST_START * lowest)
@@ -118,7 +119,7 @@ class Steering:
         At a high learning rate W itself is worse than the reference, whatever the budget, and V has not settled. That
         part of the fall, which goes away with the rate, is not held against V.
         """
-        scored = copy.deepcopy(self.network.model)
+        scored = copy.deepcopy(self.network.model).eval()
         dense = self._scored(scored)
         weights = [scored.get_parameter(name) for name, _ in self.network.selection.weights]
         for weight, twin in zip(weights, twins, strict=True):
@@ -227,6 +228,30 @@ class Steering:
         self.tried = [(size, score) for size, score in state["tried"]]
         self.dense = [saved.to(tensor) for saved, tensor in zip(state["dense"], self._dense_tensors, strict=False)]
         self.method.budget_bytes = self.method.file.budget_bytes = state["budget_bytes"]
+
+
+def make_steering(
+    promise: Promise | None,
+    network: Network,
+    method: Method,
+    original_bytes: int,
+    evaluate: Callable[[nn.Module], float] | None,
+    refit: Callable[[nn.Module], None] | None,
+) -> Steering | None:
+    """Returns what keeps a promise; None where none is made.
+
+    Raises:
+        InvalidInputError: there is no score to measure it by, or the reference's is none to promise about.
+    """
+    if promise is None:
+        return None
+    if evaluate is None:
+        raise InvalidInputError(
+            f"the target {promise} is a promise about a network's score: give evaluate=, a function that returns the "
+            "score of a network on validation data (in `compress`: give val=)"
+        )
+    assert isinstance(method, FileSizeMethod)
+    return Steering(promise, network, method, original_bytes, evaluate, refit)
 
 
 def _as_it_is(model: nn.Module) -> None:

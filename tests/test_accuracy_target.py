@@ -22,6 +22,7 @@ from autocompress.cli import main
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.steering import STAGES
 from autocompress.targets import AccuracyDrop, FileSize, LossIncrease, WeightBits, hold_together, parse_target
+from studies.benchmarks import accuracy_target
 
 # --- what may be asked --------------------------------------------------------------------------------------------
 
@@ -293,7 +294,7 @@ def test_a_promise_that_nobody_keeps_is_said(caplog):
         seen.append(next(scores))
         return seen[-1]
 
-    result = Run(evaluate, target="drop:0.5").train(range(40)).compressor.finish()
+    result = Run(evaluate, target="drop:0.5", total_steps=20).train(range(20)).compressor.finish()
     assert result.promise["kept"] is False
     assert result.promise["measured"] == max(score for _, score in result.promise["tried"])
     assert "no network that was seen keeps drop:0.5" in caplog.text
@@ -301,17 +302,17 @@ def test_a_promise_that_nobody_keeps_is_said(caplog):
 
 def test_scores_that_are_not_numbers_break_the_promise(caplog):
     scores = iter([0.9] + 1000 * [float("nan")])
-    result = Run(lambda _: next(scores)).train(range(40)).compressor.finish()
+    result = Run(lambda _: next(scores), total_steps=10).train(range(10)).compressor.finish()
     assert result.promise["kept"] is False
     assert "no network that was seen keeps" in caplog.text
 
 
 def test_a_file_size_and_a_promise(caplog):
-    loose = Run(target=["2KB", "drop:2"], total_steps=80).train(range(80)).compressor.finish()
+    loose = Run(target=["2KB", "drop:2"], total_steps=40).train(range(40)).compressor.finish()
     assert loose.file_bytes <= 2000
     assert loose.promise["kept"] is True
-    tight = Run(target=["150B", "drop:2"]).train(range(40)).compressor.finish()
-    assert tight.file_bytes <= 150
+    tight = Run(target=["100B", "drop:2"], total_steps=10).train(range(10)).compressor.finish()
+    assert tight.file_bytes <= 100
     assert tight.promise["kept"] is False
     assert "allow a larger file or promise less" in caplog.text
     with pytest.raises(InfeasibleTargetError, match="20 bytes, but the smallest file"):
@@ -330,18 +331,19 @@ def test_finish_before_the_end(steps):
     assert result.promise["measured"] == accuracy_by_size(result.model)
 
 
-@pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize(("evaluate", "target"), [(accuracy_by_size, "2KB and drop:2"), (validation_loss, "loss:+2%")])
+@pytest.mark.parametrize(
+    ("evaluate", "target", "norm"), [(accuracy_by_size, "2KB and drop:2", False), (validation_loss, "loss:+2%", True)]
+)
 def test_a_run_resumed_at_any_step_gives_the_same_bytes(evaluate, target, norm):
-    settings = {"evaluate": evaluate, "target": target, "norm": norm}
+    settings = {"evaluate": evaluate, "target": target, "norm": norm, "total_steps": 30}
     run = Run(**settings)
     states = [run.saved()]
-    for number in range(40):
+    for number in range(30):
         states.append(run.train(range(number, number + 1)).saved())
     expected = run.compressor.finish()
-    # the start, between updates, the border of the last phase, within and between its stages, the end
-    for stopped in (0, 17, 31, 32, 33, 34, 35, 39, 40):
-        again = Run(**settings).resume(states[stopped]).train(range(stopped, 40))
+    # between updates, at the border of the last phase, within and between its stages, at the end
+    for stopped in (11, 24, 25, 26, 30):
+        again = Run(**settings).resume(states[stopped]).train(range(stopped, 30))
         result = again.compressor.finish()
         assert result.data == expected.data, stopped
         assert result.promise == expected.promise, stopped
@@ -426,3 +428,44 @@ def test_a_search_refuses_a_promise():
     model = small_task.make_model()
     with pytest.raises(InvalidInputError, match="drop:1 is none that a search can fit"):
         make_budget(Network(model, select(model)), parse_target("drop:1"))
+
+
+# --- the benchmark ------------------------------------------------------------------------------------------------
+
+
+def record(way, half, file_bytes, steps, *, check, kept=True):
+    """Returns a record in which the reference is always right, and the network on the examples of `check`."""
+    before, after = [1] * len(check), check
+    splits = {f"reference_{split}": before for split in ("steering", "check", "test")}
+    splits |= {f"compressed_{split}": after for split in ("steering", "check", "test")}
+    case = {"task": "lenet5-digits", "drop": "0.5", "epochs": 120, "seed": 0, "half": half, "way": way, "kept": kept}
+    return case | splits | {"file_bytes": file_bytes, "gradient_steps": steps}
+
+
+def test_the_halves_are_disjoint_and_together_all():
+    split = small_task.batches(201, 2)
+    first, second = accuracy_target.halves(split)
+    rows = [tuple(row) for part in (first, second) for row in part.inputs.tolist()]
+    assert len(first.inputs) == 100
+    assert sorted(rows) == sorted(map(tuple, split.inputs.tolist()))
+
+
+def test_the_fall_by_hand():
+    fall, error = accuracy_target.fall([record("promise", 0, 900, 10, check=[1, 1, 0, 1])], "check")
+    assert fall == pytest.approx(25)
+    assert error == pytest.approx(100 * math.sqrt((3 * 0.25**2 + 0.75**2) / 3) / 2)
+
+
+def test_the_table_pools_halves_and_compares_with_bisection():
+    right, wrong = [1] * 100, [1] * 90 + [0] * 10
+    rows = [record("promise", half, 900, 10, check=right) for half in (0, 1)]
+    rows += [record("bisection", half, 1000, 70, check=right) for half in (0, 1)]
+    text = accuracy_target.table(rows)
+    assert "| +0.00 ± 0.00 | yes | +0.00 | 900 | 0.90x and 0.90x | 0.14x |" in text
+    assert "in 1 of 1 seeds" in text
+    assert "geometric mean 0.90" in text
+    broken = accuracy_target.table([record("promise", half, 900, 10, check=wrong, kept=False) for half in (0, 1)])
+    assert "| no, said not kept |" in broken
+    assert "in 0 of 1 seeds" in broken
+    with pytest.raises(ValueError, match="more than one record"):
+        accuracy_target.table([*rows, rows[0]])
