@@ -18,15 +18,17 @@ from autocompress.errors import (
     TrainingDivergedError,
 )
 from autocompress.result import Result
-from autocompress.targets import FileSize, Target, WeightBits, parse_target
+from autocompress.targets import AccuracyDrop, FileSize, LossIncrease, Target, WeightBits, parse_target
 
 __all__ = [
+    "AccuracyDrop",
     "AutocompressError",
     "Compressor",
     "CorruptArtifactError",
     "FileSize",
     "InfeasibleTargetError",
     "InvalidInputError",
+    "LossIncrease",
     "Result",
     "Target",
     "TrainingDivergedError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,19 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.compressor import Compressor
+from autocompress.compressor import Compressor, check_target
 from autocompress.errors import InvalidInputError
 from autocompress.result import Result, warn_of_loss
 from autocompress.selection import Ignore
-from autocompress.targets import Target
+from autocompress.targets import LossIncrease, Target, Targets, hold_together
 from autocompress.training.batches import check_batches, default_device
 from autocompress.training.callbacks import Callback
-from autocompress.training.evaluate import evaluate
+from autocompress.training.evaluate import evaluate, refit_batch_norm
 from autocompress.training.losses import classification_loss, correct_predictions
-from autocompress.training.random_state import seeded
+from autocompress.training.random_state import seeded, set_epoch
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 
+# Training batches that the batch norms of a network are fitted to before a promise is measured on it.
+REFIT_BATCHES = 16
 CHECKPOINT_NAME = "compress.checkpoint"
 
 
@@ -52,7 +55,7 @@ def compress(
     train: Iterable[Any],
     val: Iterable[Any] | None = None,
     test: Iterable[Any] | None = None,
-    target: str | Target | Sequence[str | Target],
+    target: str | Target | Targets | Sequence[str | Target],
     loss: Callable[[Any, Tensor], Tensor] = classification_loss,
     metric: Callable[[Any, Tensor], Tensor] = correct_predictions,
     epochs: int | None = None,
@@ -68,9 +71,11 @@ def compress(
     Args:
         model: a trained network.
         train: batches to train on, gone through once per epoch: (inputs, targets) or dicts with a target.
-        val: batches that decide between candidates; without them the last candidate is taken.
+        val: batches that decide between candidates; without them the last candidate is taken. A promise is measured on
+            them and cannot do without.
         test: batches to report on, once, at the end.
-        target: "50KB", "50KiB", "1%", "100x", "weights:836x", or a target object.
+        target: "50KB", "50KiB", "1%", "100x", "weights:836x", a promise ("drop:0.5", "loss:+2%"), a target object, or
+            several that hold together.
         loss: (output, target) -> scalar; default: cross-entropy.
         metric: (output, target) -> one score per example, higher is better; default: right or wrong.
         epochs: length of the run; default: the recipe's.
@@ -93,13 +98,19 @@ def compress(
         check_batches(val, "the validation data")
     where = default_device(device)
     reference, model = model, copy.deepcopy(model).to(where)
-    Compressor(model, torch.optim.SGD(model.parameters(), lr=1.0), target=target, total_steps=1, ignore=ignore)
+    asked = hold_together(target)
+    if asked.promise is not None and val is None:
+        raise InvalidInputError(f"the target {asked.promise} is a promise about validation data: give val=")
+    check_target(model, asked, ignore)
 
     def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
         return evaluate(network, batches, loss=loss, metric=metric, device=where).metric
 
     def score(network: nn.Module) -> float:
-        return accuracy(network, val or [])
+        outcome = evaluate(network, val or [], loss=loss, metric=metric, device=where)
+        return outcome.loss if isinstance(asked.promise, LossIncrease) else outcome.metric
+
+    some = _some_batches(model, train, seed) if asked.promise is not None else []
 
     trainer = Trainer(
         model,
@@ -115,10 +126,11 @@ def compress(
     compressor = Compressor(
         model,
         trainer.optimizer,
-        target=target,
+        target=asked,
         total_steps=trainer.total_steps,
         ignore=ignore,
         evaluate=score if val is not None else None,
+        refit=lambda network: refit_batch_norm(network, some, device=where),
     )
     trainer.callbacks.append(_Compression(compressor))
     trainer.fit()
@@ -136,6 +148,18 @@ def compress(
     result.wall_seconds = time.perf_counter() - started
     result.device, result.seed = str(where), seed
     return result
+
+
+def _some_batches(model: nn.Module, train: Iterable[Any], seed: int) -> list[Any]:
+    """Returns training batches for the batch norms of a network; none where it has no such layer.
+
+    They are kept, because a loader that is being gone through cannot be gone through from its start as well.
+    """
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return []
+    with seeded(seed):
+        set_epoch(train, 0)
+        return list(itertools.islice(train, REFIT_BATCHES))
 
 
 def _checkpoint(folder: str | Path | None) -> Path | None:

@@ -13,15 +13,17 @@ from torch import nn
 
 from autocompress.admm import Admm
 from autocompress.assemble import fill, filled_copy, side_tensors
+from autocompress.codebooks import CompressedState
 from autocompress.errors import InvalidInputError, TrainingDivergedError
-from autocompress.finishing import Finishing, finishing_steps
+from autocompress.finishing import FINISHING_FRACTION, Finishing, finishing_steps
 from autocompress.methods.base import Network, Projection
 from autocompress.methods.choice import make_method
 from autocompress.methods.ending import finished_file, start_finishing
 from autocompress.relative_rate import RelativeRate
 from autocompress.result import Result
 from autocompress.selection import Ignore, original_bytes, select, unwrap
-from autocompress.targets import Target, only_target
+from autocompress.steering import SEARCH_FRACTION, Steering, make_steering
+from autocompress.targets import Target, Targets, hold_together
 from autocompress.training.evaluate import evaluate as evaluate_batches
 from autocompress.training.evaluate import refit_batch_norm
 
@@ -45,6 +47,7 @@ class Compressor:
     Attributes:
         steps: calls of `step()` so far.
         finishing: the last phase once it has begun, else None.
+        steering: what moves the file size where the target is a promise, else None.
         history: one entry per projection: step, residual, error, price, nonzeros.
     """
 
@@ -53,20 +56,25 @@ class Compressor:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        target: str | Target | Sequence[str | Target],
+        target: str | Target | Targets | Sequence[str | Target],
         total_steps: int,
         ignore: Ignore = (),
         evaluate: Callable[[nn.Module], float] | None = None,
+        refit: Callable[[nn.Module], None] | None = None,
     ) -> None:
         """Checks everything that can be wrong before any training.
 
         Args:
             model: the trained network, wrapped or not.
             optimizer: the one that the loop steps; only its learning rates are read.
-            target: what the result has to meet.
+            target: what the result has to meet; several hold together.
             total_steps: how often `step()` will be called.
             ignore: globs over parameter or module names, or module types, not to compress.
-            evaluate: score of a network, higher is better, on data kept for choices: decides between candidates.
+            evaluate: score of a network, higher is better, on data kept for choices: decides between candidates. A
+                promise cannot do without: the accuracy, a fraction of 1, for `drop:`; the loss for `loss:`, where
+                lower is better. It scores the model as it is given here for the reference.
+            refit: sets the batch norm statistics of a network to its weights, by a few training batches; used where a
+                promise is measured. Without it a compressed network is scored with the statistics of the dense one.
 
         Raises:
             InvalidInputError: a target, pattern or length that cannot be; nothing to compress; not finite weights.
@@ -74,7 +82,7 @@ class Compressor:
         """
         if total_steps < 1:
             raise InvalidInputError(f"total_steps is {total_steps}; it must be at least 1")
-        self.target = only_target([target] if isinstance(target, str | Target) else target)
+        self.target = hold_together(target)
         self.model, self.optimizer, self.total_steps, self.evaluate = model, optimizer, total_steps, evaluate
         self.network = Network(unwrap(model), select(model, ignore))
         for name, parameter in [*self.network.selection.weights, *self.network.selection.sides]:
@@ -85,7 +93,11 @@ class Compressor:
             raise InvalidInputError("the optimizer holds no parameter of the model; make it from model.parameters()")
         self.original_bytes = original_bytes(model)
         self.method = make_method(self.target, self.network, self.original_bytes)
-        self.admm_steps = total_steps - finishing_steps(total_steps)
+        self.steering = make_steering(
+            self.target.promise, self.network, self.method, self.original_bytes, evaluate, refit
+        )
+        fraction = FINISHING_FRACTION if self.steering is None else SEARCH_FRACTION
+        self.admm_steps = total_steps - finishing_steps(total_steps, fraction)
         self.steps_per_update = steps_per_update(self.admm_steps)
         self.admm = Admm(self.network.weights, self.steps_per_update)
         self.rate = RelativeRate(optimizer, self.network.weights)
@@ -111,7 +123,7 @@ class Compressor:
         if self.finishing is None and self.steps > self.admm_steps:
             self._begin_finishing()
         if self.finishing is not None:
-            self.finishing.step()
+            self._finishing_step()
             return
         if self.steps == 1:
             self._update(0.0)
@@ -128,6 +140,8 @@ class Compressor:
         projection = self.method.project(self.admm.weights, targets, fraction)
         residual = self.admm.update(projection.coded, projection.pruned)
         self._record(projection, residual)
+        if self.steering is not None:
+            self.steering.watch(projection.coded, self.rate.now())
 
     def _checked_targets(self) -> list[torch.Tensor]:
         targets = self.admm.targets()
@@ -144,16 +158,39 @@ class Compressor:
         self.history.append(entry | {"nonzeros": nonzeros})
         logger.debug("update %s", self.history[-1])
 
+    def _finishing_step(self) -> None:
+        """Trains the values of the assignment; where a promise decides the size, a stage's end begins the next one."""
+        assert self.finishing is not None
+        self.finishing.step()
+        if self.steering is None or self.finishing.step_count < self.finishing.total_steps:
+            return
+        self._consider(self.steering)
+        self.steering.end_stage()
+        if self.steps < self.total_steps:
+            self._begin_finishing()
+
+    def _consider(self, steering: Steering) -> None:
+        """Writes and scores the file of the network as it is now."""
+        assert self.finishing is not None
+        settings = self.method.state_dict()
+        steering.refit(self.network.model)
+        steering.consider(*finished_file(self.network, self.finishing, self.method))
+        self.method.load_state_dict(settings)
+
     @torch.no_grad()
     def _begin_finishing(self) -> None:
         """Fixes the assignments: those of the better, by `evaluate`, of V and the projection of W."""
+        steps = max(1, self.total_steps - self.steps)
+        if self.steering is not None:
+            steps = self.steering.begin_stage(steps)
         projection = self.method.close(self.admm.weights, self._checked_targets())
         # Batch norm statistics belong to W: without data to refit them here, a comparison would say nothing.
         if self.evaluate is not None and self.steps and not self.network.selection.folded:
             projection = self._better_projection(projection)
         self._record(projection, 0.0)
-        steps = max(1, self.total_steps - self.steps)
         self.finishing = start_finishing(self.network, projection.coded, self.method, steps)
+        if self.steering is not None:
+            self._consider(self.steering)
 
     def _better_projection(self, twin: Projection) -> Projection:
         """Returns the better, by `evaluate`, of V and the projection of W itself."""
@@ -169,7 +206,8 @@ class Compressor:
         assert self.evaluate is not None
         sides = side_tensors(self.network.selection)
         state, _ = self.method.fit(projection.coded, sides)
-        return self.evaluate(filled_copy(self.network.model, state))
+        score = self.evaluate(filled_copy(self.network.model, state))
+        return score if self.steering is None else self.steering.margin(score)
 
     def finish(
         self,
@@ -185,6 +223,9 @@ class Compressor:
             val: batches on which the finished network is compared with the one before finishing.
             evaluate: the same by a score of a network, higher is better.
 
+        Where the target is a promise, all that is decided is decided during the run, by the compressor's own
+        `evaluate`, and none of these is used.
+
         Raises:
             TrainingDivergedError: a weight became NaN or infinite.
         """
@@ -197,6 +238,8 @@ class Compressor:
             )
             self._begin_finishing()
         assert self.finishing is not None
+        if self.steering is not None:
+            return self._promised(self.steering)
         evaluate = evaluate or self.evaluate
         if val is not None and evaluate is None:
             evaluate = partial(_accuracy, batches=val)
@@ -210,12 +253,25 @@ class Compressor:
         fill(self.network.model, best.state)
         return best
 
+    def _promised(self, steering: Steering) -> Result:
+        """Returns the smallest network seen that keeps the promise, or the most accurate where none does."""
+        assert self.finishing is not None
+        if self.finishing.step_count < self.finishing.total_steps:
+            self._consider(steering)
+        result = self._result_of(*steering.outcome())
+        result.promise = steering.report()
+        fill(self.network.model, result.state)
+        return result
+
     def _result(self, train: Iterable[Any] | None) -> Result:
         """Returns what the network is now, within the target."""
         assert self.finishing is not None
         if train is not None:
             refit_batch_norm(self.network.model, train, device=next(self.network.model.parameters()).device)
-        state, data = finished_file(self.network, self.finishing, self.method)
+        return self._result_of(*finished_file(self.network, self.finishing, self.method))
+
+    def _result_of(self, state: CompressedState, data: bytes) -> Result:
+        """Returns the outcome of the run with this file."""
         return Result(
             state=state,
             data=data,
@@ -234,9 +290,10 @@ class Compressor:
             "target": str(self.target),
             "peaks": self.rate.peaks,
             "history": self.history,
-            "admm": self.admm.state_dict() if self.finishing is None else None,
+            "admm": self.admm.state_dict() if self.finishing is None or self.steering is not None else None,
             "method": self.method.state_dict(),
             "finishing": self.finishing.state_dict() if self.finishing is not None else None,
+            "steering": self.steering.state_dict() if self.steering is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -256,6 +313,8 @@ class Compressor:
             )
         self.steps, self.rate.peaks, self.history = state["steps"], list(state["peaks"]), list(state["history"])
         self.method.load_state_dict(state["method"])
+        if self.steering is not None:
+            self.steering.load_state_dict(state["steering"])
         if state["admm"] is not None:
             self.admm.load_state_dict(state["admm"])
         if state["finishing"] is not None:
@@ -265,6 +324,21 @@ class Compressor:
 def steps_per_update(admm_steps: int) -> int:
     """Returns how many optimizer steps there are between two updates of V and U."""
     return max(1, admm_steps // UPDATES_PER_RUN, int(LEAST_STEPS_FACTOR * math.sqrt(admm_steps)))
+
+
+def check_target(
+    model: nn.Module, target: str | Target | Targets | Sequence[str | Target], ignore: Ignore = ()
+) -> None:
+    """Returns if a network can be compressed to a target: known before any training.
+
+    Raises:
+        InvalidInputError, InfeasibleTargetError: as a `Compressor` of them does.
+    """
+    parameters = list(model.parameters())
+    if not parameters:
+        raise InvalidInputError(f"the model {type(model).__name__} has no parameters; there is nothing to compress")
+    optimizer = torch.optim.SGD(parameters, lr=1.0)  # takes no step
+    Compressor(model, optimizer, target=target, total_steps=1, ignore=ignore, evaluate=lambda _: 1.0)
 
 
 def _accuracy(model: nn.Module, batches: Iterable[Any]) -> float:

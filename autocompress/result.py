@@ -12,7 +12,7 @@ from torch import nn
 from autocompress.artifact import save_artifact, size_report
 from autocompress.codebooks import CompressedState
 from autocompress.selection import Selection
-from autocompress.targets import Target
+from autocompress.targets import Targets
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +37,14 @@ class Result:
         curve: (gradient steps, mean training loss) after each epoch, where the training was ours.
         reference_accuracy, validation_accuracy, test_accuracy: scores, fractions of 1, where they were measured.
         wall_seconds, device, seed: of the run.
+        promise: where one was asked for: `kept`, true or false, the `reference`'s score, the `limit` it allows, what
+            was `measured` of this network, and (bytes, score) of all files `tried`.
     """
 
     model: nn.Module
     state: CompressedState
     data: bytes
-    target: Target
+    target: Targets
     selection: Selection
     gradient_steps: int
     history: list[dict[str, float]]
@@ -53,6 +55,7 @@ class Result:
     wall_seconds: float | None = None
     device: str | None = None
     seed: int | None = None
+    promise: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -96,6 +99,7 @@ class Result:
             "wall_seconds": self.wall_seconds,
             "device": self.device,
             "seed": self.seed,
+            **({} if self.promise is None else {"promise": self.promise}),
             **self.extra,
         }
 

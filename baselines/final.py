@@ -15,7 +15,7 @@ from autocompress.codebooks import CompressedState
 from autocompress.methods.base import Network
 from autocompress.result import Result, warn_of_loss
 from autocompress.selection import Ignore
-from autocompress.targets import Target
+from autocompress.targets import Target, Targets
 from autocompress.task import Task
 from autocompress.training.batches import default_device
 from autocompress.training.evaluate import evaluate
@@ -116,7 +116,7 @@ def written(
         state=candidates[best][0],
         data=candidates[best][1],
         model=networks[best],
-        target=target,
+        target=Targets((target,)),
         selection=network.selection,
         gradient_steps=gradient_steps,
         history=[],

@@ -8,7 +8,7 @@ from typing import Any
 
 from autocompress.methods.base import Network
 from autocompress.result import Result
-from autocompress.targets import FileSize, Target, only_target
+from autocompress.targets import FileSize, Target, hold_together
 from baselines.condensa.final import train_density
 from baselines.condensa.goal import Drop, parse_asked
 from baselines.condensa.objective import CondensaObjective
@@ -43,7 +43,11 @@ def system_of(method: str) -> System:
     """Returns what a method searches."""
     if method == CONDENSA:
         return System(parse_asked, _check_asked, CondensaObjective, train_density)
-    return System(only_target, _check_plans, PlanObjective, train_best)
+    return System(_only_target, _check_plans, PlanObjective, train_best)
+
+
+def _only_target(words: Sequence[str]) -> Target:
+    return hold_together(words).only
 
 
 def _check_plans(network: Network, target: Target, space: str) -> None:

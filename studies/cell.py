@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from autocompress.errors import InvalidInputError
-from autocompress.targets import parse_target
+from autocompress.targets import hold_together
 from baselines.methods import METHODS, find_method, find_space
 from baselines.ray_search import RayAsha
 from studies.record import COMPRESSOR, Key
@@ -131,7 +131,7 @@ def _constant(path: str, value: float) -> tuple[Any, str]:
 
 
 def _cell(spec: StudySpec, task: TaskSpec, variant: Variant, target: str, seed: int) -> Cell:
-    common = (task, variant.name, variant.method, str(parse_target(target)), seed, spec.final_epochs)
+    common = (task, variant.name, variant.method, str(hold_together(target)), seed, spec.final_epochs)
     if variant.method == COMPRESSOR:
         return Cell(*common, constants=dict(variant.constants))
     epochs = variant.trial_epochs or spec.trial_epochs * (ASHA_TRIAL_FACTOR if variant.method == RayAsha.name else 1)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
-from autocompress.compressor import Compressor
+from autocompress.compressor import check_target
 from autocompress.data.arrays import data_root
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.models import load_weights
@@ -28,9 +26,8 @@ def check_cells(cells: Sequence[Cell]) -> None:
         model = task.make_model()
         if spec.weights is not None:
             load_weights(model, data_root() / spec.weights)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         for target in dict.fromkeys(cell.target for cell in cells if cell.task.name == spec.name):
             try:
-                Compressor(model, optimizer, target=target, total_steps=1)
+                check_target(model, target)
             except InfeasibleTargetError as error:
                 raise InfeasibleTargetError(f"{spec.name}: {error}", error.smallest) from error

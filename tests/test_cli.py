@@ -221,7 +221,7 @@ def test_bad_input(tmp_path, capsys, change, message):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--target", "600B"], "not supported yet"),
+        (["--target", "weights:9x"], "not supported together"),
         (["--weights", "none.pt"], "none.pt"),
         (["--weights", "clinets.py"], "clinets.py"),
         (["--device", "abacus"], "abacus"),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autocompress.errors import InvalidInputError
-from autocompress.targets import BYTES_PER_UNIT, FileSize, WeightBits, only_target, parse_target
+from autocompress.targets import BYTES_PER_UNIT, FileSize, WeightBits, parse_target
 
 ORIGINAL_BYTES = 1_724_320
 WEIGHTS = 430_500
@@ -69,8 +69,6 @@ def test_budget_of_a_target(text, budget):
         ("weights:", "a number above zero and a unit"),
         ("size:50KB", "'size' is no kind of target"),
         ("energy:40%", "energy: targets are not available yet"),
-        ("drop:0.5", "drop: targets are not available yet"),
-        ("loss:+2%", "loss: targets are not available yet"),
     ],
 )
 def test_refusal_names_the_value_and_shows_right_ones(text, reason):
@@ -133,11 +131,3 @@ def test_text_round_trips(amount, unit, kind):
     target = parse_target(f"weights:{amount}x" if kind else amount + unit)
     assert parse_target(str(target)) == target
     assert parse_target(str(target).upper()) == target
-
-
-def test_one_target_of_a_sequence():
-    assert only_target(["50KB"]) == only_target("50KB") == only_target(("50KB", FileSize(50_000)))
-    with pytest.raises(InvalidInputError, match=r"50KB and weights:836x.*not supported yet"):
-        only_target(["50KB", "weights:836x"])
-    with pytest.raises(InvalidInputError, match="a target is needed"):
-        only_target([])

@@ -6,17 +6,17 @@ import hashlib
 import json
 import logging
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from autocompress.compress import compress
-from autocompress.compressor import Compressor
+from autocompress.compressor import check_target
 from autocompress.console.output import accuracy_lines, check_folder, check_output, to_json
 from autocompress.console.start import starting_network
 from autocompress.errors import InvalidInputError
-from autocompress.targets import Target, only_target
-from autocompress.task import Task, load_task
+from autocompress.targets import Targets, hold_together
+from autocompress.task import load_task
 from autocompress.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
@@ -33,10 +33,10 @@ def compress_command(options: Namespace) -> str:
     Raises:
         InvalidInputError, InfeasibleTargetError: the command asks for what cannot be.
     """
-    target = only_target(options.target)
+    target = hold_together(options.target)
     check_output(options.out, (".safetensors",), inputs=(options.weights,))
     task = load_task(options.model, options.data, device=options.device, seed=options.seed)
-    check_target(task, target, options)
+    check_target(task.make_model(), target, tuple(options.ignore))
     if options.resume is not None:
         claim_folder(options.resume, options, target)
     model = starting_network(
@@ -63,24 +63,17 @@ def compress_command(options: Namespace) -> str:
     if options.json:
         return to_json(answer | {"out": str(options.out)})
     size = f"{options.out}: {options.out.stat().st_size} bytes"
-    return "\n".join([result.report(), "", *accuracy_lines(answer), size])
+    promise = [] if result.promise is None else [promise_line(result.promise)]
+    return "\n".join([result.report(), "", *accuracy_lines(answer), *promise, size])
 
 
-def check_target(task: Task, target: Target, options: Namespace) -> None:
-    """Returns if the target can be met and there is something to compress: known before a reference is trained.
-
-    Raises:
-        InvalidInputError, InfeasibleTargetError: otherwise.
-    """
-    model = task.make_model()
-    parameters = list(model.parameters())
-    if not parameters:
-        raise InvalidInputError(f"the model {options.model!r} has no parameters; there is nothing to compress")
-    # The optimizer takes no step: this is for the checks that the compressor makes of itself.
-    Compressor(model, torch.optim.SGD(parameters, lr=1.0), target=target, total_steps=1, ignore=tuple(options.ignore))
+def promise_line(promise: Mapping[str, Any]) -> str:
+    """Returns whether a promise was kept, as text."""
+    outcome = "kept" if promise["kept"] else "NOT kept by any network that was seen; this one comes nearest"
+    return f"{promise['promise']}  {outcome}: {promise['measured']:.4f}, allowed {promise['limit']:.4f}"
 
 
-def claim_folder(folder: Path, options: Namespace, target: Target) -> None:
+def claim_folder(folder: Path, options: Namespace, target: Targets) -> None:
     """Makes the folder of checkpoints and notes in it which command they belong to.
 
     Raises:

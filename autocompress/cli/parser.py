@@ -21,16 +21,20 @@ exit status: 0 done, 2 bad input (a target that cannot be met included), 3 damag
 """
 
 COMPRESS = """\
-Trains a network so that its file is no larger than the target, and writes the file.
+Trains a network so that its file is no larger than the target, or as small as a promise allows, and writes the file.
 
 targets:
   50KB 50KiB 4000B    the file, everything in it (1 KB = 1000 bytes, 1 KiB = 1024 bytes)
   1%   100x           the file, as a part of the original float32 tensors
   weights:836x        bits times nonzeros of the weights alone, as the literature counts: compares, does not fit
+  drop:0.5            a promise: the smallest file whose validation accuracy is at most 0.5 points below the network's
+  loss:+2%            a promise: the same for the validation loss, at most 2 % above the network's
+A file size and a promise hold together: --target 50KB --target drop:0.5 is the smallest file of at most 50 KB.
 
 examples:
   autocompress compress lenet5 --data mnist --target 4KB --out lenet5.safetensors
   autocompress compress resnet20 --data cifar10 --weights net.safetensors --target 20x --out small.safetensors
+  autocompress compress lenet5 --data mnist --target drop:0.5 --out lenet5.safetensors
   autocompress compress mypkg.nets:make_net --data mypkg.data:loaders --target 1% --ignore "head.*" --out n.safetensors
 """
 
@@ -63,7 +67,7 @@ def _add_compress(commands: _SubParsersAction[ArgumentParser]) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("--data", required=True, help=DATA)
     parser.add_argument(
-        "--target", required=True, action="append", help="the size asked for, see above (several: not supported yet)"
+        "--target", required=True, action="append", help="what is asked for, see above; may be repeated: all hold"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument(

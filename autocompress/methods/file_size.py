@@ -14,7 +14,7 @@ from autocompress.coding import Choice
 from autocompress.costs.code_length import CodeLengths, Counts, as_matrix, code_length
 from autocompress.methods.base import Network, Projection, relative_error
 from autocompress.methods.file_fit import FileFit
-from autocompress.methods.path import PATH_CEILING, budget_on_path
+from autocompress.methods.path import PATH_CEILING, Path, budget_on_path
 from autocompress.projection.priced import PricedState, project_priced
 from autocompress.projection.priced_assignment import LayerTables
 
@@ -30,13 +30,19 @@ RATIO_RANGE = (0.25, 4.0)
 class FileSizeMethod:
     """Keeps the written file within a number of bytes."""
 
-    def __init__(self, network: Network, budget_bytes: int, original_bytes: int) -> None:
+    def __init__(self, network: Network, budget_bytes: int, original_bytes: int, path: Path = budget_on_path) -> None:
         """Checks that the budget can be met.
+
+        Args:
+            network: what is compressed.
+            budget_bytes: the target.
+            original_bytes: of the network, 4 bytes per floating-point element.
+            path: from (target, ceiling, fraction of the ADMM phase) to the budget of that moment.
 
         Raises:
             InfeasibleTargetError: naming the smallest file.
         """
-        self.network, self.budget_bytes = network, budget_bytes
+        self.network, self.budget_bytes, self.path = network, budget_bytes, path
         self.file = FileFit(network, budget_bytes)
         self.ceiling_bytes = PATH_CEILING * original_bytes
         self.state: PricedState | None = None
@@ -44,9 +50,14 @@ class FileSizeMethod:
         self.ratio, self.other_bits = 1.0, 8.0 * self.file.smallest
         self.next_calibration = 0.0
 
+    def aim(self, budget_bytes: int) -> None:
+        """Moves the target; what was rounded more coarsely to meet the last one is not any more."""
+        self.budget_bytes = self.file.budget_bytes = budget_bytes
+        self.file.side_factor = 1.0
+
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
         """Returns V for the budget of this moment; corrects the estimate by a real encoding now and then."""
-        projection = self._project(targets, budget_on_path(self.budget_bytes, self.ceiling_bytes, fraction))
+        projection = self._project(targets, self.path(self.budget_bytes, self.ceiling_bytes, fraction))
         if fraction >= self.next_calibration:
             self._calibrate(projection.coded)
             self.next_calibration = fraction + 1 / CALIBRATIONS

@@ -4,12 +4,30 @@
     1%  100x                      the file, as a part of the original float32 tensors
     weights:836x  weights:6498bits    weight data, the literature's count: bits times nonzeros, nothing else
     weights-in-place:836x             the same by the published algorithm, to compare with
+    drop:0.5                      a promise: validation accuracy at most 0.5 points below that of the network given
+    loss:+2%                      a promise: validation loss at most 2 % above that of the network given
+
+Alone, a promise asks for the smallest file that keeps it. Several targets, joined by "and" or given one by one, hold
+together: `50KB and drop:0.5`.
 
 The same strings serve in Python and on the command line; upper and lower case mean the same.
 """
 
 from autocompress.targets.file_size import BYTES_PER_UNIT, FileSize
-from autocompress.targets.grammar import Target, only_target, parse_target
+from autocompress.targets.grammar import Target, parse_target
+from autocompress.targets.promises import AccuracyDrop, LossIncrease, Promise
+from autocompress.targets.together import Targets, hold_together
 from autocompress.targets.weight_bits import WeightBits
 
-__all__ = ["BYTES_PER_UNIT", "FileSize", "Target", "WeightBits", "only_target", "parse_target"]
+__all__ = [
+    "BYTES_PER_UNIT",
+    "AccuracyDrop",
+    "FileSize",
+    "LossIncrease",
+    "Promise",
+    "Target",
+    "Targets",
+    "WeightBits",
+    "hold_together",
+    "parse_target",
+]

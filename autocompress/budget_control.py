@@ -1,0 +1,109 @@
+"""The size of the file as a promise asks for it: a controller while the network learns, a search at the end.
+
+Both work on the logarithm of the size and see one number, the margin: how much of what the promise allows is left over,
+1 where the network is as good as the reference, 0 where the promise is just kept, below 0 where it is broken.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+# nuPI: the integral part moves the budget by this much, natural logarithm, per update at a full margin; the
+# proportional part sees a moving average of the margins, so that noise of one measurement moves little.
+INTEGRAL = 0.15
+PROPORTIONAL = 0.15
+MEMORY = 0.7
+# Both fall as 1 / (1 + update / this): large steps to get near, small ones against noise (Robbins and Monro 1951).
+SETTLING_UPDATES = 15
+# One measurement says no more than this, so that a network that is far off for a moment does not throw the budget away.
+LARGEST_MARGIN = 1.0
+# While all tries of the search kept the promise (or none did), the next is smaller (larger) by this factor; the factor
+# is squared from try to try.
+SEARCH_STEP = 0.85
+
+
+class BudgetController:
+    """Moves a budget until the margin is zero: nuPI (Sohrabi et al. 2024, algorithm 1) on the budget's logarithm.
+
+        average_t  = MEMORY * average_{t-1} + (1 - MEMORY) * margin_t
+        log budget -= (INTEGRAL * margin_t + PROPORTIONAL * (average_t - average_{t-1})) / (1 + t / SETTLING_UPDATES)
+
+    The first term alone is the multiplicative update of Rezende and Viola (2018), which oscillates where the network
+    answers late; the second looks ahead and damps. Bounds stop the sum itself, so nothing winds up at them.
+
+    Attributes:
+        budget_bytes: the budget of this moment.
+        average: moving average of the margins, None before the first.
+        updates: margins seen.
+    """
+
+    def __init__(self, start_bytes: float, lowest_bytes: float, highest_bytes: float) -> None:
+        """Starts at a budget, kept within the bounds."""
+        self.lowest_bytes, self.highest_bytes = lowest_bytes, highest_bytes
+        self.budget_bytes = self._bounded(start_bytes)
+        self.average: float | None = None
+        self.updates = 0
+
+    def observe(self, margin: float) -> float:
+        """Returns the next budget, after a margin was measured at this one; NaN counts as a broken promise."""
+        margin = -LARGEST_MARGIN if math.isnan(margin) else max(-LARGEST_MARGIN, min(margin, LARGEST_MARGIN))
+        before = margin if self.average is None else self.average
+        self.average = MEMORY * before + (1 - MEMORY) * margin
+        move = INTEGRAL * margin + PROPORTIONAL * (self.average - before)
+        move /= 1 + self.updates / SETTLING_UPDATES
+        self.updates += 1
+        self.budget_bytes = self._bounded(self.budget_bytes * math.exp(-move))
+        return self.budget_bytes
+
+    def _bounded(self, budget_bytes: float) -> float:
+        return min(max(budget_bytes, self.lowest_bytes), self.highest_bytes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the budget and what it was moved by."""
+        return {"budget_bytes": self.budget_bytes, "average": self.average, "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.budget_bytes, self.average, self.updates = state["budget_bytes"], state["average"], state["updates"]
+
+
+@dataclass
+class SizeSearch:
+    """Few tries for the smallest size that keeps a promise: wider and wider steps from the first, then bisection.
+
+    All of it on the logarithm of the size.
+
+    Attributes:
+        start_bytes: the first try.
+        lowest_bytes, highest_bytes: bounds of all tries.
+        kept: sizes tried that kept the promise.
+        broken: sizes tried that did not.
+    """
+
+    start_bytes: float
+    lowest_bytes: float
+    highest_bytes: float
+    kept: list[float] = field(default_factory=list)
+    broken: list[float] = field(default_factory=list)
+
+    @property
+    def next_bytes(self) -> float:
+        """The next size to try."""
+        smallest = min(self.kept, default=math.inf)
+        # Measurements are noisy: a size that failed although a smaller one held says nothing.
+        broken = [size for size in self.broken if size < smallest]
+        if self.kept and broken:
+            size = math.sqrt(smallest * max(broken))
+        elif self.kept:
+            size = smallest * SEARCH_STEP**2 ** (len(self.kept) - 1)
+        elif broken:
+            size = max(broken) / SEARCH_STEP**2 ** (len(broken) - 1)
+        else:
+            size = self.start_bytes
+        return min(max(size, self.lowest_bytes), self.highest_bytes)
+
+    def report(self, size_bytes: float, *, keeps: bool) -> None:
+        """Takes note of the outcome of a try."""
+        (self.kept if keeps else self.broken).append(size_bytes)

@@ -1,0 +1,258 @@
+"""A run whose file size follows from a promise: what is scored when, and which network is kept.
+
+While W and V are trained, V is scored on held-out data after every update and the controller moves the budget. Then the
+rest of the steps is spent in stages: each takes the dense network up again, projects it onto a size, trains the values
+of that assignment, writes the file and scores it; whether the promise was kept decides over the next size.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.artifact import decode_state, layout_of
+from autocompress.assemble import filled_copy
+from autocompress.budget_control import BudgetController, SizeSearch
+from autocompress.codebooks import CodedTensor, CompressedState
+from autocompress.errors import InvalidInputError
+from autocompress.methods.base import Method, Network
+from autocompress.methods.file_size import FileSizeMethod
+from autocompress.methods.path import PATH_CEILING
+from autocompress.targets import Promise
+
+logger = logging.getLogger(__name__)
+
+# The last part of a run, in which sizes are tried, and in how many stages.
+SEARCH_FRACTION = 0.2
+STAGES = 5
+# How much more than the promise allows V may fall while the learning rate is at its peak, as a part of it.
+ALLOWANCE = 1.0
+# The first budget is at least this many times the smallest file.
+LEAST_START = 4.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A finished file and what it scored.
+
+    Attributes:
+        data: the file, uint8 [bytes].
+        score: as `evaluate` returned it.
+        margin: how much of what the promise allows is left over.
+    """
+
+    data: Tensor
+    score: float
+    margin: float
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the promise is kept."""
+        return self.margin >= 0
+
+    def better_than(self, other: Candidate | None) -> bool:
+        """Tells which to keep: a kept promise before all, then the smaller file; among broken ones the least broken."""
+        if other is None or self.keeps != other.keeps:
+            return other is None or self.keeps
+        if self.keeps:
+            return (len(self.data), -self.margin) < (len(other.data), -other.margin)
+        return self.margin > other.margin
+
+
+class Steering:
+    """Moves the budget of the file-size method to where a promise is just kept.
+
+    Attributes:
+        reference: score of the network as it was given.
+        best: the smallest file seen that keeps the promise, or the most accurate one where none does.
+        tried: (bytes, score) of every file that was written and scored.
+    """
+
+    def __init__(
+        self,
+        promise: Promise,
+        network: Network,
+        method: FileSizeMethod,
+        original_bytes: int,
+        evaluate: Callable[[nn.Module], float],
+        refit: Callable[[nn.Module], None] | None = None,
+    ) -> None:
+        """Scores the reference.
+
+        Args:
+            promise: what has to be kept.
+            network: as it was given.
+            method: whose budget is moved; its budget of now is the largest allowed.
+            original_bytes: of the network.
+            evaluate: score of a network on held-out data.
+            refit: sets a network's batch norm statistics to its weights.
+
+        Raises:
+            InvalidInputError: the reference's score is one that nothing can be promised about.
+        """
+        self.promise, self.network, self.method = promise, network, method
+        self.evaluate, self.refit = evaluate, refit or _as_it_is
+        self.reference = float(evaluate(copy.deepcopy(network.model).eval()))
+        promise.check_reference(self.reference)
+        lowest, highest = method.file.smallest, method.budget_bytes
+        start = max(PATH_CEILING * original_bytes, LEAST_START * lowest)
+        self.controller = BudgetController(start, lowest, highest)
+        self.search = SizeSearch(start, lowest, highest)
+        self.best: Candidate | None = None
+        self.tried: list[tuple[int, float]] = []
+        self.stage, self.stage_keeps = 0, False
+        self.dense: list[Tensor] = []  # weights and sides at the end of the ADMM phase
+        self.settings: dict[str, Any] = {}  # of the method, at the same moment
+        method.aim(int(self.controller.budget_bytes))
+
+    @torch.no_grad()
+    def watch(self, twins: Sequence[CodedTensor], relative_lr: float) -> None:
+        """Scores V after an update and moves the budget.
+
+        At a high learning rate W itself is worse than the reference, whatever the budget, and V has not settled. That
+        part of the fall, which goes away with the rate, is not held against V.
+        """
+        scored = copy.deepcopy(self.network.model).eval()
+        dense = self._scored(scored)
+        weights = [scored.get_parameter(name) for name, _ in self.network.selection.weights]
+        for weight, twin in zip(weights, twins, strict=True):
+            weight.copy_(twin.dense())
+        compressed = self._scored(scored)
+        noise = min(0.0, self.margin(dense) - self.margin(self.reference))
+        measured = self.margin(compressed) + relative_lr * (ALLOWANCE - (noise if math.isfinite(noise) else 0.0))
+        budget = self.controller.observe(measured)
+        logger.debug("scores: W %.4f, V %.4f, margin %.2f: next budget %.0f", dense, compressed, measured, budget)
+        self.method.aim(int(budget))
+
+    def margin(self, score: float) -> float:
+        """Returns how much of what the promise allows is left over at a score; -inf for one that is not a number."""
+        margin = self.promise.margin(score, self.reference)
+        return margin if math.isfinite(margin) else -math.inf
+
+    def _scored(self, model: nn.Module) -> float:
+        """Returns the score of a network whose batch norms may belong to other weights."""
+        self.refit(model)
+        return float(self.evaluate(model))
+
+    @torch.no_grad()
+    def begin_stage(self, remaining_steps: int) -> int:
+        """Takes up the dense network for the next size; returns the length of the stage in steps."""
+        tensors = self._dense_tensors
+        if self.stage == 0:
+            self.dense = [tensor.detach().clone() for tensor in tensors]
+            self.settings = self.method.state_dict()
+            self.search.start_bytes = self.controller.budget_bytes
+        for tensor, dense in zip(tensors, self.dense, strict=True):
+            tensor.copy_(dense)
+        self.method.load_state_dict(self.settings)
+        self.method.aim(int(self.search.next_bytes))
+        self.stage, self.stage_keeps = self.stage + 1, False
+        return max(1, math.ceil(remaining_steps / max(1, STAGES + 1 - self.stage)))
+
+    def end_stage(self) -> None:
+        """Takes note of what came of the size that was tried."""
+        size = self.method.budget_bytes
+        self.search.report(size, keeps=self.stage_keeps)
+        logger.info("tried %d bytes: the promise is %s", size, "kept" if self.stage_keeps else "broken")
+
+    def consider(self, state: CompressedState, data: bytes) -> None:
+        """Scores a file and keeps it if it is the best so far."""
+        score = float(self.evaluate(filled_copy(self.network.model, state)))
+        candidate = Candidate(torch.frombuffer(bytearray(data), dtype=torch.uint8), score, self.margin(score))
+        self.tried.append((len(data), score))
+        self.stage_keeps |= candidate.keeps
+        if candidate.better_than(self.best):
+            self.best = candidate
+
+    def outcome(self) -> tuple[CompressedState, bytes]:
+        """Returns the best network and its file; warns where it does not keep the promise."""
+        assert self.best is not None
+        data = self.best.data.numpy().tobytes()
+        if not self.best.keeps:
+            logger.warning(
+                "no network that was seen keeps %s: the reference scores %.4f, the best of %d files %.4f (%d bytes); "
+                "train for longer, allow a larger file or promise less",
+                self.promise,
+                self.reference,
+                len(self.tried),
+                self.best.score,
+                len(data),
+            )
+        return decode_state(data, layout_of(self.network.model)), data
+
+    def report(self) -> dict[str, Any]:
+        """Returns what is said of the promise in the record of the run."""
+        assert self.best is not None
+        return {
+            "promise": str(self.promise),
+            "kept": self.best.keeps,
+            "reference": self.reference,
+            "limit": self.promise.limit(self.reference),
+            "measured": self.best.score,
+            "tried": [list(each) for each in self.tried],
+        }
+
+    @property
+    def _dense_tensors(self) -> list[nn.Parameter]:
+        """All that training changes and a stage takes up again."""
+        return [*self.network.weights, *self.network.sides]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that a resumed run needs."""
+        return {
+            "reference": self.reference,
+            "controller": self.controller.state_dict(),
+            "search": asdict(self.search),
+            "best": None if self.best is None else [self.best.data, self.best.score, self.best.margin],
+            "tried": list(self.tried),
+            "stage": [self.stage, self.stage_keeps],
+            "dense": self.dense,
+            "settings": self.settings,
+            "budget_bytes": self.method.budget_bytes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.reference, self.settings = state["reference"], state["settings"]
+        self.stage, self.stage_keeps = state["stage"]
+        self.controller.load_state_dict(state["controller"])
+        self.search = SizeSearch(**state["search"])
+        self.best = None if state["best"] is None else Candidate(*state["best"])
+        self.tried = [(size, score) for size, score in state["tried"]]
+        self.dense = [saved.to(tensor) for saved, tensor in zip(state["dense"], self._dense_tensors, strict=False)]
+        self.method.budget_bytes = self.method.file.budget_bytes = state["budget_bytes"]
+
+
+def make_steering(
+    promise: Promise | None,
+    network: Network,
+    method: Method,
+    original_bytes: int,
+    evaluate: Callable[[nn.Module], float] | None,
+    refit: Callable[[nn.Module], None] | None,
+) -> Steering | None:
+    """Returns what keeps a promise; None where none is made.
+
+    Raises:
+        InvalidInputError: there is no score to measure it by, or the reference's is none to promise about.
+    """
+    if promise is None:
+        return None
+    if evaluate is None:
+        raise InvalidInputError(
+            f"the target {promise} is a promise about a network's score: give evaluate=, a function that returns the "
+            "score of a network on validation data (in `compress`: give val=)"
+        )
+    assert isinstance(method, FileSizeMethod)
+    return Steering(promise, network, method, original_bytes, evaluate, refit)
+
+
+def _as_it_is(model: nn.Module) -> None:
+    """Does nothing: without data, the statistics stay."""

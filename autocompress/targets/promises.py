@@ -1,0 +1,120 @@
+"""Two targets that are promises: how far the network may fall behind the one that was given; the file is what gives."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+from autocompress.errors import InvalidInputError
+from autocompress.targets.amounts import decimal, refuse
+
+# A promise of no fall at all still needs a scale on which a measured fall is large or small: points, percent.
+LEAST_POINTS = Fraction(1, 2)
+LEAST_PERCENT = Fraction(1)
+# What a promise is exceeded by before it is broken, against rounding in the last place of a mean of scores.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, init=False)
+class AccuracyDrop:
+    """The validation accuracy falls by at most so many points below the reference's.
+
+    Attributes:
+        points: the largest fall, in points (hundredths) of accuracy, in [0, 100).
+    """
+
+    points: Fraction
+
+    def __init__(self, points: float | Fraction) -> None:
+        """Sets the largest fall; 0 asks for a network that is as accurate.
+
+        Raises:
+            InvalidInputError: not a number in [0, 100).
+        """
+        if isinstance(points, bool) or not isinstance(points, int | float | Fraction) or not 0 <= points < 100:
+            refuse(points, "a fall of accuracy is a number of points, at least 0 and below 100")
+        # By way of its shortest decimal form: 0.1 means one tenth, not the double nearest to it.
+        object.__setattr__(self, "points", Fraction(str(points)))
+
+    def __str__(self) -> str:
+        """Returns the target in the grammar; `parse_target` of it is equal to this one."""
+        return f"drop:{decimal(self.points)}"
+
+    @property
+    def strictness(self) -> Fraction:
+        """The smaller, the more is promised; among promises of this kind."""
+        return self.points
+
+    def limit(self, reference: float) -> float:
+        """Returns the least accuracy that keeps the promise, fractions of 1."""
+        return reference - float(self.points) / 100
+
+    def margin(self, score: float, reference: float) -> float:
+        """Returns by how much the promise is kept, as a part of what it allows; below 0: broken.
+
+        Args:
+            score: accuracy of the compressed network, a fraction of 1.
+            reference: the same of the network that was given.
+        """
+        return (score + ROUNDING - self.limit(reference)) / (float(max(self.points, LEAST_POINTS)) / 100)
+
+    @staticmethod
+    def check_reference(reference: float) -> None:
+        """Raises InvalidInputError for what is not an accuracy."""
+        if not math.isfinite(reference):
+            raise InvalidInputError(f"the network's own accuracy is {reference}; a promise needs a finite one")
+
+
+@dataclass(frozen=True, init=False)
+class LossIncrease:
+    """The validation loss is at most so much higher than the reference's.
+
+    Attributes:
+        percent: the largest increase, in percent of the reference's loss, at least 0.
+    """
+
+    percent: Fraction
+
+    def __init__(self, percent: float | Fraction) -> None:
+        """Sets the largest increase; 0 asks for a loss that is no higher.
+
+        Raises:
+            InvalidInputError: not a number of at least 0.
+        """
+        numeric = isinstance(percent, int | float | Fraction) and not isinstance(percent, bool)
+        if not numeric or not 0 <= percent < float("inf"):
+            refuse(percent, "an increase of the loss is a number of percent, at least 0")
+        object.__setattr__(self, "percent", Fraction(str(percent)))
+
+    def __str__(self) -> str:
+        """Returns the target in the grammar; `parse_target` of it is equal to this one."""
+        return f"loss:+{decimal(self.percent)}%"
+
+    @property
+    def strictness(self) -> Fraction:
+        """The smaller, the more is promised; among promises of this kind."""
+        return self.percent
+
+    def limit(self, reference: float) -> float:
+        """Returns the highest loss that keeps the promise."""
+        return reference * (1 + float(self.percent) / 100)
+
+    def margin(self, score: float, reference: float) -> float:
+        """Returns by how much the promise is kept, as a part of what it allows; below 0: broken.
+
+        Args:
+            score: loss of the compressed network.
+            reference: the same of the network that was given.
+        """
+        allowed = reference * float(max(self.percent, LEAST_PERCENT)) / 100
+        return (self.limit(reference) * (1 + ROUNDING) - score) / allowed
+
+    @staticmethod
+    def check_reference(reference: float) -> None:
+        """Raises InvalidInputError for a loss that nothing can be a percentage of."""
+        if not (math.isfinite(reference) and reference > 0):
+            raise InvalidInputError(f"the network's own loss is {reference}; a part of it needs it finite and above 0")
+
+
+Promise = AccuracyDrop | LossIncrease
