@@ -18,10 +18,11 @@ from autocompress.errors import (
     TrainingDivergedError,
 )
 from autocompress.result import Result
-from autocompress.targets import FileSize, Target, WeightBits, parse_target
+from autocompress.targets import CodeBits, FileSize, Target, WeightBits, parse_target
 
 __all__ = [
     "AutocompressError",
+    "CodeBits",
     "Compressor",
     "CorruptArtifactError",
     "FileSize",

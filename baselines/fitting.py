@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from autocompress.assemble import side_tensors
-from autocompress.codebooks import CodedTensor, CompressedState, coded_tensor
+from autocompress.codebooks import CodedTensor, CompressedState, coded_tensor, scalar_tensors
 from autocompress.costs.weight_data import weight_data_bits
+from autocompress.errors import InvalidInputError
 from autocompress.methods.base import Method, Network, relative_error
 from autocompress.methods.ending import FileWriter
 from autocompress.methods.file_fit import FileFit
@@ -20,7 +21,7 @@ from autocompress.methods.weight_bits import WeightBitsMethod
 from autocompress.plan import Plan
 from autocompress.projection.alternating import squared_error
 from autocompress.selection import original_bytes
-from autocompress.targets import FileSize, Target
+from autocompress.targets import CodeBits, FileSize, Target
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,10 @@ def make_budget(network: Network, target: Target) -> Budget:
 
     Raises:
         InfeasibleTargetError: no network meets it.
+        InvalidInputError: a target that plans cannot be searched for.
     """
+    if isinstance(target, CodeBits):
+        raise InvalidInputError(f"{target} has codebooks of kernels, which no plan speaks of; the searches take others")
     return FileBudget(network, target) if isinstance(target, FileSize) else WeightDataBudget(network, target)
 
 
@@ -157,7 +161,7 @@ def marginal_price(coded: Sequence[CodedTensor], weights: Sequence[Tensor]) -> f
 def _closed(method: Method, network: Network, scales: Sequence[float]) -> list[CodedTensor]:
     """Returns a method's last projection of the weights with each layer scaled, and scaled back."""
     weights = [weight.detach() * scale for weight, scale in zip(network.weights, scales, strict=True)]
-    found = method.close(weights, weights).coded
+    found = scalar_tensors(method.close(weights, weights).coded)
     return [coded_tensor(c.codes, c.values / scale) for c, scale in zip(found, scales, strict=True)]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from autocompress.methods.base import Method, Network
+from autocompress.methods.code_bits import CodeBitsMethod
 from autocompress.methods.file_size import FileSizeMethod
 from autocompress.methods.weight_bits import InPlaceWeightBitsMethod, WeightBitsMethod
-from autocompress.targets import FileSize, Target
+from autocompress.targets import CodeBits, FileSize, Target
 
 
 def make_method(target: Target, network: Network, original_bytes: int) -> Method:
@@ -17,5 +18,7 @@ def make_method(target: Target, network: Network, original_bytes: int) -> Method
     budget = target.resolve(original_bytes, network.selection.compressible)
     if isinstance(target, FileSize):
         return FileSizeMethod(network, budget, original_bytes)
+    if isinstance(target, CodeBits):
+        return CodeBitsMethod(network, budget)
     method = InPlaceWeightBitsMethod if target.in_place else WeightBitsMethod
     return method(network, budget)

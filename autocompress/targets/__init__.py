@@ -4,12 +4,14 @@
     1%  100x                      the file, as a part of the original float32 tensors
     weights:836x  weights:6498bits    weight data, the literature's count: bits times nonzeros, nothing else
     weights-in-place:836x             the same by the published algorithm, to compare with
+    codes:20x  codes:250000bits       positions, codes and codebooks of the weights, codebooks of kernels among them
 
 The same strings serve in Python and on the command line; upper and lower case mean the same.
 """
 
+from autocompress.targets.code_bits import CodeBits
 from autocompress.targets.file_size import BYTES_PER_UNIT, FileSize
 from autocompress.targets.grammar import Target, only_target, parse_target
 from autocompress.targets.weight_bits import WeightBits
 
-__all__ = ["BYTES_PER_UNIT", "FileSize", "Target", "WeightBits", "only_target", "parse_target"]
+__all__ = ["BYTES_PER_UNIT", "CodeBits", "FileSize", "Target", "WeightBits", "only_target", "parse_target"]
