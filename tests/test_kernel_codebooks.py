@@ -30,6 +30,7 @@ from autocompress.projection.kernel_kmeans import encode_kernels, fit_kernels, n
 from autocompress.selection import select
 from autocompress.targets import parse_target
 from baselines.fitting import make_budget
+from studies.benchmarks import kernel_codebooks as kernel_benchmark
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = [(8, 4, 3, 3), (6, 16), (5, 7), (12, 8, 1, 1), (6, 3, 5)]
@@ -479,3 +480,18 @@ def test_searches_refuse_the_target_and_plans_the_tensors():
         Plan.of({"w": random_kernels((4, 8), 4, 3)})
     with pytest.raises(InfeasibleTargetError, match="one weight in each of 3 tensors"):
         start(target="codes:3bits")
+
+
+def test_the_table_of_the_benchmark():
+    layer = {"shape": [4, 2, 3, 3], "kind": "kernel"}
+    record = {
+        "case": "lenet5-digits-codes:32x", "kinds": "both", "epochs": 60, "seed": 0, "code_bytes": 18.0,
+        "file_bytes": 300, "reference_accuracy": 0.99, "test_accuracy": 0.98, "history": [{"error": 2.5}],
+        "layers": [layer, {**layer, "kind": "scalar"}],
+    }  # fmt: skip
+    row = kernel_benchmark.table([record]).splitlines()[-1]
+    assert row == (
+        "| lenet5, digits | `codes:32x` | 60 | both | 1 | 1.000 | 1 of 2 | 2.5 | 300 | 99.00 % | 98.00 % | -1.00 |"
+    )
+    with pytest.raises(ValueError, match="more than one record of a seed"):
+        kernel_benchmark.table([record, record])

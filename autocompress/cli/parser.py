@@ -27,6 +27,7 @@ targets:
   50KB 50KiB 4000B    the file, everything in it (1 KB = 1000 bytes, 1 KiB = 1024 bytes)
   1%   100x           the file, as a part of the original float32 tensors
   weights:836x        bits times nonzeros of the weights alone, as the literature counts: compares, does not fit
+  codes:20x           positions, codes and codebooks of the weights, of fixed length; codebooks of kernels among them
 
 examples:
   autocompress compress lenet5 --data mnist --target 4KB --out lenet5.safetensors

@@ -24,10 +24,11 @@ from autocompress.projection.kmeans import encode, fit_codebooks
 from autocompress.projection.ranked_weights import RankedWeights, rank_weights
 from autocompress.projection.sorted_values import prepare_sorted
 
-# What may be chosen: SCALARS, KERNELS (where a layer has vectors), or both. For studies; both never err by more.
+# What may be chosen: SCALARS, KERNELS (where a layer has vectors that fit), or both. For studies: both together never
+# err by more than either alone.
 SCALARS, KERNELS = 1, 2
 KINDS = SCALARS | KERNELS
-# Kept weights are this part of those kept in the choice before. Halving left a tenth of a budget without use.
+# Kept weights are this part of those kept in the choice before.
 KEEP_RATIO = 2**-0.5
 VALUES = tuple(2**bit for bit in range(9))
 CODEWORDS = tuple(2**bit for bit in range(1, MAX_CODEWORDS.bit_length()))
@@ -36,18 +37,15 @@ CLOSING_ITERATIONS = 20
 
 
 class CodeChoice(Protocol):
-    """One way to code a layer.
-
-    Attributes:
-        cost_bits: code bits, at most.
-        squared_error: of all weights.
-    """
+    """One way to code a layer."""
 
     @property
-    def cost_bits(self) -> int: ...  # noqa: D102
+    def cost_bits(self) -> int:
+        """Code bits, at most."""
 
     @property
-    def squared_error(self) -> float: ...  # noqa: D102
+    def squared_error(self) -> float:
+        """Of all weights."""
 
     def encode(self, target: Tensor, *, closing: bool) -> WeightTensor:
         """Returns the layer in this code; `closing` takes more care."""

@@ -115,14 +115,15 @@ def _lloyd(vectors: Tensor, start: Tensor, iterations: int) -> tuple[Tensor, Ten
 def _rounded(centroids: Tensor) -> Tensor:
     """Returns the distinct values of a codebook after rounding, float32."""
     levels, step = kernel_levels(centroids)
-    return torch.unique(levels, dim=0).float() * step
+    distinct: Tensor = torch.unique(levels, dim=0)
+    return distinct.float() * step
 
 
 def _means(vectors: Tensor, codes: Tensor, values: Tensor) -> Tensor:
     """Returns the mean of each cluster, float32 [K, d]; a value that nothing uses stays."""
     count = torch.bincount(codes, minlength=len(values))[:, None]
     total = torch.zeros(values.shape, dtype=torch.float64, device=values.device).index_add_(0, codes, vectors.double())
-    return torch.where(count > 0, total / count.clamp(min=1), values.double()).to(torch.float32)
+    return torch.where(count > 0, total / count.clamp(min=1), values.double()).float()
 
 
 def _reseeded(vectors: Tensor, codes: Tensor, values: Tensor, distances: Tensor, size: int) -> Tensor:
