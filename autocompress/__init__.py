@@ -18,11 +18,12 @@ from autocompress.errors import (
     TrainingDivergedError,
 )
 from autocompress.result import Result
-from autocompress.targets import AccuracyDrop, FileSize, LossIncrease, Target, WeightBits, parse_target
+from autocompress.targets import AccuracyDrop, CodeBits, FileSize, LossIncrease, Target, WeightBits, parse_target
 
 __all__ = [
     "AccuracyDrop",
     "AutocompressError",
+    "CodeBits",
     "Compressor",
     "CorruptArtifactError",
     "FileSize",

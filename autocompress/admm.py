@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from autocompress.codebooks import CodedTensor
+from autocompress.codebooks import WeightTensor
 
 # The share of the distance from W to V - U that the pull takes back between two updates, at the peak learning rate and
 # without a gradient: 1 - exp(-rho * sum of lr). The published LeNet-5 setting has 0.69 (lr 0.1, rho 0.05, 235 steps);
@@ -71,7 +71,7 @@ class Admm:
         return [w + u for w, u in zip(self.weights, self.duals, strict=True)]
 
     @torch.no_grad()
-    def update(self, twins: Sequence[CodedTensor], pruned: Sequence[Tensor] | None = None) -> float:
+    def update(self, twins: Sequence[WeightTensor], pruned: Sequence[Tensor] | None = None) -> float:
         """Takes the projection's V (and W), moves the dual: U <- U + W - V.
 
         Args:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from autocompress.codebooks import CodedTensor, CompressedState, GridTensor, SideGrid
+from autocompress.codebooks import CodedTensor, CompressedState, GridTensor, SideGrid, WeightTensor
 from autocompress.selection import Selection, folded_parameters, unwrap
 
 # A bias is rounded more finely than the weights by this factor: the weights' own step at the price, divided by it.
@@ -81,7 +81,7 @@ def side_grids(
 def build_state(
     model: nn.Module,
     selection: Selection,
-    coded: Sequence[CodedTensor],
+    coded: Sequence[WeightTensor],
     sides: Mapping[str, Tensor],
     grids: Mapping[str, SideGrid],
 ) -> CompressedState:
@@ -105,7 +105,7 @@ def build_state(
     grid = {name: grids[name].round(tensor.cpu()) for name, tensor in sides.items()}
     names = [name for name, _ in selection.weights]
     return CompressedState(
-        coded={n: CodedTensor(c.codes.cpu(), c.values.cpu()) for n, c in zip(names, coded, strict=True)},
+        coded={n: c.cpu() for n, c in zip(names, coded, strict=True)},
         grid=grid,
         raw=raw,
         aliases=dict(selection.aliases),
@@ -140,7 +140,9 @@ def empty_state(model: nn.Module, selection: Selection) -> CompressedState:
 
 def zero_state(state: CompressedState) -> CompressedState:
     """Returns a state with all coded and rounded tensors at zero, the rest as it is."""
-    coded = {n: CodedTensor(torch.zeros_like(c.codes), c.values.new_zeros(0)) for n, c in state.coded.items()}
+    coded: dict[str, WeightTensor] = {
+        n: CodedTensor(torch.zeros(c.shape, dtype=torch.int16), torch.zeros(0)) for n, c in state.coded.items()
+    }
     grid = {n: GridTensor(torch.zeros_like(g.levels), 1.0) for n, g in state.grid.items()}
     return CompressedState(coded, grid, state.raw, state.aliases)
 

@@ -1,17 +1,21 @@
 """What a compressed tensor is: codes into a small codebook, or integer levels on a uniform grid.
 
-`CodedTensor` holds a weight tensor (two or more dimensions), `GridTensor` a bias or norm parameter (one dimension),
-`CompressedState` a whole network. These three are what projections return, what finishing trains and what the
-artifact writes; their values are always exactly those that the file reproduces.
+`CodedTensor` or `KernelTensor` holds a weight tensor (two or more dimensions), `GridTensor` a bias or norm parameter
+(one dimension), `CompressedState` a whole network. These are what projections return, what finishing trains and what
+the artifact writes; their values are always exactly those that the file reproduces.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from autocompress.errors import InvalidInputError
+from autocompress.kernel_codebooks import KernelTensor, round_to_bfloat16
 
 # Codebook values are written as integers times one step per tensor: 8 bits each up to this many values, else 16.
 NARROW_CODEBOOK = 127
@@ -34,6 +38,15 @@ class CodedTensor:
         table = torch.cat([self.values.new_zeros(1), self.values])
         return table[self.codes.long()]
 
+    def cpu(self) -> CodedTensor:
+        """Returns it on the CPU."""
+        return CodedTensor(self.codes.cpu(), self.values.cpu())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameter."""
+        return tuple(self.codes.shape)
+
     @property
     def nonzeros(self) -> int:
         """Number of nonzero elements."""
@@ -49,6 +62,10 @@ class CodedTensor:
     def weight_data_bits(self) -> int:
         """Bits times nonzeros, the literature's weight data (Yang et al. 2020, section 3)."""
         return self.bits * self.nonzeros
+
+
+# One code per weight, or one per kernel.
+WeightTensor = CodedTensor | KernelTensor
 
 
 @dataclass(frozen=True)
@@ -79,7 +96,7 @@ class CompressedState:
         aliases: name of a shared tensor -> the name that holds it.
     """
 
-    coded: dict[str, CodedTensor] = field(default_factory=dict)
+    coded: dict[str, WeightTensor] = field(default_factory=dict)
     grid: dict[str, GridTensor] = field(default_factory=dict)
     raw: dict[str, Tensor] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
@@ -95,11 +112,6 @@ class CompressedState:
     def weight_data_bits(self) -> int:
         """Weight-data bits of all coded tensors."""
         return sum(tensor.weight_data_bits for tensor in self.coded.values())
-
-
-def round_to_bfloat16(value: float) -> float:
-    """Returns the nearest bfloat16 number, at least the smallest normal one."""
-    return max(float(torch.tensor(value, dtype=torch.float32).to(torch.bfloat16)), 2.0**-126)
 
 
 def codebook_step(values: Tensor) -> tuple[float, int]:
@@ -134,6 +146,18 @@ def coded_tensor(codes: Tensor, values: Tensor) -> CodedTensor:
     place = torch.zeros(values.numel() + 1, dtype=torch.int16, device=values.device)
     place[1:][used] = (torch.searchsorted(distinct, rounded) + 1).to(torch.int16)
     return CodedTensor(place[codes.long()], distinct)
+
+
+def scalar_tensors(coded: Sequence[WeightTensor]) -> list[CodedTensor]:
+    """Returns the same tensors, none of which has a codebook of kernels.
+
+    Raises:
+        InvalidInputError: one has.
+    """
+    scalar = [tensor for tensor in coded if isinstance(tensor, CodedTensor)]
+    if len(scalar) < len(coded):
+        raise InvalidInputError("codebooks of kernels are for codes: targets; this one takes one code per weight")
+    return scalar
 
 
 def to_grid(values: Tensor, step: float, dead_zone: float = 0.0) -> GridTensor:

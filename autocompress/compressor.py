@@ -305,8 +305,9 @@ class Compressor:
         for key, own in (("total_steps", self.total_steps), ("target", str(self.target))):
             if state[key] != own:
                 raise InvalidInputError(f"the saved run has {key} {state[key]!r}, this one {own!r}")
-        saved = state["finishing"]["codes"] if state["finishing"] is not None else state["admm"]["duals"]
-        shapes, mine = [tuple(t.shape) for t in saved], [tuple(w.shape) for w in self.network.weights]
+        finishing, admm = state["finishing"], state["admm"]
+        saved = finishing["shapes"] if finishing is not None else [t.shape for t in admm["duals"]]
+        shapes, mine = [tuple(shape) for shape in saved], [tuple(w.shape) for w in self.network.weights]
         if shapes != mine:
             raise InvalidInputError(
                 f"the saved run is of another network: it compresses tensors of the shapes {shapes}, this one {mine}"

@@ -1,9 +1,10 @@
 """The last phase: which weight takes which code is fixed, the codes' values, biases and norms are trained.
 
-The network now holds exactly what the file will hold. A codebook value v_k is shared by all weights with code k, so its
-gradient is the sum of theirs; biases are trained through their rounding (straight-through). The user's optimizer has
-state for the dense weights, which no longer exist as free variables, so Adam takes over: its steps do not depend on how
-many weights share a value. What the user's optimizer did to the parameters is overwritten.
+The network now holds exactly what the file will hold. A codebook value v_k, of one weight or of a whole kernel, is
+shared by all with code k, so its gradient is the sum of theirs; biases are trained through their rounding
+(straight-through). The user's optimizer has state for the dense weights, which no longer exist as free variables, so
+Adam takes over: its steps do not depend on how many weights share a value. What the user's optimizer did to the
+parameters is overwritten.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autocompress.codebooks import CodedTensor, SideGrid, coded_tensor, round_codebook
+from autocompress.codebooks import CodedTensor, SideGrid, WeightTensor, coded_tensor, round_codebook
 from autocompress.errors import InvalidInputError
+from autocompress.kernel_codebooks import KernelTensor, kernel_levels, kernel_tensor
 
 # Adam's peak step as a part of the root mean square of the layer's codebook values; and for the one-dimensional tensors
 # as a part of the median of those over the layers. LeNet-5's layers have values near 0.2, so this is the 1e-3 that
@@ -42,7 +44,7 @@ class Finishing:
     def __init__(
         self,
         weights: Sequence[Tensor],
-        coded: Sequence[CodedTensor],
+        coded: Sequence[WeightTensor],
         sides: Sequence[Tensor],
         side_grids: Sequence[SideGrid | None],
         total_steps: int,
@@ -58,7 +60,7 @@ class Finishing:
         """
         self.weights, self.sides, self.side_grids = list(weights), list(sides), list(side_grids)
         self.total_steps, self.step_count = total_steps, 0
-        self.codes = [c.codes.long().to(w.device) for c, w in zip(coded, weights, strict=True)]
+        self.codes = [_codes_of(c).to(w.device) for c, w in zip(coded, weights, strict=True)]
         self.index = [codes.flatten().nonzero().flatten() for codes in self.codes]
         self.values = [c.values.clone().to(w.device) for c, w in zip(coded, weights, strict=True)]
         self.latents = [side.detach().float().clone() for side in self.sides]
@@ -74,10 +76,12 @@ class Finishing:
         self.write()
 
     @property
-    def coded(self) -> list[CodedTensor]:
+    def coded(self) -> list[WeightTensor]:
         """The tensors as the file will hold them."""
-        pairs = zip(self.codes, self.values, strict=True)
-        return [coded_tensor(codes, values) for codes, values in pairs]
+        return [
+            kernel_tensor(codes - 1, values, tuple(weight.shape)) if values.dim() > 1 else coded_tensor(codes, values)
+            for weight, codes, values in zip(self.weights, self.codes, self.values, strict=True)
+        ]
 
     @torch.no_grad()
     def rewind(self) -> None:
@@ -90,8 +94,8 @@ class Finishing:
     def write(self) -> None:
         """Overwrites the parameters with the values the file would reproduce."""
         for weight, codes, values in zip(self.weights, self.codes, self.values, strict=True):
-            table = torch.cat([values.new_zeros(1), round_codebook(values)])
-            weight.copy_(table[codes])
+            table = torch.cat([torch.zeros_like(values[:1]), _rounded(values)]) if len(values) else values.new_zeros(1)
+            weight.copy_(table[codes].view(weight.shape))
         for side, latent, grid in zip(self.sides, self.latents, self.side_grids, strict=True):
             side.copy_(latent if grid is None else grid.round(latent).dense())
 
@@ -110,7 +114,7 @@ class Finishing:
             for values, index, codes, weight in zip(self.values, self.index, self.codes, self.weights, strict=True):
                 values.grad = None
                 if weight.grad is not None and values.numel():
-                    picked = weight.grad.float().flatten()[index]
+                    picked = weight.grad.float().reshape(-1, *values.shape[1:])[index]
                     values.grad = torch.zeros_like(values).index_add_(0, codes.flatten()[index] - 1, picked)
             for latent, side in zip(self.latents, self.sides, strict=True):
                 latent.grad = None if side.grad is None else side.grad.float()
@@ -124,6 +128,7 @@ class Finishing:
         """Returns everything but the parameters."""
         return {
             "step_count": self.step_count,
+            "shapes": [list(weight.shape) for weight in self.weights],
             "codes": [codes.to(torch.int16) for codes in self.codes],
             "values": self.values,
             "latents": self.latents,
@@ -137,6 +142,7 @@ class Finishing:
     @classmethod
     def from_state_dict(cls, weights: Sequence[Tensor], sides: Sequence[Tensor], state: dict[str, Any]) -> Finishing:
         """Returns the phase as it was saved."""
+        # Of kernels, too: codes and values go in as they are, neither rounded nor closed up.
         coded = [CodedTensor(c, v) for c, v in zip(state["codes"], state["values"], strict=True)]
         grids = [None if grid is None else SideGrid(*grid) for grid in state["side_grids"]]
         phase = cls(weights, coded, sides, grids, state["total_steps"])
@@ -147,3 +153,17 @@ class Finishing:
         phase.peaks = list(state["peaks"])
         phase.write()
         return phase
+
+
+def _codes_of(tensor: WeightTensor) -> Tensor:
+    """Returns the codes, int64: 0 for a zero and k for the k-th value; no kernel is a zero of its own."""
+    codes = tensor.codes.long()
+    return codes + 1 if isinstance(tensor, KernelTensor) else codes
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """Returns the values [K] or [K, d] as the file will reproduce them."""
+    if values.dim() == 1:
+        return round_codebook(values)
+    levels, step = kernel_levels(values)
+    return levels.to(values) * step

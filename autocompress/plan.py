@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from autocompress.codebooks import CodedTensor
+from autocompress.codebooks import CodedTensor, WeightTensor, scalar_tensors
 from autocompress.errors import InvalidInputError
 from autocompress.projection.alternating import project_plan
 
@@ -51,9 +51,14 @@ class Plan:
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
 
     @classmethod
-    def of(cls, coded: Mapping[str, CodedTensor]) -> Plan:
-        """Returns the plan that compressed tensors follow, such as `result.state.coded`."""
-        return cls({n: LayerPlan(c.nonzeros / max(c.codes.numel(), 1), len(c.values)) for n, c in coded.items()})
+    def of(cls, coded: Mapping[str, WeightTensor]) -> Plan:
+        """Returns the plan that compressed tensors follow, such as `result.state.coded`.
+
+        Raises:
+            InvalidInputError: one has a codebook of kernels, which no plan speaks of.
+        """
+        scalar = zip(coded, scalar_tensors(list(coded.values())), strict=True)
+        return cls({n: LayerPlan(c.nonzeros / max(c.codes.numel(), 1), len(c.values)) for n, c in scalar})
 
     def apply(self, weights: Iterable[tuple[str, Tensor]]) -> list[CodedTensor]:
         """Returns each tensor with its largest weights kept, as values fitted to them by k-means.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from autocompress.assemble import side_tensors
-from autocompress.codebooks import CodedTensor, CompressedState, coded_tensor
+from autocompress.codebooks import CodedTensor, CompressedState, coded_tensor, scalar_tensors
 from autocompress.costs.weight_data import weight_data_bits
 from autocompress.errors import InvalidInputError
 from autocompress.methods.base import Method, Network, relative_error
@@ -163,7 +163,7 @@ def marginal_price(coded: Sequence[CodedTensor], weights: Sequence[Tensor]) -> f
 def _closed(method: Method, network: Network, scales: Sequence[float]) -> list[CodedTensor]:
     """Returns a method's last projection of the weights with each layer scaled, and scaled back."""
     weights = [weight.detach() * scale for weight, scale in zip(network.weights, scales, strict=True)]
-    found = method.close(weights, weights).coded
+    found = scalar_tensors(method.close(weights, weights).coded)
     return [coded_tensor(c.codes, c.values / scale) for c, scale in zip(found, scales, strict=True)]
 
 

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "autocompress"
 # From the bottom up. A module may import modules of its own room and of rooms before it.
 ROOMS = [
     "errors targets whole_file",
+    "kernel_codebooks",
     "codebooks",
     "coding",
     "costs",

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from autocompress.errors import CorruptArtifactError
 
-VERSION = 1
+# 2: compressed tensors may have codebooks of kernels. Files without any are still written as version 1.
+VERSIONS = (1, 2)
 # The safetensors header has 8 bytes of length and these characters, which grow with the digits of the size.
 _JSON = '{{"w":{{"dtype":"U8","shape":[{size}],"data_offsets":[0,{size}]}}}}'
 _FIXED_BYTES = 9
@@ -28,11 +29,13 @@ class Payload:
         fingerprint: 4 bytes that tell for which names and shapes the stream was written.
         table: the deflated name table, or None.
         stream: the entropy-coded state.
+        version: of the stream.
     """
 
     fingerprint: bytes
     table: bytes | None
     stream: bytes
+    version: int = 1
 
 
 def pack(payload: Payload) -> bytes:
@@ -41,7 +44,7 @@ def pack(payload: Payload) -> bytes:
     if payload.table is not None:
         rest += _varint(len(payload.table)) + payload.table
     rest += payload.stream
-    first = bytes([VERSION * 2 + (payload.table is not None)])
+    first = bytes([payload.version * 2 + (payload.table is not None)])
     tensor = first + zlib.crc32(first + rest).to_bytes(4, "little") + rest
     header = _header(len(tensor))
     return len(header).to_bytes(8, "little") + header + tensor
@@ -57,15 +60,16 @@ def unpack(data: bytes) -> Payload:
     first, checksum, rest = tensor[0], tensor[1:5], tensor[5:]
     if zlib.crc32(tensor[:1] + rest).to_bytes(4, "little") != checksum:
         raise CorruptArtifactError("the checksum does not match: the file was altered or damaged")
-    if first >> 1 != VERSION:
-        raise CorruptArtifactError(f"format version {first >> 1}, but this release reads version {VERSION}")
+    version = first >> 1
+    if version not in VERSIONS:
+        raise CorruptArtifactError(f"format version {version}, but this release reads versions up to {VERSIONS[-1]}")
     fingerprint, rest = rest[:4], rest[4:]
     if not first & 1:
-        return Payload(fingerprint, None, rest)
+        return Payload(fingerprint, None, rest, version)
     length, used = _read_varint(rest)
     if length > min(MAX_TABLE_BYTES, len(rest) - used):
         raise CorruptArtifactError(f"a name table of {length} bytes, but {len(rest) - used} bytes follow")
-    return Payload(fingerprint, rest[used : used + length], rest[used + length :])
+    return Payload(fingerprint, rest[used : used + length], rest[used + length :], version)
 
 
 def _header(size: int) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autocompress.artifact.container import Payload, pack, unpack
 from autocompress.artifact.layout import Layout, fingerprint, read_table, write_table
 from autocompress.codebooks import CompressedState
-from autocompress.coding.state import decode_kinds, decode_stream, encode_stream, entries_of
+from autocompress.coding.state import decode_kinds, decode_stream, encode_stream, entries_of, has_kernels
 from autocompress.coding.weights import Choice
 from autocompress.errors import CorruptArtifactError, InvalidInputError
 
@@ -29,10 +29,11 @@ def encode_state(
     """
     stream = encode_stream(state, choices)
     mark = fingerprint(entries_of(state), state.aliases)
-    plain = pack(Payload(mark, None, stream))
+    version = 2 if has_kernels(state) else 1
+    plain = pack(Payload(mark, None, stream, version))
     if names is False:
         return plain
-    named = pack(Payload(mark, write_table(state), stream))
+    named = pack(Payload(mark, write_table(state), stream, version))
     if names is None and len(named) - len(plain) > _NAMES_FRACTION * len(named):
         return plain
     return named
@@ -60,7 +61,7 @@ def decode_state(data: bytes, layout: Layout | None = None) -> CompressedState:
         if layout is None:
             raise CorruptArtifactError("the name table does not belong to the rest of the file")
         raise InvalidInputError(f"the file was written for another network: {_difference(layout, table)}")
-    return decode_stream(payload.stream, ordered, chosen.aliases)
+    return decode_stream(payload.stream, ordered, chosen.aliases, kernels=payload.version > 1)
 
 
 def _difference(layout: Layout, table: Layout | None) -> str:

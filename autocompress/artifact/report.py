@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from autocompress.codebooks import CompressedState
+from autocompress.codebooks import CompressedState, WeightTensor
 from autocompress.coding.state import code_length
+from autocompress.costs.code_bits import code_bits
+from autocompress.kernel_codebooks import KernelTensor
 from autocompress.selection import original_bytes
 
 
@@ -21,8 +24,10 @@ class LayerSize:
         name: its state_dict name.
         shape: its shape.
         kept: number of nonzeros.
-        codebook: number of nonzero values.
-        bits: index width of a nonzero.
+        codebook: number of nonzero values, or of kernels.
+        bits: index width of a nonzero, or of a kernel.
+        kind: of its codebook, "scalar" or "kernel".
+        length: weights that share one code: 1, or those of a kernel or of a group of inputs.
         bytes: its part of the file: positions, codes and codebook.
     """
 
@@ -31,7 +36,14 @@ class LayerSize:
     kept: int
     codebook: int
     bits: int
+    kind: str
+    length: int
     bytes: float
+
+    @property
+    def codebook_text(self) -> str:
+        """The codebook in a table: the number of values, or of kernels and their length."""
+        return str(self.codebook) if self.kind == "scalar" else f"{self.codebook} of {self.length}"
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,8 @@ class SizeReport:
     """The sizes of one compressed network.
 
     Attributes:
-        weight_data_bytes: bits times nonzeros of the compressed weight tensors; nothing else.
+        weight_data_bytes: bits times nonzeros of the compressed weight tensors; of kernels, codes and codebook.
+        code_bytes: positions, codes and codebooks of the compressed weight tensors, in codes of fixed length.
         entropy_bytes: ideal code length of everything, under the coder's own model.
         file_bytes: the file.
         original_bytes: 4 bytes per floating-point element of the state_dict, shared storage once.
@@ -51,6 +64,7 @@ class SizeReport:
     """
 
     weight_data_bytes: float
+    code_bytes: float
     entropy_bytes: float
     file_bytes: int
     original_bytes: int
@@ -67,6 +81,7 @@ class SizeReport:
             "file_bytes": self.file_bytes,
             "entropy_bytes": round(self.entropy_bytes, 1),
             "weight_data_bytes": round(self.weight_data_bytes, 1),
+            "code_bytes": round(self.code_bytes, 1),
             "original_bytes": self.original_bytes,
             "layers": layers,
             "others": [{"name": name, "kind": kind, "bytes": round(size, 1)} for name, kind, size in self.others],
@@ -77,7 +92,7 @@ class SizeReport:
         rows = [("layer", "shape", "kept", "codebook", "bits", "bytes")]
         for layer in self.layers:
             size = "x".join(map(str, layer.shape))
-            rows.append((layer.name, size, str(layer.kept), str(layer.codebook), str(layer.bits), f"{layer.bytes:.0f}"))
+            rows.append((layer.name, size, str(layer.kept), layer.codebook_text, str(layer.bits), f"{layer.bytes:.0f}"))
         rows += [(name, kind, "", "", "", f"{size:.0f}") for name, kind, size in self._grouped_others()]
         rows.append(("container and header", "", "", "", "", f"{self.overhead_bytes + self.parts['header']:.0f}"))
         widths = [max(len(row[i]) for row in rows) for i in range(6)]
@@ -92,9 +107,13 @@ class SizeReport:
 
     def _totals(self) -> list[str]:
         weights = 4 * self.compressible_weights
+        kernels = any(layer.kind == "kernel" for layer in self.layers)
+        counted = "bits x nonzeros; of kernels, codes and codebooks" if kernels else "bits x nonzeros alone"
         return [
             f"weight data  {self.weight_data_bytes:>12,.0f} bytes  {_factor(weights, self.weight_data_bytes)} of "
-            f"{self.compressible_weights:,} weights (bits x nonzeros alone)",
+            f"{self.compressible_weights:,} weights ({counted})",
+            f"codes        {self.code_bytes:>12,.0f} bytes  {_factor(weights, self.code_bytes)} of "
+            f"{self.compressible_weights:,} weights (positions, codes and codebooks, fixed length)",
             f"entropy      {self.entropy_bytes:>12,.0f} bytes  {_factor(self.original_bytes, self.entropy_bytes)} of "
             "all tensors (ideal code length of everything)",
             f"file         {self.file_bytes:>12,} bytes  {_factor(self.original_bytes, self.file_bytes)} of "
@@ -126,7 +145,7 @@ def size_report(state: CompressedState, data: bytes, module: nn.Module | None = 
         parts[part] += bits / 8
         of_tensor[name] += bits / 8
     layers = tuple(
-        LayerSize(name, tuple(t.codes.shape), t.nonzeros, len(t.values), t.bits, of_tensor[name])
+        LayerSize(name, t.shape, t.nonzeros, len(t.values), t.bits, *_kind_of(t), of_tensor[name])
         for name, t in state.coded.items()
     )
     others = [(name, "grid", of_tensor[name]) for name in state.grid]
@@ -135,15 +154,21 @@ def size_report(state: CompressedState, data: bytes, module: nn.Module | None = 
     entropy_bytes = sum(booked.values()) / 8
     return SizeReport(
         weight_data_bytes=state.weight_data_bits / 8,
+        code_bytes=code_bits(state.coded.values()) / 8,
         entropy_bytes=entropy_bytes,
         file_bytes=len(data),
         original_bytes=original_bytes(module) if module and module.state_dict() else _state_bytes(state),
-        compressible_weights=sum(t.codes.numel() for t in state.coded.values()),
+        compressible_weights=sum(math.prod(t.shape) for t in state.coded.values()),
         layers=layers,
         others=tuple(others),
         parts={key: parts[key] for key in ("positions", "codes", "codebook", "grid", "raw", "header")},
         overhead_bytes=len(data) - entropy_bytes,
     )
+
+
+def _kind_of(tensor: WeightTensor) -> tuple[str, int]:
+    """Returns the kind of a codebook and how many weights share one code."""
+    return ("kernel", tensor.length) if isinstance(tensor, KernelTensor) else ("scalar", 1)
 
 
 def _kind(tensor: Tensor) -> str:
@@ -154,7 +179,7 @@ def _kind(tensor: Tensor) -> str:
 
 def _state_bytes(state: CompressedState) -> int:
     """Returns 4 bytes per floating-point element of a state."""
-    counted = [tensor.codes.numel() for tensor in state.coded.values()]
+    counted = [math.prod(tensor.shape) for tensor in state.coded.values()]
     counted += [tensor.levels.numel() for tensor in state.grid.values()]
     return 4 * sum(counted + [tensor.numel() for tensor in state.raw.values() if tensor.is_floating_point()])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import tempfile
 from argparse import Namespace
@@ -39,7 +40,7 @@ def inspect_command(options: Namespace) -> str:
 def original_bytes(state: CompressedState) -> int:
     """Returns 4 bytes per floating-point element of the network that a state came from, shared storage once."""
     raw = sum(tensor.numel() for tensor in state.raw.values() if tensor.is_floating_point())
-    coded = sum(tensor.codes.numel() for tensor in state.coded.values())
+    coded = sum(math.prod(tensor.shape) for tensor in state.coded.values())
     return 4 * (raw + coded + sum(tensor.levels.numel() for tensor in state.grid.values()))
 
 

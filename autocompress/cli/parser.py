@@ -27,6 +27,7 @@ targets:
   50KB 50KiB 4000B    the file, everything in it (1 KB = 1000 bytes, 1 KiB = 1024 bytes)
   1%   100x           the file, as a part of the original float32 tensors
   weights:836x        bits times nonzeros of the weights alone, as the literature counts: compares, does not fit
+  codes:20x           positions, codes and codebooks of the weights, of fixed length; codebooks of kernels among them
   drop:0.5            a promise: the smallest file whose validation accuracy is at most 0.5 points below the network's
   loss:+2%            a promise: the same for the validation loss, at most 2 % above the network's
 A file size and a promise hold together: --target 50KB --target drop:0.5 is the smallest file of at most 50 KB.

@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autocompress.codebooks import CompressedState, GridTensor
+from autocompress.codebooks import CodedTensor, CompressedState, GridTensor
 from autocompress.coding.codebook import CodebookModels, code_step
 from autocompress.coding.integers import Integers, Symbols, blocks
+from autocompress.coding.kernels import KernelModels, code_kernels, code_kind
 from autocompress.coding.stream import Array, Coder, Decoder, Encoder, Meter
 from autocompress.coding.weights import Choice, WeightModels, code_weight
 from autocompress.errors import CorruptArtifactError, InvalidInputError
+from autocompress.kernel_codebooks import KernelTensor
 
 CODED, GRID, RAW = range(3)
 # Their order is part of the format: only append.
@@ -45,9 +47,14 @@ class Entry:
 
 def entries_of(state: CompressedState) -> list[Entry]:
     """Returns the entries of a state in the order of the stream: coded, grid, raw."""
-    coded = [Entry(name, tuple(tensor.codes.shape)) for name, tensor in state.coded.items()]
+    coded = [Entry(name, tensor.shape) for name, tensor in state.coded.items()]
     grid = [Entry(name, tuple(tensor.levels.shape)) for name, tensor in state.grid.items()]
     return coded + grid + [Entry(name, tuple(tensor.shape)) for name, tensor in state.raw.items()]
+
+
+def has_kernels(state: CompressedState) -> bool:
+    """Says whether any tensor has a codebook of kernels; then each says of which kind its own is."""
+    return any(isinstance(tensor, KernelTensor) for tensor in state.coded.values())
 
 
 def encode_stream(state: CompressedState, choices: dict[str, Choice] | None = None) -> bytes:
@@ -62,7 +69,7 @@ def encode_stream(state: CompressedState, choices: dict[str, Choice] | None = No
         InvalidInputError: values that the format cannot hold exactly.
     """
     encoder = Encoder()
-    _code_state(encoder, entries_of(state), state, choices=choices)
+    _code_state(encoder, entries_of(state), state, choices=choices, kernels=has_kernels(state))
     return encoder.finish()
 
 
@@ -73,17 +80,25 @@ def code_length(state: CompressedState) -> dict[tuple[str, str], float]:
     the last word.
     """
     meter = Meter()
-    _code_state(meter, entries_of(state), state)
+    _code_state(meter, entries_of(state), state, kernels=has_kernels(state))
     return meter.booked
 
 
-def decode_stream(data: bytes, entries: Sequence[Entry], aliases: dict[str, str]) -> CompressedState:
-    """Returns the state in a stream, for entries in the order of the state_dict.
+def decode_stream(
+    data: bytes, entries: Sequence[Entry], aliases: dict[str, str], *, kernels: bool = False
+) -> CompressedState:
+    """Returns the state in a stream.
+
+    Args:
+        data: the stream.
+        entries: in the order of the state_dict.
+        aliases: of that state.
+        kernels: whether the tensors say of which kind their codebooks are.
 
     Raises:
         CorruptArtifactError: no encoder wrote this stream.
     """
-    return _code_state(Decoder(data), list(entries), None, aliases)
+    return _code_state(Decoder(data), list(entries), None, aliases, kernels=kernels)
 
 
 def decode_kinds(data: bytes, entries: Sequence[Entry]) -> list[Entry]:
@@ -119,6 +134,7 @@ def _code_state(
     state: CompressedState | None,
     aliases: dict[str, str] | None = None,
     choices: dict[str, Choice] | None = None,
+    kernels: bool = False,
 ) -> CompressedState:
     """Codes a state, or with `state=None` decodes one."""
     kinds = _code_kinds(coder, entries, state)
@@ -126,9 +142,16 @@ def _code_state(
     weights = WeightModels(chosen={} if choices is None else choices)
     grids = _GridModels(weights.codebooks)
     raws = _RawModels()
+    kernel_models = KernelModels()
     for entry in (entry for entry in entries if kinds[entry.name] == CODED):
         tensor = state.coded[entry.name] if state else None
-        result.coded[entry.name] = code_weight(coder, entry.name, entry.shape, tensor, weights)
+        if kernels and code_kind(coder, entry.name, tensor, kernel_models):
+            given = tensor if isinstance(tensor, KernelTensor) else None
+            found = code_kernels(coder, entry.name, entry.shape, given, kernel_models, weights)
+            result.coded[entry.name] = found
+        else:
+            scalar = tensor if isinstance(tensor, CodedTensor) else None
+            result.coded[entry.name] = code_weight(coder, entry.name, entry.shape, scalar, weights)
     live = dict(zip(result.coded, weights.live, strict=True))
     for entry in (entry for entry in entries if kinds[entry.name] == GRID):
         rows = live.get(entry.name.rpartition(".")[0] + ".weight")

@@ -6,25 +6,26 @@ values costs max(1, ceil(log2 K)) bits for each nonzero. Zeros, positions, codeb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from autocompress.codebooks import CodedTensor
+from autocompress.codebooks import WeightTensor
 from autocompress.errors import InfeasibleTargetError
 
 DENSE_BITS = 32  # of a weight before compression: float32
 
 
-def weight_data_bits(coded: Iterable[CodedTensor]) -> int:
+def weight_data_bits(coded: Iterable[WeightTensor]) -> int:
     """Returns the weight-data bits of some coded tensors."""
     return sum(tensor.weight_data_bits for tensor in coded)
 
 
-def weight_data_factor(coded: Sequence[CodedTensor]) -> float:
+def weight_data_factor(coded: Sequence[WeightTensor]) -> float:
     """Returns 32 bits times all weights, divided by the weight-data bits; infinite where no weight is kept."""
     used_bits = weight_data_bits(coded)
-    dense_bits = DENSE_BITS * sum(tensor.codes.numel() for tensor in coded)
+    dense_bits = DENSE_BITS * sum(math.prod(tensor.shape) for tensor in coded)
     return dense_bits / used_bits if used_bits else float("inf")
 
 

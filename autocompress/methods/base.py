@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from autocompress.codebooks import CodedTensor, CompressedState, SideGrid
+from autocompress.codebooks import CompressedState, SideGrid, WeightTensor
 from autocompress.selection import Selection
 
 
@@ -25,7 +25,7 @@ class Projection:
         price: squared error per bit at the solution; 0 where the method has none.
     """
 
-    coded: list[CodedTensor]
+    coded: Sequence[WeightTensor]
     pruned: list[Tensor] | None
     error: float
     relative_error: float
@@ -41,7 +41,7 @@ class Method(Protocol):
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
         """Returns the last projection, the one that is finished: it meets the target itself, fully counted."""
 
-    def fit(self, coded: Sequence[CodedTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         """Returns the state and the file after finishing, tightened where finishing let it grow over the target."""
 
     def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from autocompress.methods.base import Method, Network
+from autocompress.methods.code_bits import CodeBitsMethod
 from autocompress.methods.file_fit import smallest_file
 from autocompress.methods.file_size import FileSizeMethod
 from autocompress.methods.path import budget_at_once
 from autocompress.methods.weight_bits import InPlaceWeightBitsMethod, WeightBitsMethod
-from autocompress.targets import FileSize, Targets, WeightBits
+from autocompress.targets import CodeBits, FileSize, Targets, WeightBits
 
 
 def make_method(targets: Targets, network: Network, original_bytes: int) -> Method:
@@ -22,6 +23,8 @@ def make_method(targets: Targets, network: Network, original_bytes: int) -> Meth
     if sizes := targets.of_kind(FileSize):
         budget_bytes = min(size.resolve(original_bytes, compressible) for size in sizes)
         return FileSizeMethod(network, budget_bytes, original_bytes)
+    if counts := targets.of_kind(CodeBits):
+        return CodeBitsMethod(network, min(count.resolve(original_bytes, compressible) for count in counts))
     bits = targets.of_kind(WeightBits)
     method = InPlaceWeightBitsMethod if bits[0].in_place else WeightBitsMethod
     return method(network, min(each.resolve(original_bytes, compressible) for each in bits))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from autocompress.assemble import side_tensors
-from autocompress.codebooks import CodedTensor, CompressedState, SideGrid
+from autocompress.codebooks import CompressedState, SideGrid, WeightTensor
 from autocompress.errors import TrainingDivergedError
 from autocompress.finishing import Finishing
 from autocompress.methods.base import Network
@@ -21,11 +21,11 @@ class FileWriter(Protocol):
     def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
         """Returns the grids of the one-dimensional tensors."""
 
-    def fit(self, coded: Sequence[CodedTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         """Returns the state and the file, within the target."""
 
 
-def start_finishing(network: Network, coded: Sequence[CodedTensor], writer: FileWriter, total_steps: int) -> Finishing:
+def start_finishing(network: Network, coded: Sequence[WeightTensor], writer: FileWriter, total_steps: int) -> Finishing:
     """Returns the last phase of a run, with the assignments put into the network.
 
     Args:

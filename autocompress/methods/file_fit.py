@@ -9,7 +9,7 @@ from torch import Tensor
 
 from autocompress.artifact import encode_state
 from autocompress.assemble import build_state, empty_state, norm_parameters, side_grids, zero_state
-from autocompress.codebooks import CodedTensor, CompressedState, SideGrid
+from autocompress.codebooks import CodedTensor, CompressedState, SideGrid, WeightTensor, scalar_tensors
 from autocompress.coding import Choice
 from autocompress.costs.code_length import Counts, as_matrix, code_length, estimate_code_lengths
 from autocompress.errors import InfeasibleTargetError
@@ -97,7 +97,7 @@ class FileFit:
             without_weights = self.encode(empty, sides)[1]
         return len(without_weights)
 
-    def fit(self, coded: Sequence[CodedTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         """Returns a state and a file within the budget, always.
 
         What is over is first taken from the weights, projected again onto ever smaller budgets, then from everything:
@@ -106,6 +106,7 @@ class FileFit:
         Raises:
             InfeasibleTargetError: not even that, because whole numbers that are kept as they are have changed.
         """
+        coded = scalar_tensors(coded)
         choices: dict[str, Choice] = {}
         state, data = self.encode(coded, sides, choices)
         dense = [c.dense() for c in coded]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from autocompress.assemble import side_tensors
-from autocompress.codebooks import CodedTensor, CompressedState, SideGrid
+from autocompress.codebooks import CodedTensor, CompressedState, SideGrid, WeightTensor, scalar_tensors
 from autocompress.coding import Choice
 from autocompress.costs.code_length import CodeLengths, Counts, as_matrix, code_length
 from autocompress.methods.base import Network, Projection, relative_error
@@ -59,7 +59,7 @@ class FileSizeMethod:
         """Returns V for the budget of this moment; corrects the estimate by a real encoding now and then."""
         projection = self._project(targets, self.path(self.budget_bytes, self.ceiling_bytes, fraction))
         if fraction >= self.next_calibration:
-            self._calibrate(projection.coded)
+            self._calibrate(scalar_tensors(projection.coded))
             self.next_calibration = fraction + 1 / CALIBRATIONS
         return projection
 
@@ -101,7 +101,7 @@ class FileSizeMethod:
         choices: dict[str, Choice] = {}
         for _ in range(CLOSING_ROUNDS):
             projection = self._project(targets, aim)
-            before, size = size, self._calibrate(projection.coded, choices)
+            before, size = size, self._calibrate(scalar_tensors(projection.coded), choices)
             logger.debug("closing: aimed at %.0f bytes, file %d, allowed %d", aim, size, allowed)
             if size <= allowed and (best is None or projection.error < best.error):
                 best, kept = projection, self.state
@@ -117,7 +117,7 @@ class FileSizeMethod:
             self._remember(kept, self.file.relative_error)
         return best
 
-    def fit(self, coded: Sequence[CodedTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         """Returns a state and a file within the budget, always.
 
         Raises:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from autocompress.artifact import encode_state
-from autocompress.assemble import build_state, norm_parameters, side_grids
-from autocompress.codebooks import CodedTensor, CompressedState, SideGrid
+from autocompress.codebooks import scalar_tensors
 from autocompress.costs.weight_data import check_weight_data_budget
 from autocompress.methods.base import Network, Projection, relative_error
 from autocompress.methods.path import PATH_CEILING, budget_on_path
+from autocompress.methods.weights_alone import WeightsAlone
 from autocompress.projection.alternating import (
     WeightBitsProjection,
     WeightBitsState,
@@ -23,7 +22,7 @@ from autocompress.projection.alternating import (
 from autocompress.projection.priced_weight_data import improve_weight_data
 
 
-class WeightBitsMethod:
+class WeightBitsMethod(WeightsAlone):
     """Keeps bits times nonzeros within a number of bits; positions, codebooks and biases are free.
 
     Both knapsacks are applied to W + U, W stays dense, and the budget falls to the target on the path of `path`. On
@@ -38,8 +37,8 @@ class WeightBitsMethod:
             InfeasibleTargetError: naming the fewest bits.
         """
         check_weight_data_budget(network.weights, budget_bits)
-        self.network, self.budget_bits = network, budget_bits
-        self.norms = norm_parameters(network.model)
+        super().__init__(network)
+        self.budget_bits = budget_bits
         self.state: WeightBitsState | None = None
         self.gaps: list[tuple[float, float]] = []
 
@@ -52,7 +51,7 @@ class WeightBitsMethod:
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
         """Returns the projection onto the target, improved by the priced mode at the same bits."""
         projection = self.project(weights, targets, 1.0)
-        coded = improve_weight_data(targets, projection.coded, self.budget_bits)
+        coded = improve_weight_data(targets, scalar_tensors(projection.coded), self.budget_bits)
         error = squared_error(coded, targets)
         return replace(projection, coded=coded, error=error, relative_error=relative_error(error, targets))
 
@@ -62,15 +61,6 @@ class WeightBitsMethod:
         self.gaps.append((found.pruning_gap, found.allocation_gap))
         error = found.squared_error
         return Projection(found.coded, None, error, relative_error(error, targets), 0.0)
-
-    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
-        """Returns the finest grids: what is not counted is not rounded away."""
-        return side_grids(sides, self.norms, 0.0, 0.0)
-
-    def fit(self, coded: Sequence[CodedTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
-        """Returns the state and its file; finishing changes values, not how many there are."""
-        state = build_state(self.network.model, self.network.selection, coded, sides, self.side_grids(sides))
-        return state, encode_state(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the warm start."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autocompress.codebooks import CodedTensor
+from autocompress.codebooks import CodedTensor, WeightTensor
 from autocompress.costs.weight_data import check_weight_data_budget, weight_data_bits
 from autocompress.errors import InvalidInputError
 from autocompress.projection.joint_start import BIT_CHOICES, allocate_bits, joint_bits
@@ -138,7 +138,7 @@ def project_plan(tensor: Tensor, keep_fraction: float, codebook: int) -> CodedTe
     return encode(tensor, mask, fit_codebook(sort_values(tensor.detach()[mask]), codebook).centroids)
 
 
-def squared_error(coded: Sequence[CodedTensor], targets: Sequence[Tensor]) -> float:
+def squared_error(coded: Sequence[WeightTensor], targets: Sequence[Tensor]) -> float:
     """Returns the sum over all layers of squared differences between V and its target, in float64."""
     differences = (
         code.dense().double() - target.detach().double() for code, target in zip(coded, targets, strict=True)

@@ -4,6 +4,7 @@
     1%  100x                      the file, as a part of the original float32 tensors
     weights:836x  weights:6498bits    weight data, the literature's count: bits times nonzeros, nothing else
     weights-in-place:836x             the same by the published algorithm, to compare with
+    codes:20x  codes:250000bits       positions, codes and codebooks of the weights, codebooks of kernels among them
     drop:0.5                      a promise: validation accuracy at most 0.5 points below that of the network given
     loss:+2%                      a promise: validation loss at most 2 % above that of the network given
 
@@ -13,6 +14,7 @@ together: `50KB and drop:0.5`.
 The same strings serve in Python and on the command line; upper and lower case mean the same.
 """
 
+from autocompress.targets.code_bits import CodeBits
 from autocompress.targets.file_size import BYTES_PER_UNIT, FileSize
 from autocompress.targets.grammar import Target, parse_target
 from autocompress.targets.promises import AccuracyDrop, LossIncrease, Promise
@@ -22,6 +24,7 @@ from autocompress.targets.weight_bits import WeightBits
 __all__ = [
     "BYTES_PER_UNIT",
     "AccuracyDrop",
+    "CodeBits",
     "FileSize",
     "LossIncrease",
     "Promise",

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from fractions import Fraction
+from functools import partial
 
 from autocompress.targets.amounts import refuse, split
+from autocompress.targets.code_bits import CodeBits
 from autocompress.targets.file_size import FileSize
 from autocompress.targets.promises import AccuracyDrop, LossIncrease
 from autocompress.targets.weight_bits import WeightBits
 
-Target = FileSize | WeightBits | AccuracyDrop | LossIncrease
+Target = FileSize | WeightBits | CodeBits | AccuracyDrop | LossIncrease
+# Those that count bits of the weights alone, by their word.
+BIT_COUNTS: Mapping[str, Callable[..., WeightBits | CodeBits]] = {
+    "weights": WeightBits,
+    "weights-in-place": partial(WeightBits, in_place=True),
+    "codes": CodeBits,
+}
 # Promised by the design, said so instead of "unknown" so that nobody hunts for a typing error.
 NOT_YET_AVAILABLE = ("energy",)
 _NUMBER = re.compile(r"\d{1,18}(?:\.\d{0,40})?|\.\d{1,40}", re.ASCII)
@@ -32,31 +41,33 @@ def parse_target(target: str | Target) -> Target:
     if isinstance(target, Target):
         return target
     if not isinstance(target, str):
-        refuse(target, "a target is a string, FileSize, WeightBits, AccuracyDrop or LossIncrease")
+        refuse(target, "a target is a string, FileSize, WeightBits, CodeBits, AccuracyDrop or LossIncrease")
     word, colon, rest = target.strip().partition(":")
     if not colon:
         return FileSize(target)
     if word.lower() in NOT_YET_AVAILABLE:
         refuse(target, f"{word.lower()}: targets are not available yet")
     match word.lower():
-        case "weights" | "weights-in-place":
-            return _weight_bits(target, rest, in_place=word.lower() == "weights-in-place")
         case "drop":
             return _accuracy_drop(target, rest)
         case "loss":
             return _loss_increase(target, rest)
+        case kind if kind in BIT_COUNTS:
+            return _bit_count(target, word, rest)
     refuse(target, f"{word!r} is no kind of target")
 
 
-def _weight_bits(target: str, rest: str, *, in_place: bool) -> WeightBits:
+def _bit_count(target: str, word: str, rest: str) -> WeightBits | CodeBits:
     amount, unit = split(target, rest)
+    make = BIT_COUNTS[word.lower()]
     if unit == "x":
         if amount < 1:
             refuse(target, "a factor is at least 1")
-        return WeightBits(factor=amount, in_place=in_place)
+        return make(factor=amount)
     if unit.lower() in ("bit", "bits") and amount >= 1 and amount.denominator == 1:
-        return WeightBits(bits=int(amount), in_place=in_place)
-    refuse(target, "weight data is given as a factor (weights:836x) or as a whole number of bits (weights:6498bits)")
+        return make(bits=int(amount))
+    name = "code bits are" if make is CodeBits else "weight data is"
+    refuse(target, f"{name} given as a factor ({word}:836x) or as a whole number of bits ({word}:6498bits)")
 
 
 def _accuracy_drop(target: str, rest: str) -> AccuracyDrop:

@@ -1,0 +1,29 @@
+"""What the methods share whose targets count bits of the weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from autocompress.artifact import encode_state
+from autocompress.assemble import build_state, norm_parameters, side_grids
+from autocompress.codebooks import CompressedState, SideGrid, WeightTensor
+from autocompress.methods.base import Network
+
+
+class WeightsAlone:
+    """Writes files of any size: biases and norms, which are not counted, on their finest grids."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.norms = norm_parameters(network.model)
+
+    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
+        """Returns the finest grids: what is not counted is not rounded away."""
+        return side_grids(sides, self.norms, 0.0, 0.0)
+
+    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+        """Returns the state and its file; finishing changes values, not how many there are."""
+        state = build_state(self.network.model, self.network.selection, coded, sides, self.side_grids(sides))
+        return state, encode_state(state)
