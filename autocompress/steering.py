@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from autocompress.artifact import decode_state, layout_of
 from autocompress.assemble import filled_copy
 from autocompress.budget_control import BudgetController, SizeSearch
-from autocompress.codebooks import CodedTensor, CompressedState
+from autocompress.codebooks import CompressedState, WeightTensor
 from autocompress.errors import InvalidInputError
 from autocompress.methods.base import Method, Network
 from autocompress.methods.file_size import FileSizeMethod
@@ -113,7 +113,7 @@ class Steering:
         method.aim(int(self.controller.budget_bytes))
 
     @torch.no_grad()
-    def watch(self, twins: Sequence[CodedTensor], relative_lr: float) -> None:
+    def watch(self, twins: Sequence[WeightTensor], relative_lr: float) -> None:
         """Scores V after an update and moves the budget.
 
         At a high learning rate W itself is worse than the reference, whatever the budget, and V has not settled. That

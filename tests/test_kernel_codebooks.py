@@ -474,7 +474,7 @@ def test_any_bytes_decode_or_are_refused(data):
 def test_searches_refuse_the_target_and_plans_the_tensors():
     model = make_model()
     network = Network(model, select(model))
-    with pytest.raises(InvalidInputError, match="no plan speaks of"):
+    with pytest.raises(InvalidInputError, match="none that a search can fit plans to"):
         make_budget(network, parse_target("codes:20x"))
     with pytest.raises(InvalidInputError, match="are for codes: targets"):
         Plan.of({"w": random_kernels((4, 8), 4, 3)})
