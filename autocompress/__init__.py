@@ -10,6 +10,7 @@ net = ac.load("net.safetensors", into=make_model())
 from autocompress.artifact import load
 from autocompress.compress import compress
 from autocompress.compressor import Compressor
+from autocompress.costs.energy import energy_of
 from autocompress.errors import (
     AutocompressError,
     CorruptArtifactError,
@@ -18,12 +19,13 @@ from autocompress.errors import (
     TrainingDivergedError,
 )
 from autocompress.result import Result
-from autocompress.targets import FileSize, Target, WeightBits, parse_target
+from autocompress.targets import Energy, FileSize, Target, WeightBits, parse_target
 
 __all__ = [
     "AutocompressError",
     "Compressor",
     "CorruptArtifactError",
+    "Energy",
     "FileSize",
     "InfeasibleTargetError",
     "InvalidInputError",
@@ -32,6 +34,7 @@ __all__ = [
     "TrainingDivergedError",
     "WeightBits",
     "compress",
+    "energy_of",
     "load",
     "parse_target",
 ]

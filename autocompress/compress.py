@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from autocompress.compressor import Compressor
 from autocompress.errors import InvalidInputError
+from autocompress.methods.choice import counts_energy
 from autocompress.result import Result, warn_of_loss
 from autocompress.selection import Ignore
-from autocompress.targets import Target
-from autocompress.training.batches import check_batches, default_device
+from autocompress.targets import Target, only_target
+from autocompress.training.batches import check_batches, default_device, input_example
 from autocompress.training.callbacks import Callback
 from autocompress.training.evaluate import evaluate
 from autocompress.training.losses import classification_loss, correct_predictions
-from autocompress.training.random_state import seeded
+from autocompress.training.random_state import data_order_state, restore_data_order, seeded
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 
@@ -93,7 +94,9 @@ def compress(
         check_batches(val, "the validation data")
     where = default_device(device)
     reference, model = model, copy.deepcopy(model).to(where)
-    Compressor(model, torch.optim.SGD(model.parameters(), lr=1.0), target=target, total_steps=1, ignore=ignore)
+    example = first_example(target, train, seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    Compressor(model, optimizer, target=target, total_steps=1, ignore=ignore, example=example)
 
     def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
         return evaluate(network, batches, loss=loss, metric=metric, device=where).metric
@@ -119,6 +122,7 @@ def compress(
         total_steps=trainer.total_steps,
         ignore=ignore,
         evaluate=score if val is not None else None,
+        example=example,
     )
     trainer.callbacks.append(_Compression(compressor))
     trainer.fit()
@@ -136,6 +140,17 @@ def compress(
     result.wall_seconds = time.perf_counter() - started
     result.device, result.seed = str(where), seed
     return result
+
+
+def first_example(target: str | Target | Sequence[str | Target], train: Iterable[Any], seed: int) -> Any:
+    """Returns the first input to train on where a target needs one; a loader's random numbers are left as they were."""
+    if not counts_energy(only_target(target)):
+        return None
+    order = data_order_state(train)
+    with seeded(seed):
+        example = input_example(train)
+    restore_data_order(train, order)
+    return example
 
 
 def _checkpoint(folder: str | Path | None) -> Path | None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from autocompress.artifact import save_artifact, size_report
 from autocompress.codebooks import CompressedState
+from autocompress.costs.energy import EnergyUse, NetworkEnergy
 from autocompress.selection import Selection
 from autocompress.targets import Target
 
@@ -34,6 +35,7 @@ class Result:
         selection: what was compressed, rounded and kept.
         gradient_steps: optimizer steps of the run.
         history: one entry per projection of the run.
+        energy: of a forward pass before and after, where the target speaks of it.
         curve: (gradient steps, mean training loss) after each epoch, where the training was ours.
         reference_accuracy, validation_accuracy, test_accuracy: scores, fractions of 1, where they were measured.
         wall_seconds, device, seed: of the run.
@@ -46,6 +48,7 @@ class Result:
     selection: Selection
     gradient_steps: int
     history: list[dict[str, float]]
+    energy: EnergyUse | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
     reference_accuracy: float | None = None
     validation_accuracy: float | None = None
@@ -81,6 +84,8 @@ class Result:
         for reason, names in reasons.items():
             more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
             lines.append(f"not compressed, {reason}: {', '.join(names[:NAMES_SHOWN])}{more}")
+        if self.energy is not None:
+            lines.insert(1, str(self.energy))
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -89,6 +94,7 @@ class Result:
         return {
             "target": str(self.target),
             **report,
+            **({} if self.energy is None else self.energy.to_json()),
             "reference_accuracy": self.reference_accuracy,
             "validation_accuracy": self.validation_accuracy,
             "test_accuracy": self.test_accuracy,
@@ -98,6 +104,11 @@ class Result:
             "seed": self.seed,
             **self.extra,
         }
+
+
+def energy_use(energy: NetworkEnergy, state: CompressedState) -> EnergyUse:
+    """Returns the energy of a network before and after, counted on what its file holds."""
+    return EnergyUse(energy.dense, energy.used({name: tensor.nonzeros for name, tensor in state.coded.items()}))
 
 
 def warn_of_loss(before: float, after: float) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from autocompress.assemble import side_tensors
 from autocompress.codebooks import CodedTensor, CompressedState, coded_tensor
 from autocompress.costs.weight_data import weight_data_bits
+from autocompress.errors import InvalidInputError
 from autocompress.methods.base import Method, Network, relative_error
 from autocompress.methods.ending import FileWriter
 from autocompress.methods.file_fit import FileFit
@@ -20,7 +21,7 @@ from autocompress.methods.weight_bits import WeightBitsMethod
 from autocompress.plan import Plan
 from autocompress.projection.alternating import squared_error
 from autocompress.selection import original_bytes
-from autocompress.targets import FileSize, Target
+from autocompress.targets import FileSize, Target, WeightBits
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class FileBudget:
 class WeightDataBudget:
     """`WeightBits`: bits times nonzeros; positions, codebooks and biases are free. Attributes as of `FileBudget`."""
 
-    def __init__(self, network: Network, target: Target) -> None:
+    def __init__(self, network: Network, target: WeightBits) -> None:
         """Raises InfeasibleTargetError for a target below one bit per layer."""
         self.network, self.unit, self.positions_count = network, "bits", False
         self.limit = target.resolve(original_bytes(network.model), network.selection.compressible)
@@ -131,8 +132,11 @@ def make_budget(network: Network, target: Target) -> Budget:
     """Returns what a target asks of this network.
 
     Raises:
+        InvalidInputError: the searches know no target of this kind.
         InfeasibleTargetError: no network meets it.
     """
+    if not isinstance(target, FileSize | WeightBits):
+        raise InvalidInputError(f"the searches meet file sizes and weight data, not the target {str(target)!r}")
     return FileBudget(network, target) if isinstance(target, FileSize) else WeightDataBudget(network, target)
 
 

@@ -81,7 +81,7 @@ def train(model: nn.Module, compressor: ac.Compressor, steps: range) -> None:
         ({"target": "0KB"}, "0KB"),
         ({"target": "fifty"}, "fifty"),
         ({"target": []}, "a target is needed"),
-        ({"target": ["1KB", "weights:10x"]}, "several targets"),
+        ({"target": ["1KB", "weights:10x"]}, "of several targets"),
     ],
 )
 def test_bad_settings_are_named(settings, message: str) -> None:

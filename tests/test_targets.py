@@ -68,7 +68,10 @@ def test_budget_of_a_target(text, budget):
         ("weights:2.5bits", "as a factor"),
         ("weights:", "a number above zero and a unit"),
         ("size:50KB", "'size' is no kind of target"),
-        ("energy:40%", "energy: targets are not available yet"),
+        ("energy:0%", "above zero"),
+        ("energy:140%", "at most 100"),
+        ("energy:2.5x", "in percent"),
+        ("energy:40", "a number above zero and a unit"),
         ("drop:0.5", "drop: targets are not available yet"),
         ("loss:+2%", "loss: targets are not available yet"),
     ],
@@ -137,7 +140,7 @@ def test_text_round_trips(amount, unit, kind):
 
 def test_one_target_of_a_sequence():
     assert only_target(["50KB"]) == only_target("50KB") == only_target(("50KB", FileSize(50_000)))
-    with pytest.raises(InvalidInputError, match=r"50KB and weights:836x.*not supported yet"):
+    with pytest.raises(InvalidInputError, match=r"50KB and weights:836x.*only a file size and an energy"):
         only_target(["50KB", "weights:836x"])
     with pytest.raises(InvalidInputError, match="a target is needed"):
         only_target([])

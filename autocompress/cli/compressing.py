@@ -77,7 +77,14 @@ def check_target(task: Task, target: Target, options: Namespace) -> None:
     if not parameters:
         raise InvalidInputError(f"the model {options.model!r} has no parameters; there is nothing to compress")
     # The optimizer takes no step: this is for the checks that the compressor makes of itself.
-    Compressor(model, torch.optim.SGD(parameters, lr=1.0), target=target, total_steps=1, ignore=tuple(options.ignore))
+    Compressor(
+        model,
+        torch.optim.SGD(parameters, lr=1.0),
+        target=target,
+        total_steps=1,
+        ignore=tuple(options.ignore),
+        example=task.input_example,
+    )
 
 
 def claim_folder(folder: Path, options: Namespace, target: Target) -> None:

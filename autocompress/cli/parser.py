@@ -27,6 +27,8 @@ targets:
   50KB 50KiB 4000B    the file, everything in it (1 KB = 1000 bytes, 1 KiB = 1024 bytes)
   1%   100x           the file, as a part of the original float32 tensors
   weights:836x        bits times nonzeros of the weights alone, as the literature counts: compares, does not fit
+  energy:40%          energy of a forward pass, as a part of the dense network's, under an analytic model
+  a file size and an energy may be given together: both hold
 
 examples:
   autocompress compress lenet5 --data mnist --target 4KB --out lenet5.safetensors
@@ -63,7 +65,7 @@ def _add_compress(commands: _SubParsersAction[ArgumentParser]) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("--data", required=True, help=DATA)
     parser.add_argument(
-        "--target", required=True, action="append", help="the size asked for, see above (several: not supported yet)"
+        "--target", required=True, action="append", help="what is asked for, see above (may be repeated)"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument(

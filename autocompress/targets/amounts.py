@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from autocompress.errors import InvalidInputError
 
-EXAMPLES = '"50KB", "50KiB", "1%", "100x" (of the original float32 tensors) or "weights:836x"'
+EXAMPLES = '"50KB", "50KiB", "1%", "100x" (of the original float32 tensors), "weights:836x" or "energy:40%"'
 
 
 _NUMBER_AND_UNIT = re.compile(r"(\d{1,18}(?:\.\d{0,40})?|\.\d{1,40})\s*(%|[a-z]+)", re.IGNORECASE | re.ASCII)
