@@ -8,6 +8,7 @@ net = ac.load("net.safetensors", into=make_model())
 """
 
 from autocompress.artifact import load
+from autocompress.channels import shrink
 from autocompress.compress import compress
 from autocompress.compressor import Compressor
 from autocompress.costs.energy import energy_of
@@ -37,4 +38,5 @@ __all__ = [
     "energy_of",
     "load",
     "parse_target",
+    "shrink",
 ]

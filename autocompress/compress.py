@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compressor import Compressor
+from autocompress.costs.channel_energy import ChannelEnergy
 from autocompress.errors import InvalidInputError
 from autocompress.methods.choice import counts_energy
 from autocompress.result import Result, warn_of_loss
@@ -63,6 +64,7 @@ def compress(
     resume: str | Path | None = None,
     recipe: Recipe | None = None,
     progress: bool = True,
+    energy_model: ChannelEnergy | None = None,
 ) -> Result:
     """Returns the best network found that meets the target; the model that was given is left as it was.
 
@@ -81,6 +83,7 @@ def compress(
         resume: a folder for checkpoints; a run that was stopped goes on from there and ends with the same file.
         recipe: optimizer and schedule; default: AdamW with a learning rate found by itself.
         progress: a bar on stderr where that is a terminal.
+        energy_model: of `autocompress energy fit`, for `energy-channels`; default: fitted to the analytic model.
 
     Raises:
         InvalidInputError: something that was given cannot be used.
@@ -94,9 +97,9 @@ def compress(
         check_batches(val, "the validation data")
     where = default_device(device)
     reference, model = model, copy.deepcopy(model).to(where)
-    example = first_example(target, train, seed)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    Compressor(model, optimizer, target=target, total_steps=1, ignore=ignore, example=example)
+    asked: dict[str, Any] = {"target": target, "ignore": ignore, "energy_model": energy_model}
+    asked["example"] = first_example(target, train, seed)
+    Compressor(model, torch.optim.SGD(model.parameters(), lr=1.0), total_steps=1, **asked)
 
     def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
         return evaluate(network, batches, loss=loss, metric=metric, device=where).metric
@@ -118,11 +121,9 @@ def compress(
     compressor = Compressor(
         model,
         trainer.optimizer,
-        target=target,
         total_steps=trainer.total_steps,
-        ignore=ignore,
         evaluate=score if val is not None else None,
-        example=example,
+        **asked,
     )
     trainer.callbacks.append(_Compression(compressor))
     trainer.fit()

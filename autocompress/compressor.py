@@ -12,14 +12,14 @@ from torch import nn
 
 from autocompress.admm import Admm
 from autocompress.assemble import fill, filled_copy, side_tensors
-from autocompress.costs.energy import network_energy
+from autocompress.costs.channel_energy import ChannelEnergy
 from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.finishing import Finishing, finishing_steps
 from autocompress.methods.base import Network, Projection
-from autocompress.methods.choice import counts_energy, make_method
+from autocompress.methods.choice import count_energy, make_method
 from autocompress.methods.ending import finished_file, start_finishing
 from autocompress.relative_rate import RelativeRate
-from autocompress.result import Result, energy_use
+from autocompress.result import Result
 from autocompress.selection import Ignore, original_bytes, select, unwrap
 from autocompress.targets import Target, only_target
 from autocompress.training.evaluate import evaluate as evaluate_batches
@@ -55,6 +55,7 @@ class Compressor:
         ignore: Ignore = (),
         evaluate: Callable[[nn.Module], float] | None = None,
         example: Any = None,
+        energy_model: ChannelEnergy | None = None,
     ) -> None:
         """Checks everything that can be wrong before any training.
 
@@ -67,6 +68,7 @@ class Compressor:
             evaluate: score of a network, higher is better, on data kept for choices: decides between candidates.
             example: an input of the network with its batch dimension, a tensor, a tuple of several or a dict of keyword
                 arguments: for targets of energy, which depends on the sizes of the layers' outputs.
+            energy_model: for `energy-channels`; default: one fitted to the analytic model.
 
         Raises:
             InvalidInputError: a target, pattern or length that cannot be; nothing to compress; not finite weights.
@@ -84,9 +86,7 @@ class Compressor:
         if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
             raise InvalidInputError("the optimizer holds no parameter of the model; make it from model.parameters()")
         self.original_bytes = original_bytes(model)
-        self.energy = None
-        if counts_energy(self.target) and example is not None:
-            self.energy = network_energy(self.network.model, example)
+        self.energy = count_energy(self.target, self.network, example, energy_model)
         self.method = make_method(self.target, self.network, self.original_bytes, self.energy)
         self.admm_steps = total_steps - finishing_steps(total_steps)
         self.steps_per_update = max(1, self.admm_steps // UPDATES_PER_RUN)
@@ -227,7 +227,7 @@ class Compressor:
             selection=self.network.selection,
             gradient_steps=self.steps,
             history=self.history,
-            energy=None if self.energy is None else energy_use(self.energy, state),
+            energy=None if self.energy is None else self.energy.use(state),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from autocompress.artifact import save_artifact, size_report
 from autocompress.codebooks import CompressedState
-from autocompress.costs.energy import EnergyUse, NetworkEnergy
+from autocompress.costs.energy import EnergyUse
 from autocompress.selection import Selection
 from autocompress.targets import Target
 
@@ -104,11 +104,6 @@ class Result:
             "seed": self.seed,
             **self.extra,
         }
-
-
-def energy_use(energy: NetworkEnergy, state: CompressedState) -> EnergyUse:
-    """Returns the energy of a network before and after, counted on what its file holds."""
-    return EnergyUse(energy.dense, energy.used({name: tensor.nonzeros for name, tensor in state.coded.items()}))
 
 
 def warn_of_loss(before: float, after: float) -> None:

@@ -14,6 +14,7 @@ from autocompress.compress import compress
 from autocompress.compressor import Compressor
 from autocompress.console.output import accuracy_lines, check_folder, check_output, to_json
 from autocompress.console.start import starting_network
+from autocompress.costs.channel_energy import ChannelEnergy
 from autocompress.errors import InvalidInputError
 from autocompress.targets import Target, only_target
 from autocompress.task import Task, load_task
@@ -57,6 +58,7 @@ def compress_command(options: Namespace) -> str:
         resume=options.resume,
         recipe=task.recipe,
         progress=not options.no_progress,
+        energy_model=energy_model(options),
     )
     result.save(options.out)
     answer = result.to_json()
@@ -84,7 +86,19 @@ def check_target(task: Task, target: Target, options: Namespace) -> None:
         total_steps=1,
         ignore=tuple(options.ignore),
         example=task.input_example,
+        energy_model=energy_model(options),
     )
+
+
+def energy_model(options: Namespace) -> ChannelEnergy | None:
+    """Returns the energy model of --energy-model, None where a command has none."""
+    path: Path | None = getattr(options, "energy_model", None)
+    return None if path is None else ChannelEnergy.load(path)
+
+
+def _digest(path: Path | None) -> str | None:
+    """Returns a fingerprint of a file, None where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else None
 
 
 def claim_folder(folder: Path, options: Namespace, target: Target) -> None:
@@ -98,7 +112,6 @@ def claim_folder(folder: Path, options: Namespace, target: Target) -> None:
     except OSError as error:
         raise InvalidInputError(f"--resume {str(folder)!r}: cannot make this folder: {error.strerror}") from error
     check_folder(folder, f"--resume {str(folder)!r}")
-    weights = options.weights
     command = {
         "model": options.model,
         "data": options.data,
@@ -106,7 +119,8 @@ def claim_folder(folder: Path, options: Namespace, target: Target) -> None:
         "epochs": options.epochs,
         "seed": options.seed,
         "ignore": sorted(options.ignore),
-        "weights": hashlib.sha256(weights.read_bytes()).hexdigest() if weights and weights.is_file() else None,
+        "energy_model": _digest(getattr(options, "energy_model", None)),
+        "weights": _digest(options.weights),
     }
     note = folder / COMMAND_FILE
     try:

@@ -28,6 +28,7 @@ targets:
   1%   100x           the file, as a part of the original float32 tensors
   weights:836x        bits times nonzeros of the weights alone, as the literature counts: compares, does not fit
   energy:40%          energy of a forward pass, as a part of the dense network's, under an analytic model
+  energy-channels:40% the same by removing whole channels, so that the network can be made physically smaller
   a file size and an energy may be given together: both hold
 
 examples:
@@ -51,6 +52,7 @@ def build_parser() -> ArgumentParser:
     _add_inspect(commands)
     _add_evaluate(commands)
     _add_export(commands)
+    _add_energy(commands)
     return parser
 
 
@@ -89,6 +91,9 @@ def _add_compress(commands: _SubParsersAction[ArgumentParser]) -> None:
         default=[],
         metavar="GLOB",
         help='parameters or modules not to compress, such as "head.*" (may be repeated)',
+    )
+    parser.add_argument(
+        "--energy-model", type=Path, metavar="FILE", help="of `autocompress energy fit`, for energy-channels targets"
     )
     _add_common(parser)
     parser.add_argument(
@@ -134,6 +139,30 @@ def _add_export(commands: _SubParsersAction[ArgumentParser]) -> None:
         metavar="N,N,...",
         help="shape of one input without the batch, such as 1,28,28: for ONNX, where MODEL does not tell it",
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
+
+
+def _add_energy(commands: _SubParsersAction[ArgumentParser]) -> None:
+    """Adds `energy fit`."""
+    energy = commands.add_parser("energy", help="fit a model of a network's energy over its channels")
+    actions = energy.add_subparsers(dest="action", required=True, metavar="ACTION")
+    parser = actions.add_parser("fit", help="measure the network at random widths and fit a bilinear model")
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument(
+        "--meter",
+        choices=["analytic", "nvml", "rapl"],
+        default="analytic",
+        help="analytic: an accelerator model, no device needed; nvml: an NVIDIA GPU; rapl: an Intel or AMD CPU under "
+        "Linux (default: analytic)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the .json file to write, for compress --energy-model")
+    parser.add_argument("--data", help="the data it is made for: tells the number of classes and an input's shape")
+    parser.add_argument("--input-shape", type=_shape, metavar="N,N,...", help="shape of one input without the batch")
+    parser.add_argument(
+        "--samples", type=positive, metavar="N", help="widths to measure (default: 400 analytic, else 60)"
+    )
+    parser.add_argument("--batch", type=positive, default=32, metavar="N", help="inputs at a time (default: 32)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the widths (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.codebooks import CompressedState
 from autocompress.costs.accelerator import LayerShape, WeightEnergy
 from autocompress.errors import InvalidInputError
 
@@ -48,30 +49,41 @@ class NetworkEnergy:
             cost.of(nonzeros.get(name, self.sizes[name])) for name, cost in self.weights.items()
         )
 
+    def use(self, state: CompressedState) -> EnergyUse:
+        """Returns the energy before and after, counted on what a network's file holds."""
+        return EnergyUse(self.dense, self.used({name: tensor.nonzeros for name, tensor in state.coded.items()}))
+
 
 @dataclass(frozen=True)
 class EnergyUse:
-    """Energy before and after, in units of one register access.
+    """Energy before and after.
 
     Attributes:
         dense: of the network as it was.
         used: of the compressed one.
+        unit: of both.
     """
 
     dense: float
     used: float
+    unit: str = "register accesses"
 
     @property
     def fraction(self) -> float:
         """What is left of the dense energy."""
         return self.used / self.dense
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, float | str]:
         """Returns the numbers under the keys of a record."""
-        return {"dense_energy": self.dense, "energy": self.used, "energy_fraction": self.fraction}
+        return {
+            "dense_energy": self.dense,
+            "energy": self.used,
+            "energy_fraction": self.fraction,
+            "energy_unit": self.unit,
+        }
 
     def __str__(self) -> str:
-        return f"energy       {self.used:>12.4g} of {self.dense:.4g} register accesses, {100 * self.fraction:.2f} %"
+        return f"energy       {self.used:>12.4g} of {self.dense:.4g} {self.unit}, {100 * self.fraction:.2f} %"
 
 
 def network_energy(model: nn.Module, example: Any) -> NetworkEnergy:
