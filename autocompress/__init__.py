@@ -8,8 +8,10 @@ net = ac.load("net.safetensors", into=make_model())
 """
 
 from autocompress.artifact import load
+from autocompress.channels import shrink
 from autocompress.compress import compress
 from autocompress.compressor import Compressor
+from autocompress.costs.energy import energy_of
 from autocompress.errors import (
     AutocompressError,
     CorruptArtifactError,
@@ -18,7 +20,16 @@ from autocompress.errors import (
     TrainingDivergedError,
 )
 from autocompress.result import Result
-from autocompress.targets import AccuracyDrop, CodeBits, FileSize, LossIncrease, Target, WeightBits, parse_target
+from autocompress.targets import (
+    AccuracyDrop,
+    CodeBits,
+    Energy,
+    FileSize,
+    LossIncrease,
+    Target,
+    WeightBits,
+    parse_target,
+)
 
 __all__ = [
     "AccuracyDrop",
@@ -26,6 +37,7 @@ __all__ = [
     "CodeBits",
     "Compressor",
     "CorruptArtifactError",
+    "Energy",
     "FileSize",
     "InfeasibleTargetError",
     "InvalidInputError",
@@ -35,6 +47,8 @@ __all__ = [
     "TrainingDivergedError",
     "WeightBits",
     "compress",
+    "energy_of",
     "load",
     "parse_target",
+    "shrink",
 ]

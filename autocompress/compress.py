@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compressor import Compressor, check_target
+from autocompress.costs.channel_energy import ChannelEnergy
 from autocompress.errors import InvalidInputError
+from autocompress.methods.choice import counts_energy
 from autocompress.result import Result, warn_of_loss
 from autocompress.selection import Ignore
 from autocompress.targets import LossIncrease, Target, Targets, hold_together
-from autocompress.training.batches import check_batches, default_device
+from autocompress.training.batches import check_batches, default_device, input_example
 from autocompress.training.callbacks import Callback
 from autocompress.training.evaluate import evaluate, refit_batch_norm
 from autocompress.training.losses import classification_loss, correct_predictions
-from autocompress.training.random_state import seeded, set_epoch
+from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 
@@ -65,6 +67,7 @@ def compress(
     resume: str | Path | None = None,
     recipe: Recipe | None = None,
     progress: bool = True,
+    energy_model: ChannelEnergy | None = None,
 ) -> Result:
     """Returns the best network found that meets the target; the model that was given is left as it was.
 
@@ -85,6 +88,7 @@ def compress(
         resume: a folder for checkpoints; a run that was stopped goes on from there and ends with the same file.
         recipe: optimizer and schedule; default: AdamW with a learning rate found by itself.
         progress: a bar on stderr where that is a terminal.
+        energy_model: of `autocompress energy fit`, for `energy-channels`; default: fitted to the analytic model.
 
     Raises:
         InvalidInputError: something that was given cannot be used.
@@ -101,7 +105,8 @@ def compress(
     asked = hold_together(target)
     if asked.promise is not None and val is None:
         raise InvalidInputError(f"the target {asked.promise} is a promise about validation data: give val=")
-    check_target(model, asked, ignore)
+    counted: dict[str, Any] = {"example": first_example(asked, train, seed), "energy_model": energy_model}
+    check_target(model, asked, ignore, **counted)
 
     def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
         return evaluate(network, batches, loss=loss, metric=metric, device=where).metric
@@ -127,10 +132,11 @@ def compress(
         model,
         trainer.optimizer,
         target=asked,
-        total_steps=trainer.total_steps,
         ignore=ignore,
+        total_steps=trainer.total_steps,
         evaluate=score if val is not None else None,
         refit=lambda network: refit_batch_norm(network, some, device=where),
+        **counted,
     )
     trainer.callbacks.append(_Compression(compressor))
     trainer.fit()
@@ -160,6 +166,17 @@ def _some_batches(model: nn.Module, train: Iterable[Any], seed: int) -> list[Any
     with seeded(seed):
         set_epoch(train, 0)
         return list(itertools.islice(train, REFIT_BATCHES))
+
+
+def first_example(targets: Targets, train: Iterable[Any], seed: int) -> Any:
+    """Returns the first input to train on where a target needs one; a loader's random numbers are left as they were."""
+    if not counts_energy(targets):
+        return None
+    order = data_order_state(train)
+    with seeded(seed):
+        example = input_example(train)
+    restore_data_order(train, order)
+    return example
 
 
 def _checkpoint(folder: str | Path | None) -> Path | None:

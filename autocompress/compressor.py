@@ -14,10 +14,11 @@ from torch import nn
 from autocompress.admm import Admm
 from autocompress.assemble import fill, filled_copy, side_tensors
 from autocompress.codebooks import CompressedState
+from autocompress.costs.channel_energy import ChannelEnergy
 from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.finishing import FINISHING_FRACTION, Finishing, finishing_steps
 from autocompress.methods.base import Network, Projection
-from autocompress.methods.choice import make_method
+from autocompress.methods.choice import count_energy, make_method
 from autocompress.methods.ending import finished_file, start_finishing
 from autocompress.relative_rate import RelativeRate
 from autocompress.result import Result
@@ -61,6 +62,8 @@ class Compressor:
         ignore: Ignore = (),
         evaluate: Callable[[nn.Module], float] | None = None,
         refit: Callable[[nn.Module], None] | None = None,
+        example: Any = None,
+        energy_model: ChannelEnergy | None = None,
     ) -> None:
         """Checks everything that can be wrong before any training.
 
@@ -75,6 +78,9 @@ class Compressor:
                 lower is better. It scores the model as it is given here for the reference.
             refit: sets the batch norm statistics of a network to its weights, by a few training batches; used where a
                 promise is measured. Without it a compressed network is scored with the statistics of the dense one.
+            example: an input of the network with its batch dimension, a tensor, a tuple of several or a dict of keyword
+                arguments: for targets of energy, which depends on the sizes of the layers' outputs.
+            energy_model: for `energy-channels`; default: one fitted to the analytic model.
 
         Raises:
             InvalidInputError: a target, pattern or length that cannot be; nothing to compress; not finite weights.
@@ -92,7 +98,8 @@ class Compressor:
         if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
             raise InvalidInputError("the optimizer holds no parameter of the model; make it from model.parameters()")
         self.original_bytes = original_bytes(model)
-        self.method = make_method(self.target, self.network, self.original_bytes)
+        self.energy = count_energy(self.target, self.network, example, energy_model)
+        self.method = make_method(self.target, self.network, self.original_bytes, self.energy)
         self.steering = make_steering(
             self.target.promise, self.network, self.method, self.original_bytes, evaluate, refit
         )
@@ -280,6 +287,7 @@ class Compressor:
             selection=self.network.selection,
             gradient_steps=self.steps,
             history=self.history,
+            energy=None if self.energy is None else self.energy.use(state),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -328,7 +336,12 @@ def steps_per_update(admm_steps: int) -> int:
 
 
 def check_target(
-    model: nn.Module, target: str | Target | Targets | Sequence[str | Target], ignore: Ignore = ()
+    model: nn.Module,
+    target: str | Target | Targets | Sequence[str | Target],
+    ignore: Ignore = (),
+    *,
+    example: Any = None,
+    energy_model: ChannelEnergy | None = None,
 ) -> None:
     """Returns if a network can be compressed to a target: known before any training.
 
@@ -338,8 +351,16 @@ def check_target(
     parameters = list(model.parameters())
     if not parameters:
         raise InvalidInputError(f"the model {type(model).__name__} has no parameters; there is nothing to compress")
-    optimizer = torch.optim.SGD(parameters, lr=1.0)  # takes no step
-    Compressor(model, optimizer, target=target, total_steps=1, ignore=ignore, evaluate=lambda _: 1.0)
+    Compressor(
+        model,
+        torch.optim.SGD(parameters, lr=1.0),  # takes no step
+        target=target,
+        total_steps=1,
+        ignore=ignore,
+        evaluate=lambda _: 1.0,
+        example=example,
+        energy_model=energy_model,
+    )
 
 
 def _accuracy(model: nn.Module, batches: Iterable[Any]) -> float:

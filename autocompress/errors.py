@@ -13,11 +13,11 @@ class InfeasibleTargetError(AutocompressError, ValueError):
     """No network meets the target.
 
     Attributes:
-        smallest: the smallest budget that can be met, in the target's own unit (bytes or bits); asking for
-            exactly this succeeds.
+        smallest: the smallest budget that can be met, in the target's own unit (bytes, bits, percent of the
+            dense energy); asking for exactly this succeeds.
     """
 
-    def __init__(self, message: str, smallest: int) -> None:
+    def __init__(self, message: str, smallest: float) -> None:
         super().__init__(message)
         self.smallest = smallest
 

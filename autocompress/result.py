@@ -11,6 +11,7 @@ from torch import nn
 
 from autocompress.artifact import save_artifact, size_report
 from autocompress.codebooks import CompressedState
+from autocompress.costs.energy import EnergyUse
 from autocompress.selection import Selection
 from autocompress.targets import Targets
 
@@ -34,6 +35,7 @@ class Result:
         selection: what was compressed, rounded and kept.
         gradient_steps: optimizer steps of the run.
         history: one entry per projection of the run.
+        energy: of a forward pass before and after, where the target speaks of it.
         curve: (gradient steps, mean training loss) after each epoch, where the training was ours.
         reference_accuracy, validation_accuracy, test_accuracy: scores, fractions of 1, where they were measured.
         wall_seconds, device, seed: of the run.
@@ -48,6 +50,7 @@ class Result:
     selection: Selection
     gradient_steps: int
     history: list[dict[str, float]]
+    energy: EnergyUse | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
     reference_accuracy: float | None = None
     validation_accuracy: float | None = None
@@ -84,6 +87,8 @@ class Result:
         for reason, names in reasons.items():
             more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
             lines.append(f"not compressed, {reason}: {', '.join(names[:NAMES_SHOWN])}{more}")
+        if self.energy is not None:
+            lines.insert(1, str(self.energy))
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -92,6 +97,7 @@ class Result:
         return {
             "target": str(self.target),
             **report,
+            **({} if self.energy is None else self.energy.to_json()),
             "reference_accuracy": self.reference_accuracy,
             "validation_accuracy": self.validation_accuracy,
             "test_accuracy": self.test_accuracy,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autocompress.data import load_data
 from autocompress.errors import InvalidInputError
 from autocompress.models import MODEL_NAMES, make_model
-from autocompress.training.batches import check_batches, default_device, split_batch, to_device
+from autocompress.training.batches import check_batches, default_device, input_example
 from autocompress.training.losses import classification_loss, correct_predictions
 from autocompress.training.random_state import seeded
 from autocompress.training.recipe import Recipe, recipe_for
@@ -64,7 +64,7 @@ def load_task(model: str, data: str, *, device: str | torch.device | None = None
     splits = load_data(data, batch_size=recipe.batch_size, device=where, seed=seed)
     for batches, split in ((splits.train, "training"), (splits.validation, "validation")):
         check_batches(batches, f"the {split} data of {data}")
-    example = _input_example(splits.validation)
+    example = input_example(splits.validation)
     built_in = model in MODEL_NAMES or model.startswith("torchvision:")
     if built_in and (not isinstance(example, Tensor) or example.ndim != 4 or splits.num_classes is None):
         raise InvalidInputError(
@@ -89,15 +89,6 @@ def load_task(model: str, data: str, *, device: str | torch.device | None = None
 def _seeded_model(name: str, num_classes: int, in_channels: int | None, seed: int) -> nn.Module:
     with seeded(seed):
         return make_model(name, num_classes, in_channels)
-
-
-def _input_example(batches: Iterable[Any]) -> Any:
-    """Returns the model's arguments for the first example, on the CPU."""
-    args, kwargs, _ = split_batch(to_device(next(iter(batches)), "cpu"))
-    if kwargs:
-        return {name: value[:1] if isinstance(value, Tensor) else value for name, value in kwargs.items()}
-    first = tuple(value[:1] if isinstance(value, Tensor) else value for value in args)
-    return first[0] if len(first) == 1 else first
 
 
 def _check_fit(model: nn.Module, example: Any, name: str, data: str) -> None:

@@ -14,13 +14,14 @@ from autocompress.console.start import starting_network
 from autocompress.errors import AutocompressError, InvalidInputError
 from autocompress.methods.base import Network
 from autocompress.selection import select
+from autocompress.targets import Target
 from autocompress.task import Task, load_task
 from baselines.interface import Searcher, SearchOutcome, SearchSettings
 from baselines.methods import find_method, find_space
 from baselines.ray_search import RaySearcher
 from baselines.search_files import beside, checkpoint_of, write_records
 from baselines.search_report import search_json, search_text
-from baselines.systems import Asked, System, system_of
+from baselines.systems import System, system_of
 
 TRIALS_PER_FINAL = 10
 
@@ -62,7 +63,7 @@ def search_command(options: Namespace) -> str:
 
 
 def _search(
-    options: Namespace, task: Task, target: Asked, system: System, searcher: Searcher, settings: SearchSettings
+    options: Namespace, task: Task, target: Target, system: System, searcher: Searcher, settings: SearchSettings
 ) -> str:
     """Returns the answer of a command that has been checked."""
     plan_choices = {

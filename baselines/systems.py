@@ -8,9 +8,9 @@ from typing import Any
 
 from autocompress.methods.base import Network
 from autocompress.result import Result
-from autocompress.targets import FileSize, Target, hold_together
+from autocompress.targets import AccuracyDrop, FileSize, Target, hold_together
 from baselines.condensa.final import train_density
-from baselines.condensa.goal import Drop, parse_asked
+from baselines.condensa.goal import parse_asked
 from baselines.condensa.objective import CondensaObjective
 from baselines.final import train_best
 from baselines.fitting import FileBudget, make_budget
@@ -18,8 +18,6 @@ from baselines.interface import Objective
 from baselines.methods import CONDENSA
 from baselines.objective import PlanObjective
 from baselines.space import make_space
-
-Asked = Target | Drop
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,6 @@ def _check_plans(network: Network, target: Target, space: str) -> None:
     make_space(space, network, make_budget(network, target))
 
 
-def _check_asked(network: Network, target: Drop | FileSize, space: str) -> None:
+def _check_asked(network: Network, target: AccuracyDrop | FileSize, space: str) -> None:
     if isinstance(target, FileSize):
         FileBudget(network, target)

@@ -28,6 +28,6 @@ def check_cells(cells: Sequence[Cell]) -> None:
             load_weights(model, data_root() / spec.weights)
         for target in dict.fromkeys(cell.target for cell in cells if cell.task.name == spec.name):
             try:
-                check_target(model, target)
+                check_target(model, target, example=task.input_example)
             except InfeasibleTargetError as error:
                 raise InfeasibleTargetError(f"{spec.name}: {error}", error.smallest) from error

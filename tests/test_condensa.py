@@ -12,10 +12,10 @@ from autocompress.codebooks import CodedTensor
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.methods.base import Network
 from autocompress.selection import select
-from autocompress.targets import FileSize
+from autocompress.targets import AccuracyDrop, FileSize
 from autocompress.training.precision import autocast
 from baselines.condensa import configurations
-from baselines.condensa.goal import Drop, FitSize, KeepAccuracy, KeptOutcome, parse_asked
+from baselines.condensa.goal import FitSize, KeepAccuracy, KeptOutcome, parse_asked
 from baselines.condensa.learn_compress import LearnCompress
 from baselines.condensa.objective import CondensaObjective
 from baselines.condensa.pruning import BlockPrune, FilterPrune, NeuronPrune, Prune, StructurePrune
@@ -353,7 +353,7 @@ def test_a_stopped_solver_goes_on_as_if_it_had_not_been(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "asked"),
-    [("drop:0.5", Drop(0.5)), ("DROP:2", Drop(2.0)), ("4KB", FileSize("4KB")), ("1%", FileSize("1%"))],
+    [("drop:0.5", AccuracyDrop(0.5)), ("DROP:2", AccuracyDrop(2.0)), ("4KB", FileSize("4KB")), ("1%", FileSize("1%"))],
 )
 def test_what_may_be_asked(text, asked):
     assert parse_asked([text]) == asked
@@ -363,9 +363,9 @@ def test_what_may_be_asked(text, asked):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["drop:x"], "'x' is no number of points"),
-        (["drop:-1"], "no number of points"),
-        (["drop:nan"], "no number of points"),
+        (["drop:x"], "is given in points"),
+        (["drop:-1"], "is given in points"),
+        (["drop:nan"], "is given in points"),
         (["weights:100x"], "condensa cannot search for the target 'weights:100x'"),
         (["4KB", "drop:1"], "takes one target, not 2"),
         (["4 bananas"], "bananas"),

@@ -10,12 +10,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "autocompress"
 # From the bottom up. A module may import modules of its own room and of rooms before it.
 ROOMS = [
-    "errors targets whole_file",
+    "errors targets whole_file meters",
     "kernel_codebooks",
     "codebooks",
     "coding",
     "costs",
     "projection",
+    "channels",
     "plan",
     "selection",
     "assemble",

@@ -68,7 +68,10 @@ def test_budget_of_a_target(text, budget):
         ("weights:2.5bits", "as a factor"),
         ("weights:", "a number above zero and a unit"),
         ("size:50KB", "'size' is no kind of target"),
-        ("energy:40%", "energy: targets are not available yet"),
+        ("energy:0%", "above zero"),
+        ("energy:140%", "at most 100"),
+        ("energy:2.5x", "in percent"),
+        ("energy:40", "a number above zero and a unit"),
     ],
 )
 def test_refusal_names_the_value_and_shows_right_ones(text, reason):

@@ -1,4 +1,4 @@
-"""The command line: `autocompress compress | inspect | evaluate | export`.
+"""The command line: `autocompress compress | inspect | evaluate | export | energy`.
 
 Exit status: 0 done, 2 bad input (an infeasible target included), 3 damaged file, 130 interrupted, 1 any other failure.
 Results go to stdout, progress and messages to stderr.
@@ -27,13 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: Namespace) -> str:
     """Returns what a command has to say on stdout."""
     # Imported here so that `--help` and a mistyped option answer without loading torch's larger parts.
-    from autocompress.cli import compressing, files
+    from autocompress.cli import compressing, energy, files
 
     commands = {
         "compress": compressing.compress_command,
         "inspect": files.inspect_command,
         "evaluate": files.evaluate_command,
         "export": files.export_command,
+        "energy": energy.fit_command,
     }
     return commands[options.command](options)
 

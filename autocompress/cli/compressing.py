@@ -14,6 +14,7 @@ from autocompress.compress import compress
 from autocompress.compressor import check_target
 from autocompress.console.output import accuracy_lines, check_folder, check_output, to_json
 from autocompress.console.start import starting_network
+from autocompress.costs.channel_energy import ChannelEnergy
 from autocompress.errors import InvalidInputError
 from autocompress.targets import Targets, hold_together
 from autocompress.task import load_task
@@ -36,7 +37,13 @@ def compress_command(options: Namespace) -> str:
     target = hold_together(options.target)
     check_output(options.out, (".safetensors",), inputs=(options.weights,))
     task = load_task(options.model, options.data, device=options.device, seed=options.seed)
-    check_target(task.make_model(), target, tuple(options.ignore))
+    check_target(
+        task.make_model(),
+        target,
+        tuple(options.ignore),
+        example=task.input_example,
+        energy_model=energy_model(options),
+    )
     if options.resume is not None:
         claim_folder(options.resume, options, target)
     model = starting_network(
@@ -57,6 +64,7 @@ def compress_command(options: Namespace) -> str:
         resume=options.resume,
         recipe=task.recipe,
         progress=not options.no_progress,
+        energy_model=energy_model(options),
     )
     result.save(options.out)
     answer = result.to_json()
@@ -73,6 +81,17 @@ def promise_line(promise: Mapping[str, Any]) -> str:
     return f"{promise['promise']}  {outcome}: {promise['measured']:.4f}, allowed {promise['limit']:.4f}"
 
 
+def energy_model(options: Namespace) -> ChannelEnergy | None:
+    """Returns the energy model of --energy-model, None where a command has none."""
+    path: Path | None = getattr(options, "energy_model", None)
+    return None if path is None else ChannelEnergy.load(path)
+
+
+def _digest(path: Path | None) -> str | None:
+    """Returns a fingerprint of a file, None where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else None
+
+
 def claim_folder(folder: Path, options: Namespace, target: Targets) -> None:
     """Makes the folder of checkpoints and notes in it which command they belong to.
 
@@ -84,7 +103,6 @@ def claim_folder(folder: Path, options: Namespace, target: Targets) -> None:
     except OSError as error:
         raise InvalidInputError(f"--resume {str(folder)!r}: cannot make this folder: {error.strerror}") from error
     check_folder(folder, f"--resume {str(folder)!r}")
-    weights = options.weights
     command = {
         "model": options.model,
         "data": options.data,
@@ -92,7 +110,8 @@ def claim_folder(folder: Path, options: Namespace, target: Targets) -> None:
         "epochs": options.epochs,
         "seed": options.seed,
         "ignore": sorted(options.ignore),
-        "weights": hashlib.sha256(weights.read_bytes()).hexdigest() if weights and weights.is_file() else None,
+        "energy_model": _digest(getattr(options, "energy_model", None)),
+        "weights": _digest(options.weights),
     }
     note = folder / COMMAND_FILE
     try:

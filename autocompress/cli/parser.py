@@ -30,7 +30,10 @@ targets:
   codes:20x           positions, codes and codebooks of the weights, of fixed length; codebooks of kernels among them
   drop:0.5            a promise: the smallest file whose validation accuracy is at most 0.5 points below the network's
   loss:+2%            a promise: the same for the validation loss, at most 2 % above the network's
-A file size and a promise hold together: --target 50KB --target drop:0.5 is the smallest file of at most 50 KB.
+  energy:40%          energy of a forward pass, as a part of the dense network's, under an analytic model
+  energy-channels:40% the same by removing whole channels, so that the network can be made physically smaller
+A file size goes together with energy: or one kind of promise; all hold: --target 50KB --target drop:0.5 is the
+smallest file of at most 50 KB that keeps it.
 
 examples:
   autocompress compress lenet5 --data mnist --target 4KB --out lenet5.safetensors
@@ -54,6 +57,7 @@ def build_parser() -> ArgumentParser:
     _add_inspect(commands)
     _add_evaluate(commands)
     _add_export(commands)
+    _add_energy(commands)
     return parser
 
 
@@ -92,6 +96,9 @@ def _add_compress(commands: _SubParsersAction[ArgumentParser]) -> None:
         default=[],
         metavar="GLOB",
         help='parameters or modules not to compress, such as "head.*" (may be repeated)',
+    )
+    parser.add_argument(
+        "--energy-model", type=Path, metavar="FILE", help="of `autocompress energy fit`, for energy-channels targets"
     )
     _add_common(parser)
     parser.add_argument(
@@ -137,6 +144,30 @@ def _add_export(commands: _SubParsersAction[ArgumentParser]) -> None:
         metavar="N,N,...",
         help="shape of one input without the batch, such as 1,28,28: for ONNX, where MODEL does not tell it",
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
+
+
+def _add_energy(commands: _SubParsersAction[ArgumentParser]) -> None:
+    """Adds `energy fit`."""
+    energy = commands.add_parser("energy", help="fit a model of a network's energy over its channels")
+    actions = energy.add_subparsers(dest="action", required=True, metavar="ACTION")
+    parser = actions.add_parser("fit", help="measure the network at random widths and fit a bilinear model")
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument(
+        "--meter",
+        choices=["analytic", "nvml", "rapl"],
+        default="analytic",
+        help="analytic: an accelerator model, no device needed; nvml: an NVIDIA GPU; rapl: an Intel or AMD CPU under "
+        "Linux (default: analytic)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the .json file to write, for compress --energy-model")
+    parser.add_argument("--data", help="the data it is made for: tells the number of classes and an input's shape")
+    parser.add_argument("--input-shape", type=_shape, metavar="N,N,...", help="shape of one input without the batch")
+    parser.add_argument(
+        "--samples", type=positive, metavar="N", help="widths to measure (default: 400 analytic, else 60)"
+    )
+    parser.add_argument("--batch", type=positive, default=32, metavar="N", help="inputs at a time (default: 32)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the widths (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
 
 

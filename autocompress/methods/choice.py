@@ -1,28 +1,81 @@
-"""Which method meets which target."""
+"""Which method meets which targets."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from autocompress.channels import ChannelCount
+from autocompress.costs.channel_energy import ChannelEnergy
+from autocompress.costs.energy import NetworkEnergy, network_energy
+from autocompress.errors import InvalidInputError
 from autocompress.methods.base import Method, Network
 from autocompress.methods.code_bits import CodeBitsMethod
+from autocompress.methods.energy import EnergyMethod, energy_budget
+from autocompress.methods.energy_channels import ChannelEnergyMethod
 from autocompress.methods.file_fit import smallest_file
 from autocompress.methods.file_size import FileSizeMethod
 from autocompress.methods.path import budget_at_once
 from autocompress.methods.weight_bits import InPlaceWeightBitsMethod, WeightBitsMethod
-from autocompress.targets import CodeBits, FileSize, Targets, WeightBits
+from autocompress.targets import CodeBits, Energy, FileSize, Targets, WeightBits
 
 
-def make_method(targets: Targets, network: Network, original_bytes: int) -> Method:
-    """Returns the method that meets targets together; of several of one kind the tightest rules.
+def counts_energy(targets: Targets) -> bool:
+    """Tells whether targets need the energy of the network."""
+    return bool(targets.of_kind(Energy))
+
+
+def count_energy(
+    targets: Targets, network: Network, example: Any, model: ChannelEnergy | None
+) -> NetworkEnergy | ChannelCount | None:
+    """Returns what counts the energy of a network for targets; None where they ask for none.
 
     Raises:
+        InvalidInputError: there is no example, the network does not take it, its channels cannot be followed, or an
+            energy model is given where none is used.
+    """
+    by_channels = any(energy.channels for energy in targets.of_kind(Energy))
+    if model is not None and not by_channels:
+        raise InvalidInputError(f"an energy model over channels has no use for the target {str(targets)!r}")
+    if not counts_energy(targets):
+        return None
+    if example is None:
+        raise InvalidInputError(
+            f"the target {str(targets)!r} needs example=, an input of the network with its batch dimension"
+        )
+    return ChannelCount(network.model, example, model) if by_channels else network_energy(network.model, example)
+
+
+def make_method(
+    targets: Targets, network: Network, original_bytes: int, energy: NetworkEnergy | ChannelCount | None = None
+) -> Method:
+    """Returns the method that meets targets together; of several of one kind the tightest rules.
+
+    Args:
+        targets: what is asked.
+        network: what is compressed.
+        original_bytes: of the network's float32 tensors.
+        energy: what `count_energy` returned for these targets.
+
+    Raises:
+        InvalidInputError: a layer cannot be counted.
         InfeasibleTargetError: naming the smallest target that can be met.
     """
     compressible = network.selection.compressible
     if targets.promise is not None:
         return promised_size(targets, network, original_bytes)
+    fraction = min((each.fraction for each in targets.of_kind(Energy)), default=None)
     if sizes := targets.of_kind(FileSize):
         budget_bytes = min(size.resolve(original_bytes, compressible) for size in sizes)
-        return FileSizeMethod(network, budget_bytes, original_bytes)
+        limit = None
+        if fraction is not None:
+            assert isinstance(energy, NetworkEnergy)
+            limit = energy_budget(network, energy, fraction)
+        return FileSizeMethod(network, budget_bytes, original_bytes, energy=limit)
+    if fraction is not None:
+        assert energy is not None
+        if isinstance(energy, ChannelCount):
+            return ChannelEnergyMethod(network, energy, fraction)
+        return EnergyMethod(network, energy, fraction)
     if counts := targets.of_kind(CodeBits):
         return CodeBitsMethod(network, min(count.resolve(original_bytes, compressible) for count in counts))
     bits = targets.of_kind(WeightBits)

@@ -14,6 +14,7 @@ from autocompress.coding import Choice
 from autocompress.costs.code_length import Counts, as_matrix, code_length, estimate_code_lengths
 from autocompress.errors import InfeasibleTargetError
 from autocompress.methods.base import Network
+from autocompress.projection.energy_pruning import EnergyBudget
 from autocompress.projection.priced import PricedState, project_priced
 from autocompress.projection.priced_assignment import LayerTables
 
@@ -43,13 +44,13 @@ class FileFit:
         side_factor: factor on the steps of all grids.
     """
 
-    def __init__(self, network: Network, budget_bytes: int) -> None:
-        """Checks that the budget can be met.
+    def __init__(self, network: Network, budget_bytes: int, energy: EnergyBudget | None = None) -> None:
+        """Checks that the budget can be met; what is projected again stays within the energy.
 
         Raises:
             InfeasibleTargetError: naming the smallest file.
         """
-        self.network, self.budget_bytes = network, budget_bytes
+        self.network, self.budget_bytes, self.energy = network, budget_bytes, energy
         self.smallest = smallest_file(network)
         if budget_bytes < self.smallest:
             raise InfeasibleTargetError(
@@ -118,7 +119,7 @@ class FileFit:
             estimate -= 1.1 * 8 * (len(data) - self.budget_bytes) + 8
             if estimate <= 0:
                 break
-            tightened = project_priced(dense, estimate, warm if attempt < 4 else None).coded
+            tightened = project_priced(dense, estimate, warm if attempt < 4 else None, self.energy).coded
             if attempt >= 8:
                 self.side_factor *= COARSENING
             state, data = self.encode(tightened, sides, choices)

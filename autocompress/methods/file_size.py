@@ -1,4 +1,7 @@
-"""`FileSize`: the priced projection inside, the real coder outside, and the loop between them."""
+"""`FileSize`: the priced projection inside, the real coder outside, and the loop between them.
+
+With an energy beside it the same projection holds both: one more price.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from autocompress.coding import Choice
 from autocompress.costs.code_length import CodeLengths, Counts, as_matrix, code_length
 from autocompress.methods.base import Network, Projection, relative_error
 from autocompress.methods.file_fit import FileFit
-from autocompress.methods.path import PATH_CEILING, Path, budget_on_path
+from autocompress.methods.path import PATH_CEILING, Path, budget_on_path, energy_on_path
+from autocompress.projection.energy_pruning import EnergyBudget
 from autocompress.projection.priced import PricedState, project_priced
 from autocompress.projection.priced_assignment import LayerTables
 
@@ -28,9 +32,16 @@ RATIO_RANGE = (0.25, 4.0)
 
 
 class FileSizeMethod:
-    """Keeps the written file within a number of bytes."""
+    """Keeps the written file within a number of bytes and, where it is limited, the energy within its budget."""
 
-    def __init__(self, network: Network, budget_bytes: int, original_bytes: int, path: Path = budget_on_path) -> None:
+    def __init__(
+        self,
+        network: Network,
+        budget_bytes: int,
+        original_bytes: int,
+        path: Path = budget_on_path,
+        energy: EnergyBudget | None = None,
+    ) -> None:
         """Checks that the budget can be met.
 
         Args:
@@ -38,12 +49,13 @@ class FileSizeMethod:
             budget_bytes: the target.
             original_bytes: of the network, 4 bytes per floating-point element.
             path: from (target, ceiling, fraction of the ADMM phase) to the budget of that moment.
+            energy: what the nonzeros may cost, where that is limited, too.
 
         Raises:
             InfeasibleTargetError: naming the smallest file.
         """
-        self.network, self.budget_bytes, self.path = network, budget_bytes, path
-        self.file = FileFit(network, budget_bytes)
+        self.network, self.budget_bytes, self.path, self.energy = network, budget_bytes, path, energy
+        self.file = FileFit(network, budget_bytes, energy)
         self.ceiling_bytes = PATH_CEILING * original_bytes
         self.state: PricedState | None = None
         # file bits = other_bits + ratio * estimated bits of the coded tensors
@@ -57,15 +69,17 @@ class FileSizeMethod:
 
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
         """Returns V for the budget of this moment; corrects the estimate by a real encoding now and then."""
-        projection = self._project(targets, self.path(self.budget_bytes, self.ceiling_bytes, fraction))
+        size_bytes = self.path(self.budget_bytes, self.ceiling_bytes, fraction)
+        energy = None if self.energy is None else energy_on_path(self.energy, [w.numel() for w in weights], fraction)
+        projection = self._project(targets, size_bytes, energy)
         if fraction >= self.next_calibration:
             self._calibrate(scalar_tensors(projection.coded))
             self.next_calibration = fraction + 1 / CALIBRATIONS
         return projection
 
-    def _project(self, targets: Sequence[Tensor], size_bytes: float) -> Projection:
+    def _project(self, targets: Sequence[Tensor], size_bytes: float, energy: EnergyBudget | None) -> Projection:
         bits = max((8 * size_bytes - self.other_bits) / self.ratio, 0.0)
-        found = project_priced(targets, bits, self.state)
+        found = project_priced(targets, bits, self.state, energy)
         error = relative_error(found.error, targets)
         self._remember(found.state, error)
         return Projection(found.coded, None, found.error, error, found.state.price)
@@ -100,7 +114,7 @@ class FileSizeMethod:
         size = -1
         choices: dict[str, Choice] = {}
         for _ in range(CLOSING_ROUNDS):
-            projection = self._project(targets, aim)
+            projection = self._project(targets, aim, self.energy)
             before, size = size, self._calibrate(scalar_tensors(projection.coded), choices)
             logger.debug("closing: aimed at %.0f bytes, file %d, allowed %d", aim, size, allowed)
             if size <= allowed and (best is None or projection.error < best.error):
@@ -134,6 +148,7 @@ class FileSizeMethod:
         )
         return {
             "price": None if self.state is None else self.state.price,
+            "energy_price": 0.0 if self.state is None else self.state.energy_price,
             "tables": tables,
             "numbers": [
                 self.ratio,
@@ -148,4 +163,5 @@ class FileSizeMethod:
         """Restores what `state_dict` returned."""
         self.ratio, self.other_bits, self.next_calibration, error, self.file.side_factor = state["numbers"]
         tables = [LayerTables(v, CodeLengths(c, r, k)) for v, c, r, k in state["tables"]]
-        self._remember(None if state["price"] is None else PricedState(state["price"], tables), error)
+        found = None if state["price"] is None else PricedState(state["price"], tables, state["energy_price"])
+        self._remember(found, error)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from autocompress.projection.energy_pruning import EnergyBudget
 
 # The budget starts at this many times the target and falls geometrically to it over this part of the ADMM phase: at
 # once, the largest layer is emptied first and does not come back. Of 0.35, 0.5 and 0.7 of the phase, 0.5 kept most
@@ -32,3 +34,15 @@ def budget_on_path(target: float, ceiling: float, fraction: float) -> float:
     """
     left = 1 - min(1.0, fraction / PATH_FRACTION)
     return min(target * math.pow(PATH_START, left), max(ceiling, target))
+
+
+def energy_on_path(budget: EnergyBudget, sizes: Sequence[int], fraction: float) -> EnergyBudget:
+    """Returns the budget of energy when a part of the ADMM phase is over: from dense to its limit, by equal factors.
+
+    Args:
+        budget: the one at the end.
+        sizes: elements of each tensor.
+        fraction: of the phase, in [0, 1].
+    """
+    left = 1 - min(1.0, fraction / PATH_FRACTION)
+    return budget.at(budget.limit * max(1.0, budget.used(sizes) / budget.limit) ** left)

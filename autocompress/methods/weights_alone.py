@@ -1,4 +1,4 @@
-"""What the methods share whose targets count bits of the weights alone."""
+"""What the methods share whose targets count something of the weights and leave the size of the file free."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def fill(
 ) -> tuple[list[int], float]:
     """Returns (counts, gained squares) after adding, by falling density, every weight that still fits."""
     filled, gain = list(counts), 0.0
-    windows = _neighbours(layers, counts, [0] * len(layers), left)
+    windows = _neighbours(layers, counts, [0] * len(layers), left // min(bits))  # more do not fit
     items = sorted(
         (
             (square / bit, -index, square)

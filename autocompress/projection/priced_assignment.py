@@ -1,7 +1,8 @@
 """Assigning weights to codes under fixed code tables, and the price at which the assignment fits a budget.
 
 With the tables held fixed the Lagrangian `error + price * bits` separates over weights, and the used bits fall as the
-price rises; both steps here are exact. Cost: O(n) per price.
+price rises; both steps here are exact. Where energy is limited, too, each nonzero also costs `energy price * energy`,
+and the energy price is found outside (`energy_price`). Cost: O(n) per price.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from autocompress.costs.accelerator import WEIGHT_CACHE_WORDS, WeightEnergy
 from autocompress.costs.code_length import CODEBOOK_VALUE_BITS, TENSOR_BITS, CodeLengths, Counts, code_length
 
 BISECTIONS = 30
@@ -54,10 +56,16 @@ class Elements:
 
 
 class Layer:
-    """X_l as a matrix [R, C] and its current tables."""
+    """X_l as a matrix [R, C] and its current tables.
 
-    def __init__(self, matrix: Tensor, tables: LayerTables) -> None:
+    Attributes:
+        energy: what its nonzeros cost in energy.
+        energy_price: squared error per unit of energy; moved by the search for it.
+    """
+
+    def __init__(self, matrix: Tensor, tables: LayerTables, energy: WeightEnergy | None = None) -> None:
         self.matrix, self.tables = matrix, tables
+        self.energy, self.energy_price = energy, 0.0
         self._candidates: Elements | None = None
 
     @cached_property
@@ -147,12 +155,28 @@ def assign(layer: Layer, price: float) -> tuple[Tensor, Tensor, float]:
     elements = layer.candidates(price)
     code, bits = coded(elements)
     value = values[code]
-    keep = (value * (2 * elements.x - value) > price * bits).nonzero().flatten()
+    keep = _worth_keeping(layer, value * (2 * elements.x - value), price * bits)
     if not keep.numel():  # a layer does not go dead: its largest weight stays
         elements = layer.largest()
         code, bits = coded(elements)
         keep = torch.zeros(1, dtype=torch.int64, device=code.device)
     return elements.index[keep], code[keep], layer.zero_bits + float(bits[keep].sum())
+
+
+def _worth_keeping(layer: Layer, gain: Tensor, cost: Tensor) -> Tensor:
+    """Returns which elements [m] gain more than their bits and their energy cost, ascending.
+
+    A layer's energy is convex in its nonzeros: those beyond the cache have to gain more, and the best come first.
+    """
+    if layer.energy is None or layer.energy_price == 0:
+        return (gain > cost).nonzero().flatten()
+    worth = gain - cost - layer.energy_price * layer.energy.each
+    keep = (worth > 0).nonzero().flatten()
+    if layer.energy.overflow and keep.numel() > WEIGHT_CACHE_WORDS:
+        best = keep[worth[keep].argsort(descending=True)]
+        beyond = worth[best[WEIGHT_CACHE_WORDS:]] > layer.energy_price * layer.energy.overflow
+        keep = best[: WEIGHT_CACHE_WORDS + int(beyond.sum())].sort().values
+    return keep
 
 
 def bits_under_tables(layers: Sequence[Layer], price: float) -> float:
@@ -195,6 +219,11 @@ def find_price(
         if high / low < 1 + PRICE_TOLERANCE or 0 <= budget_bits - bits < BUDGET_TOLERANCE * budget_bits:
             break
     return high
+
+
+def energy_at(layers: Sequence[Layer], price: float) -> float:
+    """Returns the energy of the nonzeros of the assignment at a price per bit and the layers' price of energy."""
+    return sum(layer.energy.of(assign(layer, price)[0].numel()) for layer in layers if layer.energy is not None)
 
 
 def codes_at(layer: Layer, price: float) -> Tensor:

@@ -45,19 +45,27 @@ class Pruning:
     bound: float
 
 
-def prune(layers: Sequence[RankedWeights], bits: Sequence[int], budget_bits: int, *, exact: bool = True) -> Pruning:
+def prune(
+    layers: Sequence[RankedWeights],
+    bits: Sequence[int],
+    budget_bits: int,
+    *,
+    floor: Sequence[int] | None = None,
+    exact: bool = True,
+) -> Pruning:
     """Returns how many of each layer's largest weights to keep; an exact optimum unless `exact` is false.
 
     Args:
         layers: the weights of each layer.
         bits: size of one weight of each layer, at least 1.
         budget_bits: the capacity.
+        floor: fewest weights kept in each layer; default: one, where it has any.
         exact: false returns the greedy's solution (prefix by density, then whatever still fits).
 
     Raises:
         InfeasibleTargetError: one weight per layer does not fit.
     """
-    floor = [min(1, layer.order.numel()) for layer in layers]
+    floor = [min(1, layer.order.numel()) for layer in layers] if floor is None else floor
     smallest = sum(bit * least for bit, least in zip(bits, floor, strict=True))
     if smallest > budget_bits:
         raise InfeasibleTargetError(

@@ -7,14 +7,17 @@
     codes:20x  codes:250000bits       positions, codes and codebooks of the weights, codebooks of kernels among them
     drop:0.5                      a promise: validation accuracy at most 0.5 points below that of the network given
     loss:+2%                      a promise: validation loss at most 2 % above that of the network given
+    energy:40%                        the energy of a forward pass, as a part of the dense network's: weights are zeroed
+    energy-channels:40%               the same by removing whole channels
 
 Alone, a promise asks for the smallest file that keeps it. Several targets, joined by "and" or given one by one, hold
-together: `50KB and drop:0.5`.
+together: `50KB and drop:0.5`, `50KB and energy:40%`.
 
 The same strings serve in Python and on the command line; upper and lower case mean the same.
 """
 
 from autocompress.targets.code_bits import CodeBits
+from autocompress.targets.energy import Energy
 from autocompress.targets.file_size import BYTES_PER_UNIT, FileSize
 from autocompress.targets.grammar import Target, parse_target
 from autocompress.targets.promises import AccuracyDrop, LossIncrease, Promise
@@ -25,6 +28,7 @@ __all__ = [
     "BYTES_PER_UNIT",
     "AccuracyDrop",
     "CodeBits",
+    "Energy",
     "FileSize",
     "LossIncrease",
     "Promise",

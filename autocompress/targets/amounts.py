@@ -8,7 +8,10 @@ from typing import NoReturn
 
 from autocompress.errors import InvalidInputError
 
-EXAMPLES = '"50KB", "50KiB", "1%", "100x" (of the original float32 tensors), "weights:836x", "drop:0.5" or "loss:+2%"'
+EXAMPLES = (
+    '"50KB", "50KiB", "1%", "100x" (of the original float32 tensors), "weights:836x", "energy:40%", "drop:0.5" or '
+    '"loss:+2%"'
+)
 
 
 _NUMBER_AND_UNIT = re.compile(r"(\d{1,18}(?:\.\d{0,40})?|\.\d{1,40})\s*(%|[a-z]+)", re.IGNORECASE | re.ASCII)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from autocompress.targets.amounts import refuse
+from autocompress.targets.energy import Energy
 from autocompress.targets.file_size import FileSize
 from autocompress.targets.grammar import Target, parse_target
 from autocompress.targets.promises import AccuracyDrop, LossIncrease, Promise
 
 _JOINT = re.compile(r"\s+and\s+", re.IGNORECASE)
 # Kinds that may be given with one another; any kind may be given alone, and several times: the tightest rules.
-SUPPORTED = ({FileSize, AccuracyDrop}, {FileSize, LossIncrease})
+SUPPORTED = ({FileSize, AccuracyDrop}, {FileSize, LossIncrease}, {FileSize, Energy})
 T = TypeVar("T", bound=Target)
 
 
@@ -74,7 +75,12 @@ def hold_together(targets: str | Target | Targets | Sequence[str | Target]) -> T
     found = Targets(tuple(dict.fromkeys(parse_target(word) for word in words)))
     kinds = {type(target) for target in found.each}
     if len(kinds) > 1 and kinds not in SUPPORTED:
-        refuse(str(found), "these are not supported together; a file size may be given with one kind of promise")
+        refuse(str(found), "these are not supported together; a file size may be given with energy: or one promise")
+    channels = {energy.channels for energy in found.of_kind(Energy)}
+    if len(kinds) > 1 and True in channels:
+        refuse(str(found), "energy-channels: is not supported together with others; energy: is, with a file size")
+    if len(channels) > 1:
+        refuse(str(found), "energy: and energy-channels: are two methods; give one")
     if len({getattr(target, "in_place", None) for target in found.each}) > 1:
         refuse(str(found), "weights: and weights-in-place: are two methods; give one")
     return found

@@ -92,3 +92,12 @@ def default_device(device: torch.device | str | None = None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InvalidInputError(f"device {str(device)!r} cannot be used here ({reason}); try 'cpu'") from error
     return chosen
+
+
+def input_example(batches: Iterable[Any]) -> Any:
+    """Returns the model's arguments for the first example, on the CPU: a tensor, a tuple or a dict, batch size 1."""
+    args, kwargs, _ = split_batch(to_device(next(iter(batches)), "cpu"))
+    if kwargs:
+        return {name: value[:1] if isinstance(value, Tensor) else value for name, value in kwargs.items()}
+    first = tuple(value[:1] if isinstance(value, Tensor) else value for value in args)
+    return first[0] if len(first) == 1 else first

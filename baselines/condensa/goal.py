@@ -11,28 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autocompress.errors import InvalidInputError
-from autocompress.targets import FileSize, parse_target
+from autocompress.targets import AccuracyDrop, FileSize, hold_together
 from baselines.interface import SearchOutcome, Trial
 
-DROP = "drop:"
-EXAMPLES = f'"{DROP}0.5" (points of validation accuracy that may be lost) or a file size such as "4KB"'
+EXAMPLES = '"drop:0.5" (points of validation accuracy that may be lost) or a file size such as "4KB"'
 
 
-@dataclass(frozen=True)
-class Drop:
-    """As many points of validation accuracy may be lost.
-
-    Attributes:
-        points: hundredths, at least 0.
-    """
-
-    points: float
-
-    def __str__(self) -> str:
-        return f"{DROP}{self.points:g}"
-
-
-Asked = Drop | FileSize
+Asked = AccuracyDrop | FileSize
 
 
 def parse_asked(texts: Sequence[str | Asked] | str | Asked) -> Asked:
@@ -41,21 +26,11 @@ def parse_asked(texts: Sequence[str | Asked] | str | Asked) -> Asked:
     Raises:
         InvalidInputError: it is not one accuracy drop or one file size.
     """
-    several = [texts] if isinstance(texts, str | Drop | FileSize) else list(texts)
+    several = [texts] if isinstance(texts, str | Asked) else list(texts)
     if len(several) != 1:
         raise InvalidInputError(f"condensa takes one target, not {len(several)}: {EXAMPLES}")
-    asked = several[0]
-    if isinstance(asked, str) and asked.strip().lower().startswith(DROP):
-        number = asked.strip()[len(DROP) :]
-        try:
-            points = float(number)
-        except ValueError:
-            points = math.nan
-        if not 0 <= points < 100:
-            raise InvalidInputError(f"cannot use the target {asked!r}: {number!r} is no number of points from 0 to 100")
-        return Drop(points)
-    target = asked if isinstance(asked, Drop) else parse_target(asked)
-    if not isinstance(target, Drop | FileSize):
+    target = hold_together(several[0]).only
+    if not isinstance(target, Asked):
         raise InvalidInputError(f"condensa cannot search for the target {str(target)!r}; give {EXAMPLES}")
     return target
 

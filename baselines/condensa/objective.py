@@ -14,13 +14,13 @@ from autocompress.assemble import filled_copy
 from autocompress.errors import InvalidInputError
 from autocompress.methods.base import Network
 from autocompress.selection import Ignore, original_bytes, select
-from autocompress.targets import FileSize
+from autocompress.targets import AccuracyDrop, FileSize
 from autocompress.task import Task
 from autocompress.training.batches import check_batches, default_device
 from autocompress.training.evaluate import Evaluation as Scores
 from autocompress.training.evaluate import evaluate
 from baselines.condensa.configurations import prune_and_codebook, schedule_for
-from baselines.condensa.goal import Asked, Drop, FitSize, Goal, KeepAccuracy, parse_asked
+from baselines.condensa.goal import Asked, FitSize, Goal, KeepAccuracy, parse_asked
 from baselines.condensa.run import CondensaRun
 from baselines.condensa.schedule import Schedule
 from baselines.condensa.schemes import Scheme
@@ -82,15 +82,15 @@ class CondensaObjective:
 
     def _goal(self) -> Goal:
         network = Network(self.reference, select(self.reference, self.ignore))
-        if isinstance(self.asked, Drop):
-            return KeepAccuracy(self.scores(copy.deepcopy(self.reference)).metric - self.asked.points / 100)
+        if isinstance(self.asked, AccuracyDrop):
+            return KeepAccuracy(self.asked.limit(self.scores(copy.deepcopy(self.reference)).metric))
         FileBudget(network, self.asked)  # raises what cannot be
         return FitSize(self.asked.resolve(original_bytes(self.reference), network.selection.compressible))
 
     @property
     def file_target(self) -> FileSize:
         """What the file that is written in the end may take."""
-        return WHOLE if isinstance(self.asked, Drop) else self.asked
+        return WHOLE if isinstance(self.asked, AccuracyDrop) else self.asked
 
     @property
     def identity(self) -> dict[str, Any]:
