@@ -201,7 +201,7 @@ def test_export_onnx(written, tmp_path, capsys, shape):
     ("change", "message"),
     [
         ({"target": "0KB"}, "'0KB': the number must be above zero"),
-        ({"target": "drop:0.5"}, "not available yet"),
+        ({"target": "drop:100"}, "in points, at least 0 and below 100"),
         ({"model": "lenet55"}, "lenet5"),
         ({"model": "clinets:make_nett"}, "make_net"),
         ({"model": "clinets:make_nothing"}, ""),

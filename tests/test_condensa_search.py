@@ -182,7 +182,7 @@ def test_the_command_writes_the_file_and_its_record(target, here, capsys):
 
 @pytest.mark.parametrize(
     ("target", "message"),
-    [("weights:60x", "condensa cannot search"), ("60B", "smallest file"), ("drop:no", "no number of points")],
+    [("weights:60x", "condensa cannot search"), ("60B", "smallest file"), ("drop:no", "is given in points")],
 )
 def test_what_cannot_be_asked_is_found_out_before_training(target, message, here, capsys):
     assert main(["search", "condensa", *TASK, *SHORT, "--target", target]) == 2
