@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from studies.benchmarks import searches
+from studies.benchmarks import searches, summary
 from studies.benchmarks.compression import load_records, table
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +79,11 @@ def test_compress_in_python(tmp_path, monkeypatch):
 def test_the_results_are_the_table_of_the_records():
     (block,) = re.findall(r"<!-- results -->\n(.*?)\n<!-- /results -->", README, flags=re.DOTALL)
     assert block.strip() == table(load_records())
+
+
+def test_the_table_of_the_studies_is_that_of_their_records():
+    (block,) = re.findall(r"<!-- studies -->\n(.*?)\n<!-- /studies -->", README, flags=re.DOTALL)
+    assert block == summary.summary()
 
 
 def test_the_table_of_searches_is_that_of_the_records():
