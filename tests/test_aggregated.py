@@ -174,7 +174,7 @@ def test_the_penalty_pushes_the_features_down_and_leaves_the_loss_in_evaluation(
             if parameter.grad is not None:
                 parameter -= 0.05 * parameter.grad
     after = information(penalty.statistics, x, tap(x)["features"])
-    assert float(after) < float(penalty.estimate)
+    assert float(after.detach()) < float(penalty.estimate.detach())
     assert float(penalty(tap.eval()(x), y)) == pytest.approx(float(classification_loss(tap(x), y)))
 
 
