@@ -16,7 +16,7 @@ from autocompress.assemble import fill, filled_copy, side_tensors
 from autocompress.codebooks import CompressedState
 from autocompress.costs.channel_energy import ChannelEnergy
 from autocompress.errors import InvalidInputError, TrainingDivergedError
-from autocompress.finishing import FINISHING_FRACTION, Finishing, finishing_steps
+from autocompress.finishing import Finishing, finishing_steps
 from autocompress.methods.base import Network, Projection
 from autocompress.methods.choice import count_energy, make_method
 from autocompress.methods.ending import finished_file, start_finishing
@@ -103,7 +103,7 @@ class Compressor:
         self.steering = make_steering(
             self.target.promise, self.network, self.method, self.original_bytes, evaluate, refit
         )
-        fraction = FINISHING_FRACTION if self.steering is None else SEARCH_FRACTION
+        fraction = None if self.steering is None else SEARCH_FRACTION
         self.admm_steps = total_steps - finishing_steps(total_steps, fraction)
         self.steps_per_update = steps_per_update(self.admm_steps)
         self.admm = Admm(self.network.weights, self.steps_per_update)

@@ -29,9 +29,9 @@ RELATIVE_STEP = 0.005
 FINISHING_FRACTION = 0.1
 
 
-def finishing_steps(total_steps: int, fraction: float = FINISHING_FRACTION) -> int:
+def finishing_steps(total_steps: int, fraction: float | None = None) -> int:
     """Returns how many of the optimizer steps of a run belong to the last phase: all, where there is only one."""
-    return max(1, round(fraction * total_steps))
+    return max(1, round((FINISHING_FRACTION if fraction is None else fraction) * total_steps))
 
 
 class Finishing:
