@@ -23,6 +23,7 @@ from autocompress.targets import Target, parse_target
 from autocompress.task import Task
 from autocompress.training.batches import default_device
 from autocompress.training.callbacks import Callback
+from autocompress.training.evaluate import Evaluation as Scores
 from autocompress.training.evaluate import evaluate, refit_batch_norm
 from autocompress.training.random_state import seeded
 from autocompress.training.resume import run_state
@@ -33,7 +34,38 @@ from baselines.interface import Evaluation, Progress, Report, Values, go_on
 from baselines.space import make_space
 
 
-class PlanObjective:
+class TaskObjective:
+    """What every objective has of its task: a trained network, data without a test split, loss and metric."""
+
+    def __init__(
+        self,
+        task: Task,
+        reference: nn.Module,
+        *,
+        epochs: int,
+        seed: int,
+        device: str | torch.device | None,
+        ignore: Ignore,
+    ) -> None:
+        """Takes what it needs of a task; the reference is copied."""
+        self.name, self.epochs, self.seed, self.device, self.ignore = task.name, epochs, seed, device, ignore
+        self.train, self.validation = task.train, task.validation
+        self.loss, self.metric = task.loss, task.metric
+        self.reference = copy.deepcopy(reference).cpu()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is sent to another process: data in main memory, because its device may be another."""
+        state = dict(self.__dict__)
+        return state | {"train": on_device(self.train, "cpu"), "validation": on_device(self.validation, "cpu")}
+
+    def scores(self, network: nn.Module) -> Scores:
+        """Returns the scores of a network on the validation split."""
+        where = default_device(self.device)
+        self.validation = on_device(self.validation, where)
+        return evaluate(network, self.validation, loss=self.loss, metric=self.metric, device=where)
+
+
+class PlanObjective(TaskObjective):
     """Evaluates plans for a network on its task. It is given no test split, so that no search can see one.
 
     May be pickled and called in any process. It trains by the task's recipe for compression, as the compressor does.
@@ -69,11 +101,8 @@ class PlanObjective:
         """
         if epochs < 1:
             raise InvalidInputError(f"epochs of a trial is {epochs}; it must be at least 1")
-        self.name, self.epochs, self.seed, self.device, self.ignore = task.name, epochs, seed, device, ignore
-        self.train, self.validation = task.train, task.validation
-        self.loss, self.metric = task.loss, task.metric
+        super().__init__(task, reference, epochs=epochs, seed=seed, device=device, ignore=ignore)
         self.target = parse_target(target)
-        self.reference = copy.deepcopy(reference).cpu()
         network = Network(self.reference, select(self.reference, ignore))
         self.space = make_space(space, network, make_budget(network, self.target))
         self.recipe = task.recipe.for_compression()
@@ -93,11 +122,6 @@ class PlanObjective:
             "ignore": ", ".join(map(str, self.ignore)),
             "reference": digest_of(self.reference),
         }
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Returns what is sent to another process: data in main memory, because its device may be another."""
-        state = dict(self.__dict__)
-        return state | {"train": on_device(self.train, "cpu"), "validation": on_device(self.validation, "cpu")}
 
     def __call__(self, values: Values, report: Report = go_on, state: dict[str, Any] | None = None) -> Evaluation:
         """Returns the evaluation of `values`, see `interface.Objective`."""
@@ -127,9 +151,7 @@ class PlanObjective:
 
     def score(self, network: nn.Module) -> float:
         """Returns the validation accuracy of a network."""
-        where = default_device(self.device)
-        self.validation = on_device(self.validation, where)
-        return evaluate(network, self.validation, loss=self.loss, metric=self.metric, device=where).metric
+        return self.scores(network).metric
 
     def _trainer(self, model: nn.Module, epochs: int | None = None, **options: Any) -> Trainer:
         where = default_device(self.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from autocompress.costs.code_bits import check_code_bits_budget
 from autocompress.methods.base import Network, Projection, relative_error
-from autocompress.methods.path import PATH_CEILING, budget_on_path
+from autocompress.methods.path import bits_on_path
 from autocompress.methods.weights_alone import WeightsAlone
 from autocompress.projection.code_bits import project_code_bits
 from autocompress.projection.code_choices import WarmStart
@@ -31,8 +31,8 @@ class CodeBitsMethod(WeightsAlone):
 
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
         """Returns V within the budget of this moment."""
-        ceiling = PATH_CEILING * 32 * self.network.selection.compressible
-        return self._projected(targets, int(budget_on_path(self.budget_bits, ceiling, fraction)), closing=False)
+        budget = bits_on_path(self.budget_bits, self.network.selection.compressible, fraction)
+        return self._projected(targets, budget, closing=False)
 
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
         """Returns the projection onto the target, its codebooks of kernels fitted to all vectors."""

@@ -36,6 +36,11 @@ def budget_on_path(target: float, ceiling: float, fraction: float) -> float:
     return min(target * math.pow(PATH_START, left), max(ceiling, target))
 
 
+def bits_on_path(budget_bits: int, compressible: int, fraction: float) -> int:
+    """Returns the budget in bits when a part of the ADMM phase is over; `compressible` weights have 32 bits each."""
+    return int(budget_on_path(budget_bits, PATH_CEILING * 32 * compressible, fraction))
+
+
 def energy_on_path(budget: EnergyBudget, sizes: Sequence[int], fraction: float) -> EnergyBudget:
     """Returns the budget of energy when a part of the ADMM phase is over: from dense to its limit, by equal factors.
 

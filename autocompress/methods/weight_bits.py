@@ -11,7 +11,7 @@ from torch import Tensor
 from autocompress.codebooks import scalar_tensors
 from autocompress.costs.weight_data import check_weight_data_budget
 from autocompress.methods.base import Network, Projection, relative_error
-from autocompress.methods.path import PATH_CEILING, budget_on_path
+from autocompress.methods.path import bits_on_path
 from autocompress.methods.weights_alone import WeightsAlone
 from autocompress.projection.alternating import (
     WeightBitsProjection,
@@ -44,8 +44,7 @@ class WeightBitsMethod(WeightsAlone):
 
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
         """Returns V within the budget of this moment."""
-        ceiling = PATH_CEILING * 32 * self.network.selection.compressible
-        budget = int(budget_on_path(self.budget_bits, ceiling, fraction))
+        budget = bits_on_path(self.budget_bits, self.network.selection.compressible, fraction)
         return self._taken(project_weight_bits(targets, targets, budget, self.state), targets)
 
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:

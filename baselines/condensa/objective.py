@@ -16,9 +16,7 @@ from autocompress.methods.base import Network
 from autocompress.selection import Ignore, original_bytes, select
 from autocompress.targets import AccuracyDrop, FileSize
 from autocompress.task import Task
-from autocompress.training.batches import check_batches, default_device
-from autocompress.training.evaluate import Evaluation as Scores
-from autocompress.training.evaluate import evaluate
+from autocompress.training.batches import check_batches
 from baselines.condensa.configurations import prune_and_codebook, schedule_for
 from baselines.condensa.goal import Asked, FitSize, Goal, KeepAccuracy, parse_asked
 from baselines.condensa.run import CondensaRun
@@ -27,12 +25,12 @@ from baselines.condensa.schemes import Scheme
 from baselines.condensa.space import SPACE, START_DENSITY, CondensaSpace
 from baselines.fitting import FileBudget
 from baselines.interface import Evaluation, Progress, Report, Values, go_on
-from baselines.objective import digest_of, on_device
+from baselines.objective import TaskObjective, digest_of
 
 WHOLE = FileSize("100%")  # no limit: a file is measured as it comes
 
 
-class CondensaObjective:
+class CondensaObjective(TaskObjective):
     """Evaluates densities for a network on its task. It is given no test split. May be pickled."""
 
     def __init__(
@@ -72,11 +70,8 @@ class CondensaObjective:
             raise InvalidInputError(f"a trial of {epochs} epochs has {steps} gradient steps; it needs at least 2")
         if space != SPACE:
             raise InvalidInputError(f"condensa searches its own space {SPACE!r}, not {space!r}")
-        self.name, self.epochs, self.seed, self.device, self.ignore = task.name, epochs, seed, device, ignore
-        self.train, self.validation = task.train, task.validation
-        self.loss, self.metric = task.loss, task.metric
+        super().__init__(task, reference, epochs=epochs, seed=seed, device=device, ignore=ignore)
         self.scheme, self.schedule = scheme, schedule or schedule_for(task.name)
-        self.reference = copy.deepcopy(reference).cpu()
         self.asked = parse_asked(target)
         self.space = CondensaSpace(self._goal())
 
@@ -106,11 +101,6 @@ class CondensaObjective:
             "ignore": ", ".join(map(str, self.ignore)),
             "reference": digest_of(self.reference),
         }
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Returns what is sent to another process: data in main memory, because its device may be another."""
-        state = dict(self.__dict__)
-        return state | {"train": on_device(self.train, "cpu"), "validation": on_device(self.validation, "cpu")}
 
     def __call__(self, values: Values, report: Report = go_on, state: dict[str, Any] | None = None) -> Evaluation:
         """Returns the evaluation of a density; reports after C steps, once an epoch, and is never stopped."""
@@ -142,9 +132,3 @@ class CondensaObjective:
                 for name, c in compressed.coded.items()
             },
         )
-
-    def scores(self, network: nn.Module) -> Scores:
-        """Returns the scores of a network on the validation split."""
-        where = default_device(self.device)
-        self.validation = on_device(self.validation, where)
-        return evaluate(network, self.validation, loss=self.loss, metric=self.metric, device=where)
