@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from studies.rows import Row, Table
-from studies.table import HEAD, WORDS, caption, cells_of, reference_line, title
+from studies.table import TextCell, TextTable
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -27,17 +26,17 @@ def escape(text: str) -> str:
     return "".join(_ESCAPES.get(sign, sign) for sign in signs)
 
 
-def to_latex(name: str, tables: Sequence[Table]) -> str:
-    """Returns one `table*` per task and target, to be included by a document that uses the package booktabs."""
-    columns = "".join("l" if column in WORDS else "r" for column in HEAD)
+def to_latex(name: str, tables: Sequence[TextTable]) -> str:
+    """Returns one `table*` per table, to be included by a document that uses the packages booktabs and graphicx."""
     parts = [f"% Tables of the study {name.replace(chr(10), ' ')}. Needs \\usepackage{{booktabs, graphicx}}."]
     for table in tables:
-        head = " & ".join(escape(column) for column in HEAD)
-        rows = [_latex_row(row) for row in table.rows]
+        columns = "".join("l" if column in table.words else "r" for column in table.head)
+        head = " & ".join(escape(column) for column in table.head)
+        rows = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in table.rows]
         parts += [
             r"\begin{table*}",
             r"\centering",
-            rf"\caption{{{escape(title(table))}. {escape(reference_line(table))} {escape(caption([table]))}}}",
+            rf"\caption{{{escape(table.title)}. {escape(table.lead)} {escape(table.notes)}}}",
             r"\resizebox{\textwidth}{!}{%",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
@@ -52,8 +51,6 @@ def to_latex(name: str, tables: Sequence[Table]) -> str:
     return "\n".join(parts)
 
 
-def _latex_row(row: Row) -> str:
-    cells = [escape(cell) for cell in cells_of(row)]
-    if row.best:
-        cells[0], cells[3] = rf"\textbf{{{cells[0]}}}", rf"\textbf{{{cells[3]}}}"
-    return " & ".join(cells) + r" \\"
+def _latex_cell(cell: TextCell) -> str:
+    text = escape(cell.text)
+    return rf"\textbf{{{text}}}" if cell.bold else text

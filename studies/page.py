@@ -13,8 +13,8 @@ from markupsafe import Markup
 from studies.blocks import MethodCells
 from studies.plots import Drawing
 from studies.record import Record
-from studies.rows import Row, Table
-from studies.table import HEAD, WORDS, caption, cells_of, reference_line, title
+from studies.rows import Table
+from studies.table import TextTable
 
 TEMPLATE = Path(__file__).with_name("page_template.html")
 CELL_HEAD = ("task", "target", "method", "seed", "state", "started", "seconds", "memory, MB", "revision", "device",
@@ -26,9 +26,11 @@ Cell = dict[str, Any]
 
 def to_html(
     name: str,
-    tables: Sequence[Table],
+    tables: Sequence[TextTable],
+    notes: Sequence[str],
     claims: Sequence[str],
     figures: Sequence[Drawing],
+    facts: Sequence[tuple[str, str]],
     records: Sequence[Record],
     description: str = "",
 ) -> str:
@@ -36,9 +38,10 @@ def to_html(
 
     Args:
         name: of the study.
-        tables: as in Markdown.
+        tables, notes: as in Markdown.
         claims: lines of `studies.claims`.
         figures: drawn in the order given.
+        facts: of `provenance`.
         records: all, failed ones included: their provenance is shown.
         description: plain text; lines are kept.
     """
@@ -51,13 +54,17 @@ def to_html(
         description=description,
         claims=claims,
         tables=[
-            {"title": title(table), "reference": reference_line(table), "rows": [_table_row(row) for row in table.rows]}
+            {
+                "title": table.title,
+                "lead": table.lead,
+                "head": _head(table.head, table.words),
+                "rows": _table_rows(table),
+            }
             for table in tables
         ],
-        head=_head(HEAD, WORDS),
-        caption=caption(tables),
+        notes=notes,
         figures=[{"title": d.title, "caption": d.caption, "svg": Markup(d.svg)} for d in figures],
-        facts=provenance(tables, records),
+        facts=facts,
         cell_head=_head(CELL_HEAD, CELL_WORDS),
         cells=[_cell_row(record) for record in sorted(records, key=lambda r: (r.key, r.started))],
         failures=[record for record in records if record.state == "failed"],
@@ -105,23 +112,18 @@ def _head(names: Sequence[str], words: frozenset[str]) -> list[Cell]:
     return [{"text": name, "word": name in words} for name in names]
 
 
-def _table_row(row: Row) -> list[Cell]:
-    """Returns the cells of Markdown with what they sort by; None sorts last."""
-    summary, difference = row.summary, row.difference
-    values: list[str | float | None] = [row.cells.method, len(row.cells.records), *[None] * (len(HEAD) - 2)]
-    if summary is not None:
-        values[2:5] = [summary.file_bytes[0], summary.accuracy, summary.to_reference]
-        values[7:] = [
-            summary.weight_data_factor,
-            summary.gradient_steps,
-            summary.search_multiple,
-            summary.device_seconds,
-        ]
-    if difference is not None:
-        values[5:7] = [difference.mean, difference.verdict]
+def _table_rows(table: TextTable) -> list[list[Cell]]:
     return [
-        {"text": text, "value": "" if value is None else value, "word": name in WORDS, "bold": row.best and i in (0, 3)}
-        for i, (name, text, value) in enumerate(zip(HEAD, cells_of(row), values, strict=True))
+        [
+            {
+                "text": cell.text,
+                "value": "" if cell.value is None else cell.value,
+                "word": name in table.words,
+                "bold": cell.bold,
+            }
+            for name, cell in zip(table.head, row, strict=True)
+        ]
+        for row in table.rows
     ]
 
 

@@ -17,13 +17,13 @@ from autocompress.whole_file import write_whole
 from studies.blocks import collect
 from studies.claims import claims
 from studies.latex import to_latex
-from studies.page import to_html
+from studies.page import provenance, to_html
 from studies.plots import draw_figures
 from studies.record import Key, Record
 from studies.rows import make_tables
 from studies.side_by_side import compare_command
 from studies.spreadsheet import to_csv
-from studies.table import to_markdown
+from studies.table import caption, comparison_table, to_markdown
 
 __all__ = ["compare_command", "report_command"]
 
@@ -54,12 +54,15 @@ def report_command(
     tables = make_tables(blocks)
     said = claims(tables)
     figures = draw_figures(blocks)
-    markdown = to_markdown(name, tables, said)
+    texts, notes = [comparison_table(table) for table in tables], [caption(tables)]
+    markdown = to_markdown(name, texts, notes, said)
     files = {
         "table.md": markdown.encode(),
         "table.csv": to_csv(tables).encode(),
-        "table.tex": to_latex(name, tables).encode(),
-        "page.html": to_html(name, tables, said, figures, records, description).encode(),
+        "table.tex": to_latex(name, texts).encode(),
+        "page.html": to_html(
+            name, texts, notes, said, figures, provenance(tables, records), records, description
+        ).encode(),
         **{f"figures/{figure.name}.png": figure.png for figure in figures},
     }
     _remove_old_figures(out_dir / "figures", {f"{figure.name}.png" for figure in figures})

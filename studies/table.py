@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from studies.rows import Row, Table
 from studies.significance import FEWEST_SEEDS, LEVEL, REPLICATES
@@ -23,6 +24,67 @@ HEAD = (
 # Columns of words; all others are numbers and stand flush right.
 WORDS = frozenset({"method", "verdict"})
 NOTHING = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class TextCell:
+    """What stands in one place of a table.
+
+    Attributes:
+        text: as it is read.
+        value: that it is sorted by; None comes last.
+        bold: whether it stands out.
+    """
+
+    text: str
+    value: str | float | None
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table ready to be written in Markdown, LaTeX or HTML.
+
+    Attributes:
+        title: heading.
+        lead: a line above the table.
+        head: the columns' names.
+        words: those of them that hold words and stand flush left.
+        rows: cells in the order of the columns.
+        notes: what the numbers are, of this table alone.
+    """
+
+    title: str
+    lead: str
+    head: tuple[str, ...]
+    words: frozenset[str]
+    rows: tuple[tuple[TextCell, ...], ...]
+    notes: str
+
+
+def comparison_table(table: Table) -> TextTable:
+    """Returns the table of one task and target, each method beside the compressor."""
+    rows = tuple(_text_cells(row) for row in table.rows)
+    return TextTable(title(table), reference_line(table), HEAD, WORDS, rows, caption([table]))
+
+
+def _text_cells(row: Row) -> tuple[TextCell, ...]:
+    """Returns a row's cells with what they sort by, method and accuracy of the best in bold."""
+    summary, difference = row.summary, row.difference
+    values: list[str | float | None] = [row.cells.method, len(row.cells.records), *[None] * (len(HEAD) - 2)]
+    if summary is not None:
+        values[2:5] = [summary.file_bytes[0], summary.accuracy, summary.to_reference]
+        values[7:] = [
+            summary.weight_data_factor,
+            summary.gradient_steps,
+            summary.search_multiple,
+            summary.device_seconds,
+        ]
+    if difference is not None:
+        values[5:7] = [difference.mean, difference.verdict]
+    bold = ("method", "test accuracy, %") if row.best else ()
+    texts = zip(HEAD, cells_of(row), values, strict=True)
+    return tuple(TextCell(text, value, name in bold) for name, text, value in texts)
 
 
 def cells_of(row: Row) -> list[str]:
@@ -97,12 +159,13 @@ def caption(tables: Sequence[Table]) -> str:
     return " ".join(lines)
 
 
-def to_markdown(name: str, tables: Sequence[Table], claims: Sequence[str] = ()) -> str:
-    """Returns the tables under a heading, their caption, and the lines of `claims` as a list."""
+def to_markdown(name: str, tables: Sequence[TextTable], notes: Sequence[str], claims: Sequence[str] = ()) -> str:
+    """Returns the tables under a heading, their notes, and the lines of `claims` as a list."""
     parts = [f"# {name}"]
     for table in tables:
-        parts += [f"## {title(table)}", reference_line(table), markdown_table(HEAD, _bold_rows(table, "**{}**"), WORDS)]
-    parts.append(caption(tables))
+        cells = [[f"**{cell.text}**" if cell.bold else cell.text for cell in row] for row in table.rows]
+        parts += [f"## {table.title}", table.lead, markdown_table(table.head, cells, table.words)]
+    parts += notes
     if claims:
         parts += ["## What it says", "\n".join(f"- {claim}" for claim in claims)]
     return "\n\n".join(parts) + "\n"
@@ -123,12 +186,3 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: fr
     columns = zip(widths, head, strict=True)
     rule = ["-" * (width + 2) if column in words else "-" * (width + 1) + ":" for width, column in columns]
     return "\n".join([line(head), f"|{'|'.join(rule)}|", *map(line, rows)])
-
-
-def _bold_rows(table: Table, bold: str) -> list[list[str]]:
-    """Returns the cells of each row, method and accuracy of the best in bold."""
-    rows = []
-    for row in table.rows:
-        cells = cells_of(row)
-        rows.append([bold.format(cell) if row.best and i in (0, 3) else cell for i, cell in enumerate(cells)])
-    return rows

@@ -13,7 +13,7 @@ from studies.latex import to_latex
 from studies.record import Record, pack
 from studies.rows import make_tables
 from studies.spreadsheet import to_csv
-from studies.table import to_markdown
+from studies.table import caption, comparison_table, to_markdown
 
 SKILL = {
     "compressor": 0.972,
@@ -141,10 +141,11 @@ def make_study(methods=tuple(SKILL), targets=("4KB", "2KB"), seeds=range(5), tas
 def written(records, keys=None, **settings):
     """Returns the text of each file of tables; the study asks for these cells, or for those of the records."""
     tables = make_tables(collect(records, keys or [record.key for record in records], **settings))
+    texts = [comparison_table(table) for table in tables]
     return {
-        "table.md": to_markdown("golden", tables, claims(tables)),
+        "table.md": to_markdown("golden", texts, [caption(tables)], claims(tables)),
         "table.csv": to_csv(tables),
-        "table.tex": to_latex("golden", tables),
+        "table.tex": to_latex("golden", texts),
     }
 
 
