@@ -20,6 +20,7 @@ from studies.spec import StudySpec, TaskSpec, Variant
 
 # Of what a cell is made; part of every digest, so that records of another making are not taken for these.
 FORMAT = 1
+LATER: Mapping[str, object] = {"fold": 1, "resources": False}
 # Halving stops most trials early, so that its longer ones cost less on average than the whole ones of the others.
 ASHA_TRIAL_FACTOR = 2
 
@@ -38,6 +39,8 @@ class Cell:
         trials, trial_epochs: of the search; 0 for the compressor.
         space, pruner: of the search; empty for the compressor.
         constants: "package.module.NAME" -> value.
+        fold: inputs that the network classifies jointly.
+        resources: whether energy, MACs and latency are measured.
     """
 
     task: TaskSpec
@@ -51,6 +54,8 @@ class Cell:
     space: str = ""
     pruner: str = ""
     constants: Mapping[str, float] = field(default_factory=dict)
+    fold: int = 1
+    resources: bool = False
 
     @property
     def key(self) -> Key:
@@ -61,6 +66,8 @@ class Cell:
     def hash(self) -> str:
         """Digest of all that decides this cell's outcome but code and machine; not of the rest of its study."""
         content = asdict(self) | {"format": FORMAT}
+        # Where these have their defaults the outcome is that of a cell from before there were any.
+        content = {name: value for name, value in content.items() if LATER.get(name) != value}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -133,12 +140,14 @@ def _constant(path: str, value: float) -> tuple[Any, str]:
 def _cell(spec: StudySpec, task: TaskSpec, variant: Variant, target: str, seed: int) -> Cell:
     common = (task, variant.name, variant.method, str(hold_together(target)), seed, spec.final_epochs)
     if variant.method == COMPRESSOR:
-        return Cell(*common, constants=dict(variant.constants))
+        constants = dict(variant.constants)
+        return Cell(*common, constants=constants, fold=variant.fold, resources=spec.resources)
     epochs = variant.trial_epochs or spec.trial_epochs * (ASHA_TRIAL_FACTOR if variant.method == RayAsha.name else 1)
     budget = spec.budgets.get(variant.name, spec.budget if variant.budget is None else variant.budget)
     trials = max(1, round(budget * spec.final_epochs / _expected_epochs(variant.method, epochs)))
     trials = min(trials, METHODS[variant.method].most_trials or trials)
-    return Cell(*common, trials, epochs, find_space(variant.method, variant.space), variant.pruner)
+    space = find_space(variant.method, variant.space)
+    return Cell(*common, trials, epochs, space, variant.pruner, resources=spec.resources)
 
 
 def _expected_epochs(method: str, trial_epochs: int) -> float:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from autocompress.errors import InvalidInputError
 
-SCHEMA = 1
+SCHEMA = 2
+# What records of earlier schemas lack, and what it is taken for.
+ADDED: Mapping[int, Mapping[str, Any]] = {2: {"resources": {}}}
 COMPRESSOR = "compressor"
 Key = tuple[str, str, str, int]
 
@@ -47,6 +49,7 @@ class Record:
         anytime: (gradient steps of the search so far, best validation accuracy so far) after each trial.
         history: of the compressor: step, residual, error, price, nonzeros of each projection.
         trials: number of trials by state.
+        resources: what the network takes to run, see `studies.resources`; empty where the study does not ask for it.
     """
 
     study: str
@@ -84,6 +87,7 @@ class Record:
     anytime: list[list[float]] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
     trials: dict[str, int] = field(default_factory=dict)
+    resources: dict[str, float] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
@@ -104,8 +108,11 @@ class Record:
         """
         if not isinstance(data, Mapping):
             raise InvalidInputError(f"a record is a JSON object, not {type(data).__name__}")
-        if data.get("schema") != SCHEMA:
-            raise InvalidInputError(f"the record is of schema {data.get('schema')!r}; this release reads {SCHEMA}")
+        schema = data.get("schema")
+        if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+            raise InvalidInputError(f"the record is of schema {schema!r}; this release reads 1 to {SCHEMA}")
+        added = {name: value for number in range(schema + 1, SCHEMA + 1) for name, value in ADDED[number].items()}
+        data = added | dict(data) | {"schema": SCHEMA}
         known = {each.name: str(each.type) for each in fields(cls)}
         if set(data) != set(known):
             missing, unknown = sorted(set(known) - set(data)), sorted(set(data) - set(known))

@@ -14,16 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autocompress.whole_file import write_whole
-from studies.blocks import collect
+from studies.blocks import Block, collect
 from studies.claims import claims
 from studies.latex import to_latex
+from studies.overview import measured, overview_table
 from studies.page import provenance, to_html
 from studies.plots import draw_figures
 from studies.record import Key, Record
-from studies.rows import make_tables
+from studies.rows import Table, make_tables
 from studies.side_by_side import compare_command
 from studies.spreadsheet import to_csv
-from studies.table import caption, comparison_table, to_markdown
+from studies.table import TextTable, caption, comparison_table, to_markdown
 
 __all__ = ["compare_command", "report_command"]
 
@@ -54,7 +55,7 @@ def report_command(
     tables = make_tables(blocks)
     said = claims(tables)
     figures = draw_figures(blocks)
-    texts, notes = [comparison_table(table) for table in tables], [caption(tables)]
+    texts, notes = _texts(blocks, tables)
     markdown = to_markdown(name, texts, notes, said)
     files = {
         "table.md": markdown.encode(),
@@ -69,6 +70,20 @@ def report_command(
     for path, data in files.items():
         write_file(out_dir / path, data)
     return markdown
+
+
+def _texts(blocks: Sequence[Block], tables: Sequence[Table]) -> tuple[list[TextTable], list[str]]:
+    """Returns the tables as they are written, and the notes below them.
+
+    Where it is known what the networks take to run, one table of all targets comes first, and one method alone is not
+    compared with nothing.
+    """
+    if not measured(blocks):
+        return [comparison_table(table) for table in tables], [caption(tables)]
+    tasks = dict.fromkeys(table.block.task for table in tables)
+    together = [overview_table([table for table in tables if table.block.task == task]) for task in tasks]
+    several = [table for table in tables if len(table.rows) > 1]
+    return [*together, *map(comparison_table, several)], [caption(several)] if several else []
 
 
 def write_file(path: Path, data: bytes) -> None:

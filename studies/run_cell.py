@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from autocompress.aggregated import AggregatedModel, Batched
 from autocompress.artifact import size_report
 from autocompress.compress import compress
 from autocompress.errors import AutocompressError
 from autocompress.result import Result
-from autocompress.task import Task
+from autocompress.task import Task, load_task
 from autocompress.training.evaluate import Evaluation, evaluate
 from baselines.interface import SearchOutcome, SearchSettings
 from baselines.methods import find_method
@@ -30,6 +31,7 @@ from studies.cell import Cell, set_constants
 from studies.conditions import Conditions, Found
 from studies.measure import device_name, peak_memory_bytes, versions
 from studies.record import COMPRESSOR, Record, pack
+from studies.resources import resources_of
 from studies.starting import task_and_reference
 
 
@@ -115,7 +117,7 @@ def _search(cell: Cell, conditions: Conditions) -> Found:
 
 def _finish(cell: Cell, conditions: Conditions, found: Found, started: str) -> Record:
     set_constants(cell.constants)
-    task, reference = task_and_reference(cell.task, cell.seed)
+    task, reference = task_and_reference(cell.task, cell.seed, cell.fold)
     begun = time.perf_counter()
     result = _compressed(cell, task, reference) if cell.method == COMPRESSOR else _trained(cell, task, reference, found)
     assert result.wall_seconds is not None
@@ -146,6 +148,7 @@ def _finish(cell: Cell, conditions: Conditions, found: Found, started: str) -> R
         anytime=found.anytime,
         history=result.history,
         trials=found.trials,
+        resources=_resources(cell, result.model) if cell.resources else {},
     )
 
 
@@ -182,7 +185,13 @@ def _plan_choices(cell: Cell) -> dict[str, Any]:
 
 def _test(network: nn.Module, task: Task) -> Evaluation:
     assert task.test is not None
-    return evaluate(network, task.test, loss=task.loss, metric=task.metric)
+    single = Batched(network) if isinstance(network, AggregatedModel) else network
+    return evaluate(single, task.test, loss=task.loss, metric=task.metric)
+
+
+def _resources(cell: Cell, network: nn.Module) -> dict[str, float]:
+    single = load_task(cell.task.model, cell.task.data, device="cpu")
+    return resources_of(network, single.make_model(), single.input_example)
 
 
 def _anytime(outcome: SearchOutcome) -> list[list[float]]:

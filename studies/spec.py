@@ -52,6 +52,8 @@ class Variant:
         budget, trial_epochs: of the search, instead of the study's.
         space: that is searched; None = the method's own, or the default.
         pruner: that stops trials of an Optuna method. With "none" a search spends what it is given.
+        fold: inputs that the network classifies jointly (aggregated learning); of the compressor only. Its reference
+            is then an aggregated network, trained from scratch by the same recipe.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Variant:
     trial_epochs: int | None = None
     space: str | None = None
     pruner: str = "none"
+    fold: int = 1
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class StudySpec:
         budgets: the same by the name of the method, where it is another.
         smoke: what `--smoke` changes.
         modules: folders of packages that the nodes of a cluster lack and the study needs.
+        resources: each finished network's energy, MACs and latency are measured, too, and the report has one more
+            table, of all methods and targets together.
 
     Raises:
         InvalidInputError: something is unknown, empty, there twice or of the wrong kind; it is named.
@@ -111,6 +116,7 @@ class StudySpec:
     smoke: Smoke = field(default_factory=Smoke)
     description: str = ""
     modules: Sequence[str] = ()
+    resources: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
@@ -203,6 +209,10 @@ class StudySpec:
                 self._refuse(f"target of {variant.name}", target, f"one of the study's, {', '.join(self.targets)}")
         if variant.constants and variant.method != COMPRESSOR:
             self._refuse("constants of", variant.name, f"those of the {COMPRESSOR}: trials may run in other processes")
+        if not isinstance(variant.fold, int) or isinstance(variant.fold, bool) or variant.fold < 1:
+            self._refuse(f"fold of {variant.name}", variant.fold, "a whole number of at least 1")
+        if variant.fold > 1 and variant.method != COMPRESSOR:
+            self._refuse(f"fold of {variant.name}", variant.fold, f"1 for all methods but the {COMPRESSOR}")
         if variant.trial_epochs is not None:
             self._check_epochs("trial_epochs", variant.trial_epochs)
         if variant.budget is not None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from autocompress.aggregated import aggregated_task, train_aggregated
 from autocompress.data.arrays import data_root
 from autocompress.errors import InvalidInputError
 from autocompress.models import load_weights
@@ -18,13 +19,20 @@ from autocompress.training.reference import reference_network
 from studies.spec import TaskSpec
 
 
-def task_and_reference(spec: TaskSpec, seed: int) -> tuple[Task, nn.Module]:
-    """Returns a task and its trained network; trained here, if nobody has it, while others wait for it."""
+def task_and_reference(spec: TaskSpec, seed: int, fold: int = 1) -> tuple[Task, nn.Module]:
+    """Returns a task and its trained network; trained here, if nobody has it, while others wait for it.
+
+    With a `fold` it is the aggregated task, with the test split of single inputs, and the network is trained for this
+    cell alone.
+    """
     task = load_task(spec.model, spec.data, seed=seed)
     if task.test is None:
         raise InvalidInputError(f"data {spec.data!r} has no test split, and a study reports on one")
     if spec.reference_epochs is not None:
         task.recipe = replace(task.recipe, reference_epochs=spec.reference_epochs)
+    if fold > 1:
+        network = train_aggregated(task, fold, seed=seed, progress=False)
+        return replace(aggregated_task(task, fold, seed=seed), test=task.test), network
     if spec.weights is not None:
         model = task.make_model()
         load_weights(model, data_root() / spec.weights)

@@ -42,6 +42,8 @@ from studies.spec import Smoke, TaskSpec, Variant
         ({"final_epochs": 0}, "final_epochs 0 must be a whole number of at least 1"),
         ({"trial_epochs": 1.5}, "trial_epochs 1.5 must be a whole number"),
         ({"budget": float("nan")}, "budget nan must be a number above 0"),
+        ({"methods": [Variant("a", "compressor", fold=0)]}, "fold of a 0 must be a whole number of at least 1"),
+        ({"methods": [Variant("a", "random", fold=2)]}, "fold of a 2 must be 1 for all methods but the compressor"),
         ({"budgets": {"random": 3}}, "budgets 'random' must be a method of the study"),
     ],
 )
@@ -152,6 +154,7 @@ def test_a_digest_is_of_its_own_cell_alone():
         {"tasks": [TaskSpec("lenet5", "digits", weights="a.pt")]},
         {"methods": [Variant("magnitude", "magnitude", pruner="median")]},
         {"methods": [Variant("magnitude", "magnitude", space="magnitude", trial_epochs=3)]},
+        {"resources": True},
     ],
 )
 def test_a_digest_changes_with_what_decides_its_cell(changes):
@@ -163,7 +166,7 @@ def test_a_digest_changes_with_what_decides_its_cell(changes):
 
 def test_the_projects_own_studies():
     specs = own_specs()
-    assert {"digits", "lenet5-mnist", "resnet20-cifar10", "rho-sensitivity"} <= set(specs)
+    assert {"digits", "lenet5-mnist", "resnet20-cifar10", "rho-sensitivity", "family"} <= set(specs)
     for spec in specs.values():
         check_methods(spec)
         check_methods(spec.smoke_variant())
