@@ -133,6 +133,8 @@ class Compressor:
             self._finishing_step()
             return
         if self.steps == 1:
+            if self.steering is not None:
+                self.steering.find_start()
             self._update(0.0)
         self.admm.pull(self.rate.now())
         last = self.steps == self.admm_steps

@@ -32,9 +32,14 @@ logger = logging.getLogger(__name__)
 # The last part of a run, in which sizes are tried, and in how many stages.
 SEARCH_FRACTION = 0.2
 STAGES = 5
-# How much more than the promise allows V may fall while the learning rate is at its peak, as a part of it.
+# How much more than the promise allows V may fall, as a part of it: what finishing gives back. Twice as much while the
+# learning rate is at its peak.
 ALLOWANCE = 1.0
-# The first budget is at least this many times the smallest file.
+# The first budget is the smallest at which V, at once and untrained, falls by so many times what the promise allows...
+FIRST_FALL = 5.0
+# ... as this many halvings of the range find it.
+FIRST_TRIES = 6
+# But at least this many times the smallest file.
 LEAST_START = 4.0
 
 
@@ -102,9 +107,9 @@ class Steering:
         self.reference = float(evaluate(copy.deepcopy(network.model).eval()))
         promise.check_reference(self.reference)
         lowest, highest = method.file.smallest, method.budget_bytes
-        start = max(PATH_CEILING * original_bytes, LEAST_START * lowest)
-        self.controller = BudgetController(start, lowest, highest)
-        self.search = SizeSearch(start, lowest, highest)
+        most = max(PATH_CEILING * original_bytes, LEAST_START * lowest)
+        self.controller = BudgetController(most, lowest, highest)
+        self.search = SizeSearch(most, lowest, highest)
         self.best: Candidate | None = None
         self.tried: list[tuple[int, float]] = []
         self.stage, self.stage_keeps = 0, False
@@ -113,20 +118,36 @@ class Steering:
         method.aim(int(self.controller.budget_bytes))
 
     @torch.no_grad()
+    def find_start(self) -> None:
+        """Sets the budget that the run begins with, as far down as pruning and quantizing at once still goes.
+
+        Above it the run would learn nothing but lose steps.
+        """
+        settings = self.method.state_dict()
+        targets = [weight.detach().clone() for weight in self.network.weights]
+        low, high = math.log(LEAST_START * self.controller.lowest_bytes), math.log(self.controller.budget_bytes)
+        for _ in range(FIRST_TRIES if low < high else 0):
+            middle = (low + high) / 2
+            self.method.aim(int(math.exp(middle)))
+            fall = -self.margin(self._score_of(self.method.project(self.network.weights, targets, 0.0).coded))
+            low, high = (low, middle) if fall <= FIRST_FALL else (middle, high)
+            self.method.load_state_dict(settings)
+        self.controller.budget_bytes = math.exp(high)
+        self.method.aim(int(self.controller.budget_bytes))
+        logger.debug("the run begins with %.0f bytes", self.controller.budget_bytes)
+
+    @torch.no_grad()
     def watch(self, twins: Sequence[WeightTensor], relative_lr: float) -> None:
         """Scores V after an update and moves the budget.
 
         At a high learning rate W itself is worse than the reference, whatever the budget, and V has not settled. That
         part of the fall, which goes away with the rate, is not held against V.
         """
-        scored = copy.deepcopy(self.network.model).eval()
-        dense = self._scored(scored)
-        weights = [scored.get_parameter(name) for name, _ in self.network.selection.weights]
-        for weight, twin in zip(weights, twins, strict=True):
-            weight.copy_(twin.dense())
-        compressed = self._scored(scored)
+        dense = self._score_of(None)
+        compressed = self._score_of(twins)
         noise = min(0.0, self.margin(dense) - self.margin(self.reference))
-        measured = self.margin(compressed) + relative_lr * (ALLOWANCE - (noise if math.isfinite(noise) else 0.0))
+        allowed = ALLOWANCE * (1 + relative_lr) - relative_lr * (noise if math.isfinite(noise) else 0.0)
+        measured = self.margin(compressed) + allowed
         budget = self.controller.observe(measured)
         logger.debug("scores: W %.4f, V %.4f, margin %.2f: next budget %.0f", dense, compressed, measured, budget)
         self.method.aim(int(budget))
@@ -136,10 +157,13 @@ class Steering:
         margin = self.promise.margin(score, self.reference)
         return margin if math.isfinite(margin) else -math.inf
 
-    def _scored(self, model: nn.Module) -> float:
-        """Returns the score of a network whose batch norms may belong to other weights."""
-        self.refit(model)
-        return float(self.evaluate(model))
+    def _score_of(self, twins: Sequence[WeightTensor] | None) -> float:
+        """Returns the score of the network with these weights, or its own, once its batch norms belong to them."""
+        scored = copy.deepcopy(self.network.model).eval()
+        for (name, _), twin in zip(self.network.selection.weights, twins or (), strict=twins is not None):
+            scored.get_parameter(name).copy_(twin.dense())
+        self.refit(scored)
+        return float(self.evaluate(scored))
 
     @torch.no_grad()
     def begin_stage(self, remaining_steps: int) -> int:
