@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autocompress.whole_file import write_whole
-from studies.blocks import Block, collect
+from studies.blocks import collect
 from studies.claims import claims
 from studies.latex import to_latex
 from studies.overview import measured, overview_table
 from studies.page import provenance, to_html
 from studies.plots import draw_figures
 from studies.record import Key, Record
-from studies.rows import Table, make_tables
+from studies.rows import make_tables
 from studies.side_by_side import compare_command
 from studies.spreadsheet import to_csv
 from studies.table import TextTable, caption, comparison_table, to_markdown
@@ -53,9 +53,16 @@ def report_command(
     """
     blocks = collect(records, expected_keys, partial=partial)
     tables = make_tables(blocks)
-    said = claims(tables)
-    figures = draw_figures(blocks)
-    texts, notes = _texts(blocks, tables)
+    together: list[TextTable] = []
+    compared = tables
+    if measured(blocks):  # then one table has everything, and one method alone is not compared with nothing
+        tasks = dict.fromkeys(block.task for block in blocks)
+        together = [overview_table([table for table in tables if table.block.task == task]) for task in tasks]
+        compared = [table for table in tables if len(table.rows) > 1]
+    said = claims(compared)
+    figures = draw_figures([table.block for table in compared])
+    texts = [*together, *map(comparison_table, compared)]
+    notes = [caption(compared)] if compared else []
     markdown = to_markdown(name, texts, notes, said)
     files = {
         "table.md": markdown.encode(),
@@ -70,20 +77,6 @@ def report_command(
     for path, data in files.items():
         write_file(out_dir / path, data)
     return markdown
-
-
-def _texts(blocks: Sequence[Block], tables: Sequence[Table]) -> tuple[list[TextTable], list[str]]:
-    """Returns the tables as they are written, and the notes below them.
-
-    Where it is known what the networks take to run, one table of all targets comes first, and one method alone is not
-    compared with nothing.
-    """
-    if not measured(blocks):
-        return [comparison_table(table) for table in tables], [caption(tables)]
-    tasks = dict.fromkeys(table.block.task for table in tables)
-    together = [overview_table([table for table in tables if table.block.task == task]) for task in tasks]
-    several = [table for table in tables if len(table.rows) > 1]
-    return [*together, *map(comparison_table, several)], [caption(several)] if several else []
 
 
 def write_file(path: Path, data: bytes) -> None:

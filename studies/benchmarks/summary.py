@@ -1,7 +1,7 @@
-"""The README's table of the studies: `python -m studies.benchmarks.summary` prints it from the committed records.
+"""The README's tables of the studies: `python -m studies.benchmarks.summary` prints them from the committed records.
 
-A row is a method that the compressor is compared with everywhere; the tables of all methods, with intervals, are in
-`studies/results/NAME/table.md`.
+In the first a row is a method that the compressor is compared with everywhere; the tables of all methods, with
+intervals, are in `studies/results/NAME/table.md`. The second is the study of the family, all in one table.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from studies.blocks import collect
 from studies.cell import cells_of
 from studies.finding import find_study
+from studies.overview import overview_table
 from studies.record import COMPRESSOR
-from studies.rows import Row, make_tables
+from studies.rows import Row, Table, make_tables
 from studies.specs.lenet5_mnist import SEARCHES
 from studies.store import Store
 from studies.table import NOTHING, markdown_table, mean_and_deviation, points
@@ -38,15 +39,29 @@ def summary() -> str:
         InvalidInputError: a cell of a study is missing, failed or there twice.
     """
     lines = []
-    for name in STUDIES:
-        spec, folder = find_study(name)
-        cells = cells_of(spec)
-        hashes = {cell.hash for cell in cells}
-        records = [record for record in Store(folder).read() if record.spec_hash in hashes]
-        for table in make_tables(collect(records, [cell.key for cell in cells])):
-            what = f"{table.block.task}, `{table.block.target}`"
-            lines += [_line(what, row) for row in table.rows if row.cells.method in METHODS]
+    for table in (table for name in STUDIES for table in _tables(name)):
+        what = f"{table.block.task}, `{table.block.target}`"
+        lines += [_line(what, row) for row in table.rows if row.cells.method in METHODS]
     return markdown_table(HEAD, lines, WORDS)
+
+
+def family() -> str:
+    """Returns the table of all systems in Markdown.
+
+    Raises:
+        InvalidInputError: as `summary`.
+    """
+    table = overview_table(_tables("family"))
+    return markdown_table(table.head, [[cell.text for cell in row] for row in table.rows], table.words)
+
+
+def _tables(name: str) -> list[Table]:
+    """Returns the tables of one of the project's own studies."""
+    spec, folder = find_study(name)
+    cells = cells_of(spec)
+    hashes = {cell.hash for cell in cells}
+    records = [record for record in Store(folder).read() if record.spec_hash in hashes]
+    return make_tables(collect(records, [cell.key for cell in cells]))
 
 
 def _line(what: str, row: Row) -> list[str]:
@@ -67,4 +82,4 @@ def _line(what: str, row: Row) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(summary())
+    print(summary(), family(), sep="\n\n")
