@@ -6,14 +6,14 @@ from studies.specs.lenet5_mnist import SEARCHES
 
 SPEC = StudySpec(
     name="resnet20-cifar10",
-    description="ResNet-20 on CIFAR-10: the same methods, 20 times smaller, from a reference of 8 epochs, one seed; a "
+    description="ResNet-20 on CIFAR-10: the same methods, 20 times smaller, from a reference of 8 epochs, in 2, one seed; a "
     "search may spend twice the compressor's steps",
     # Published weights have seen the validation split, by which every search chooses: the reference is trained here.
     tasks=[TaskSpec("resnet20", "cifar10", reference_epochs=8)],
     methods=[COMPRESSOR, *SEARCHES],
     targets=["20x"],
     seeds=range(1),
-    final_epochs=3,
+    final_epochs=2,
     trial_epochs=1,
     budget=2,
     smoke=Smoke(reference_epochs=1, final_epochs=1, trial_epochs=1, budget=2.0),
