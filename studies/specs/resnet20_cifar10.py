@@ -6,8 +6,8 @@ from studies.specs.lenet5_mnist import SEARCHES
 
 SPEC = StudySpec(
     name="resnet20-cifar10",
-    description="ResNet-20 on CIFAR-10: the same methods, 20 times smaller, from a reference of 8 epochs, in 2, one seed; a "
-    "search may spend twice the compressor's steps",
+    description="ResNet-20 on CIFAR-10: the same methods, 20 times smaller, 2 epochs from a reference of 8, one seed; "
+    "a search may spend twice the compressor's steps",
     # Published weights have seen the validation split, by which every search chooses: the reference is trained here.
     tasks=[TaskSpec("resnet20", "cifar10", reference_epochs=8)],
     methods=[COMPRESSOR, *SEARCHES],
