@@ -1,6 +1,7 @@
 """Is a promise kept, and what does it save? Runs `drop:` targets on digits beside bisection over file sizes.
 
-    python -m studies.benchmarks.accuracy_target run --seed 0 --seed 1 --bisection
+    python -m studies.benchmarks.accuracy_target run
+    python -m studies.benchmarks.accuracy_target run --way bisection --seed 0 --seed 1 --seed 2
     python -m studies.benchmarks.accuracy_target table
 
 The reference is trained on the training split alone. The validation split is cut in two halves: one steers the run, the
@@ -44,6 +45,7 @@ from studies.benchmarks import compression
 from studies.measure import revision, versions
 
 RECORDS = Path(__file__).parents[1] / "results" / "accuracy_target.jsonl"
+WAYS = ("promise", "bisection")
 BISECTION_EPOCHS = 4 / 7  # of a run of bisection, as a part of the run with a promise
 RESOLUTION = 1.1  # bisection ends when its bounds are within this factor
 HALVES_SEED = 20180610  # never to be changed: records on other halves could not be compared
@@ -249,7 +251,7 @@ def main() -> None:
     runner = actions.add_parser("run")
     runner.add_argument("--seed", type=int, action="append")
     runner.add_argument("--half", type=int, choices=(0, 1), action="append")
-    runner.add_argument("--bisection", action="store_true", help="bisect, too: about seven runs more for each half")
+    runner.add_argument("--way", choices=WAYS, action="append", help="repeatable; default: promise")
     # One of the 180 images of half a validation split is 0.56 points.
     runner.add_argument("--drop", default="1", help="points of validation accuracy")
     runner.add_argument("--model", default="lenet5")
@@ -264,7 +266,7 @@ def main() -> None:
         for seed in options.seed or range(10):
             for half in options.half or (0, 1):
                 bench = Bench(seed, half, options)
-                for way in ("promise", "bisection") if options.bisection else ("promise",):
+                for way in options.way or WAYS[:1]:
                     record = getattr(bench, way)()
                     with options.records.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(record) + "\n")
