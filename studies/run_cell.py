@@ -19,7 +19,6 @@ from torch import nn
 
 from autocompress.aggregated import AggregatedModel, Batched
 from autocompress.artifact import size_report
-from autocompress.compress import compress
 from autocompress.errors import AutocompressError
 from autocompress.result import Result
 from autocompress.task import Task, load_task
@@ -28,6 +27,7 @@ from baselines.interface import SearchOutcome, SearchSettings
 from baselines.methods import find_method
 from baselines.systems import system_of
 from studies.cell import Cell, set_constants
+from studies.compressing import compress_task
 from studies.conditions import Conditions, Found
 from studies.measure import device_name, peak_memory_bytes, versions
 from studies.record import COMPRESSOR, Record, pack
@@ -119,7 +119,10 @@ def _finish(cell: Cell, conditions: Conditions, found: Found, started: str) -> R
     set_constants(cell.constants)
     task, reference = task_and_reference(cell.task, cell.seed, cell.fold)
     begun = time.perf_counter()
-    result = _compressed(cell, task, reference) if cell.method == COMPRESSOR else _trained(cell, task, reference, found)
+    if cell.method == COMPRESSOR:
+        result = compress_task(task, reference, cell.target, epochs=cell.final_epochs, seed=cell.seed)
+    else:
+        result = _trained(cell, task, reference, found)
     assert result.wall_seconds is not None
     before, after = (_test(network, task) for network in (copy.deepcopy(reference), result.model))
     sizes = size_report(result.state, result.data, result.model)
@@ -149,21 +152,6 @@ def _finish(cell: Cell, conditions: Conditions, found: Found, started: str) -> R
         history=result.history,
         trials=found.trials,
         resources=_resources(cell, result.model) if cell.resources else {},
-    )
-
-
-def _compressed(cell: Cell, task: Task, reference: nn.Module) -> Result:
-    return compress(
-        reference,
-        train=task.train,
-        val=task.validation,
-        target=cell.target,
-        loss=task.loss,
-        metric=task.metric,
-        epochs=cell.final_epochs,
-        seed=cell.seed,
-        recipe=task.recipe,
-        progress=False,
     )
 
 

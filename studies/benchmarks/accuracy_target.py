@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autocompress import Result, compress
+from autocompress import Result
 from autocompress.artifact import original_bytes
 from autocompress.data.batches import TensorBatches
 from autocompress.methods.base import Network
@@ -42,6 +42,7 @@ from autocompress.task import Task, load_task
 from autocompress.training.evaluate import evaluate
 from autocompress.training.reference import reference_network
 from studies.benchmarks import compression
+from studies.compressing import compress_task
 from studies.measure import revision, versions
 
 RECORDS = Path(__file__).parents[1] / "results" / "accuracy_target.jsonl"
@@ -90,17 +91,8 @@ class Bench:
 
     def compressed(self, target: str, epochs: int) -> Result:
         """Returns one run."""
-        return compress(
-            self.reference,
-            train=self.task.train,
-            val=self.steering,
-            target=target,
-            recipe=self.task.recipe,
-            epochs=epochs,
-            seed=self.seed,
-            device=self.options.device,
-            progress=False,
-        )
+        own = {"val": self.steering, "device": self.options.device}
+        return compress_task(self.task, self.reference, target, epochs=epochs, seed=self.seed, **own)
 
     def right(self, model: nn.Module, batches: Any) -> list[int]:
         """Returns for every example 1 where the network is right, else 0."""

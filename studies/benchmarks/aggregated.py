@@ -23,11 +23,11 @@ from typing import Any
 from torch import nn
 
 from autocompress.aggregated import AggregatedModel, Batched, Replicated, aggregated_task, train_aggregated
-from autocompress.compress import compress
 from autocompress.task import Task, load_task
 from autocompress.training.batches import check_batches
 from autocompress.training.evaluate import evaluate
 from studies.benchmarks import compression
+from studies.compressing import compress_task
 from studies.measure import revision, versions
 
 RECORDS = Path(__file__).parents[1] / "results" / "aggregated.jsonl"
@@ -78,18 +78,7 @@ def run(case: Case, fold: int, alpha: float, seed: int) -> dict[str, Any]:
     epochs = case.epochs or task.recipe.reference_epochs
     network = train_aggregated(task, fold, alpha=alpha, epochs=epochs, seed=seed, progress=False)
     joint = aggregated_task(task, fold, seed=seed)
-    result = compress(
-        network,
-        train=joint.train,
-        val=joint.validation,
-        target=case.target,
-        loss=joint.loss,
-        metric=joint.metric,
-        epochs=case.compress_epochs or task.recipe.compress_epochs,
-        seed=seed,
-        recipe=joint.recipe,
-        progress=False,
-    )
+    result = compress_task(joint, network, case.target, epochs=case.compress_epochs, seed=seed)
     assert isinstance(result.model, AggregatedModel)
     return {
         "case": case.name,

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.channels import ChannelGraph, shrink
-from autocompress.compress import compress
 from autocompress.costs.energy import network_energy
 from autocompress.costs.speed import count_macs, median_seconds
 from autocompress.targets import Energy
@@ -34,6 +33,7 @@ from autocompress.training.evaluate import evaluate
 from autocompress.training.reference import reference_network
 from autocompress.training.trainer import Trainer
 from studies.benchmarks.compression import load_records, mean_and_deviation
+from studies.compressing import compress_task
 
 RECORDS = Path(__file__).parents[1] / "results" / "energy.jsonl"
 METHODS = ("energy", "magnitude", "energy-channels", "uniform-channels")
@@ -93,17 +93,8 @@ def run(task: Task, reference: nn.Module, method: str, percent: int, seed: int, 
     """Returns the record of one method at one energy."""
     fraction, example = percent / 100, task.input_example
     if method in ("energy", "energy-channels"):
-        result = compress(
-            reference,
-            train=task.train,
-            val=task.validation,
-            target=Energy(fraction, channels=method == "energy-channels"),
-            loss=task.loss,
-            metric=task.metric,
-            epochs=epochs,
-            seed=seed,
-            recipe=task.recipe,
-        )
+        target = Energy(fraction, channels=method == "energy-channels")
+        result = compress_task(task, reference, target, epochs=epochs, seed=seed)
         assert result.energy is not None
         model, used = result.model, result.energy.fraction
     else:

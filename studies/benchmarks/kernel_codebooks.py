@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.compress import compress
 from autocompress.console.start import starting_network
 from autocompress.projection import code_choices
 from autocompress.task import load_task
 from studies.benchmarks.compression import file_sizes, load_records, mean_and_deviation
+from studies.compressing import compress_task
 from studies.measure import revision, versions
 
 RECORDS = Path(__file__).parents[1] / "results" / "kernel_codebooks.jsonl"
@@ -68,19 +68,8 @@ def run(case: Case, kinds: str, seed: int, weights_folder: Path, epochs: int | N
     code_choices.KINDS = KINDS[kinds]
     task = load_task(case.model, case.data, seed=seed)
     weights = weights_folder / case.weights if case.weights else None
-    result = compress(
-        starting_network(task, weights, seed=seed, device=None, progress=False),
-        train=task.train,
-        val=task.validation,
-        test=task.test,
-        target=case.target,
-        loss=task.loss,
-        metric=task.metric,
-        epochs=epochs or case.epochs,
-        seed=seed,
-        recipe=task.recipe,
-        progress=False,
-    )
+    network = starting_network(task, weights, seed=seed, device=None, progress=False)
+    result = compress_task(task, network, case.target, test=task.test, epochs=epochs or case.epochs, seed=seed)
     return {
         "case": case.name,
         "kinds": kinds,
