@@ -143,6 +143,10 @@ def coded_tensor(codes: Tensor, values: Tensor) -> CodedTensor:
     used = torch.bincount(codes.flatten().long(), minlength=values.numel() + 1)[1:] > 0
     rounded = round_codebook(values[used].float())
     distinct = torch.unique(rounded)  # ascending
+    if distinct.numel() <= NARROW_CODEBOOK < rounded.numel():
+        # With equal values closed up it has become a codebook of the kind that is written on a coarser grid.
+        rounded = round_codebook(distinct)[torch.searchsorted(distinct, rounded)]
+        distinct = torch.unique(rounded)
     place = torch.zeros(values.numel() + 1, dtype=torch.int16, device=values.device)
     place[1:][used] = (torch.searchsorted(distinct, rounded) + 1).to(torch.int16)
     return CodedTensor(place[codes.long()], distinct)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autocompress.codebooks import CodedTensor, CompressedState, GridTensor, round_codebook, to_grid
+from autocompress.codebooks import CodedTensor, CompressedState, GridTensor, coded_tensor, round_codebook, to_grid
 from autocompress.coding.integers import Integers, Ordered, Symbols, blocks
 from autocompress.coding.rows import class_bounds
 from autocompress.coding.state import code_length, decode_stream, encode_stream, entries_of
@@ -180,6 +180,20 @@ def test_weights_are_whole_positive_numbers():
     for context in range(3):
         assert model.weights(context).dtype == np.int64
         assert (model.weights(context) > 0).all()
+
+
+@pytest.mark.parametrize(("values", "twins"), [(128, 1), (128, 60), (129, 2), (130, 2), (300, 140), (9, 3)])
+def test_values_that_become_equal_make_a_codebook_that_can_be_written(values, twins):
+    """128 values that are 127 once two of them are equal are written at 8 bits, not 16."""
+    generator = torch.Generator().manual_seed(values + twins)
+    some = torch.randn(values, generator=generator)
+    some[:twins] = some[-twins:]
+    codes = torch.cat([torch.arange(values + 1), torch.randint(0, values + 1, (999 - values,), generator=generator)])
+    tensor = coded_tensor(codes.view(25, 40), some)
+    assert tensor.values.numel() <= values - twins
+    assert_round_trip(CompressedState({"w": tensor}))
+    wanted = torch.cat([torch.zeros(1), some])[codes].view(25, 40)
+    assert float((tensor.dense() - wanted).abs().max()) <= float(some.abs().max()) / 127
 
 
 def test_values_off_the_grid_are_refused():

@@ -45,6 +45,19 @@ def test_every_figure_of_every_task(drawn):
     assert [d.name for d in drawn[0]] == [f"lenet5-digits-{kind}" for kind in kinds]
 
 
+def test_a_target_without_a_search_has_no_panel_of_search_costs(monkeypatch):
+    records = make_study(methods=("compressor", "random"), targets=("4KB",), seeds=range(2))
+    records += make_study(methods=("compressor",), targets=("2KB",), seeds=range(2))
+    panels = []
+    monkeypatch.setattr("studies.plots.accuracy_and_cost", lambda *about: panels.append(about[2]) or "cost")
+    for name in ("accuracy_and_size", "layer_allocation", "bytes_by_part", "solver_history"):
+        monkeypatch.setattr(f"studies.plots.{name}", lambda *_: "other")
+    assert "cost" in draw_figures(collect(records, [record.key for record in records]))
+    assert [[block.target for block in blocks] for blocks in panels] == [["4KB"]]
+    alone = records[-2:]
+    assert "cost" not in draw_figures(collect(alone, [record.key for record in alone]))
+
+
 def test_files_are_images_and_small(drawn):
     for drawing in drawn[0]:
         image = Image.open(io.BytesIO(drawing.png))

@@ -9,7 +9,7 @@ from studies.blocks import Block
 from studies.plots.accuracy import accuracy_and_cost, accuracy_and_size
 from studies.plots.allocation import bytes_by_part, layer_allocation
 from studies.plots.solver import has_history, solver_history
-from studies.plots.style import Drawing, method_styles
+from studies.plots.style import Drawing, MethodStyle, method_styles
 
 __all__ = ["Drawing", "draw_figures"]
 
@@ -18,7 +18,10 @@ MOST_PANELS = 3
 
 
 def draw_figures(blocks: Sequence[Block]) -> list[Drawing]:
-    """Returns all figures of a study, five for each task; of a task without a finished cell there is none."""
+    """Returns all figures of a study, at most five for each task; without a finished cell there is none.
+
+    Accuracy is drawn against the cost of a search where there are searches, the solver's history where there is one.
+    """
     methods = list(dict.fromkeys(cells.method for block in blocks for cells in block.methods))
     styles = method_styles(methods)
     drawings: list[Drawing] = []
@@ -30,10 +33,15 @@ def draw_figures(blocks: Sequence[Block]) -> list[Drawing]:
             name = re.sub(r"[^A-Za-z0-9]+", "-", task).strip("-")
             drawings += [
                 accuracy_and_size(f"{name}-size{suffix}", task, group, styles),
-                accuracy_and_cost(f"{name}-cost{suffix}", task, group, styles),
+                *_cost(f"{name}-cost{suffix}", task, group, styles),
                 layer_allocation(f"{name}-layers{suffix}", task, group, styles),
                 bytes_by_part(f"{name}-bytes{suffix}", task, group),
             ]
             if has_history(group):
                 drawings.append(solver_history(f"{name}-solver{suffix}", task, group, styles))
     return drawings
+
+
+def _cost(name: str, task: str, blocks: Sequence[Block], styles: dict[str, MethodStyle]) -> list[Drawing]:
+    searched = [block for block in blocks if any(record.search_gradient_steps for record in block.records)]
+    return [accuracy_and_cost(name, task, searched, styles)] if searched else []
