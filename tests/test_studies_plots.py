@@ -14,6 +14,7 @@ from studies.blocks import collect
 from studies.plots import allocation, draw_figures
 from studies.plots.accuracy import _side_by_side
 from studies.plots.error_axis import error_axis
+from studies.plots.sensitivity import varied_constants
 from studies.plots.style import method_styles
 from tests.study_records import SKILL, make_study
 
@@ -56,6 +57,20 @@ def test_a_target_without_a_search_has_no_panel_of_search_costs(monkeypatch):
     assert [[block.target for block in blocks] for blocks in panels] == [["4KB"]]
     alone = records[-2:]
     assert "cost" not in draw_figures(collect(alone, [record.key for record in alone]))
+
+
+def test_varied_constants_have_a_figure_of_their_own():
+    methods = ("compressor", "compressor pull=0.9", "compressor pull=0.05", "compressor path start=16", "random")
+    records = make_study(methods=methods, targets=("4KB",), seeds=range(2), skill=0.95)
+    (block,) = collect(records, [record.key for record in records])
+    found = varied_constants(block)
+    assert {name: [value for value, _ in values] for name, values in found.items()} == {
+        "pull": [0.05, 0.9],
+        "path start": [16.0],
+    }
+    (drawing,) = draw_figures([block])
+    assert drawing.name == "lenet5-digits-4KB-constants"
+    assert "constants" in drawing.title
 
 
 def test_files_are_images_and_small(drawn):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from studies.blocks import Block
 from studies.plots.accuracy import accuracy_and_cost, accuracy_and_size
 from studies.plots.allocation import bytes_by_part, layer_allocation
+from studies.plots.sensitivity import sensitivity, varied_constants
 from studies.plots.solver import has_history, solver_history
 from studies.plots.style import Drawing, MethodStyle, method_styles
 
@@ -21,16 +22,20 @@ def draw_figures(blocks: Sequence[Block]) -> list[Drawing]:
     """Returns all figures of a study, at most five for each task; without a finished cell there is none.
 
     Accuracy is drawn against the cost of a search where there are searches, the solver's history where there is one.
+    Of a target for which the compressor's constants are varied there is one figure, against these.
     """
     methods = list(dict.fromkeys(cells.method for block in blocks for cells in block.methods))
     styles = method_styles(methods)
     drawings: list[Drawing] = []
     for task in dict.fromkeys(block.task for block in blocks):
         known = [block for block in blocks if block.task == task and block.records]
+        varied = [block for block in known if varied_constants(block)]
+        drawings += [sensitivity(_file_name(f"{task} {b.target} constants"), task, b) for b in varied]
+        known = [block for block in known if block not in varied]
         groups = [known[start : start + MOST_PANELS] for start in range(0, len(known), MOST_PANELS)]
         for number, group in enumerate(groups):
             suffix = f"-{number + 1}" if len(groups) > 1 else ""
-            name = re.sub(r"[^A-Za-z0-9]+", "-", task).strip("-")
+            name = _file_name(task)
             drawings += [
                 accuracy_and_size(f"{name}-size{suffix}", task, group, styles),
                 *_cost(f"{name}-cost{suffix}", task, group, styles),
@@ -40,6 +45,10 @@ def draw_figures(blocks: Sequence[Block]) -> list[Drawing]:
             if has_history(group):
                 drawings.append(solver_history(f"{name}-solver{suffix}", task, group, styles))
     return drawings
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
 
 
 def _cost(name: str, task: str, blocks: Sequence[Block], styles: dict[str, MethodStyle]) -> list[Drawing]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.ticker import FuncFormatter
 
 from studies.blocks import Block
@@ -28,9 +29,13 @@ def solver_history(name: str, task: str, blocks: Sequence[Block], styles: dict[s
                         steps, values = _positive(record, key)
                         axes[row][column].plot(steps, values, style.line, color=style.colour, alpha=0.6, linewidth=1.0)
             for row in range(len(SERIES)):
-                axes[row][column].set_yscale("log")
-                axes[row][column].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-                axes[row][column].locator_params(axis="x", nbins=6)
+                axis = axes[row][column]
+                if not any(np.size(line.get_xdata()) for line in axis.lines):  # a target that knows no price
+                    axis.set_xlim(axes[0][column].get_xlim())
+                    axis.text(0.5, 0.5, "none", transform=axis.transAxes, ha="center")
+                axis.set_yscale("log")
+                axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+                axis.locator_params(axis="x", nbins=6)
             axes[0][column].set_title(f"{task}, {block.target}")
             axes[-1][column].set_xlabel("gradient steps")
         for row, label in enumerate(SERIES.values()):
