@@ -77,6 +77,7 @@ class SizeSearch:
     Attributes:
         start_bytes: the first try.
         lowest_bytes, highest_bytes: bounds of all tries.
+        known_bytes: a size that is known to keep the promise, infinite where there is none.
         kept: sizes tried that kept the promise.
         broken: sizes tried that did not.
     """
@@ -84,16 +85,17 @@ class SizeSearch:
     start_bytes: float
     lowest_bytes: float
     highest_bytes: float
+    known_bytes: float = math.inf
     kept: list[float] = field(default_factory=list)
     broken: list[float] = field(default_factory=list)
 
     @property
     def next_bytes(self) -> float:
         """The next size to try."""
-        smallest = min(self.kept, default=math.inf)
+        smallest = min(self.kept, default=self.known_bytes)
         # Measurements are noisy: a size that failed although a smaller one held says nothing.
         broken = [size for size in self.broken if size < smallest]
-        if self.kept and broken:
+        if math.isfinite(smallest) and broken:
             size = math.sqrt(smallest * max(broken))
         elif self.kept:
             size = smallest * SEARCH_STEP**2 ** (len(self.kept) - 1)

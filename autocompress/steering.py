@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.artifact import decode_state, layout_of
-from autocompress.assemble import filled_copy
-from autocompress.budget_control import BudgetController, SizeSearch
+from autocompress.assemble import filled_copy, side_tensors
+from autocompress.budget_control import MEDIAN_OF, BudgetController, SizeSearch
 from autocompress.codebooks import CompressedState, WeightTensor
 from autocompress.errors import InvalidInputError
 from autocompress.methods.base import Method, Network
@@ -112,6 +113,7 @@ class Steering:
         self.search = SizeSearch(most, lowest, highest)
         self.best: Candidate | None = None
         self.tried: list[tuple[int, float]] = []
+        self.margins: list[float] = []  # the last of V, with nothing allowed
         self.stage, self.stage_keeps = 0, False
         self.dense: list[Tensor] = []  # weights and sides at the end of the ADMM phase
         self.settings: dict[str, Any] = {}  # of the method, at the same moment
@@ -141,13 +143,20 @@ class Steering:
         """Scores V after an update and moves the budget.
 
         At a high learning rate W itself is worse than the reference, whatever the budget, and V has not settled. That
-        part of the fall, which goes away with the rate, is not held against V.
+        part of the fall, which goes away with the rate, is not held against V. Where V keeps the promise all the same,
+        now and mostly of late, it is written and scored like a finished network.
         """
         dense = self._score_of(None)
         compressed = self._score_of(twins)
+        margin = self.margin(compressed)
+        self.margins = [*self.margins, margin][-MEDIAN_OF:]
+        if min(margin, statistics.median(self.margins)) >= 0 and not self.network.selection.folded:
+            settings = self.method.state_dict()
+            self.consider(*self.method.fit(twins, side_tensors(self.network.selection)))
+            self.method.load_state_dict(settings)
         noise = min(0.0, self.margin(dense) - self.margin(self.reference))
         allowed = ALLOWANCE * (1 + relative_lr) - relative_lr * (noise if math.isfinite(noise) else 0.0)
-        measured = self.margin(compressed) + allowed
+        measured = margin + allowed
         budget = self.controller.observe(measured)
         logger.debug("scores: W %.4f, V %.4f, margin %.2f: next budget %.0f", dense, compressed, measured, budget)
         self.method.aim(int(budget))
@@ -173,6 +182,8 @@ class Steering:
             self.dense = [tensor.detach().clone() for tensor in tensors]
             self.settings = self.method.state_dict()
             self.search.start_bytes = self.controller.budget_bytes
+            if self.best is not None and self.best.keeps:
+                self.search.known_bytes = float(len(self.best.data))
         for tensor, dense in zip(tensors, self.dense, strict=True):
             tensor.copy_(dense)
         self.method.load_state_dict(self.settings)
@@ -236,6 +247,7 @@ class Steering:
             "search": asdict(self.search),
             "best": None if self.best is None else [self.best.data, self.best.score, self.best.margin],
             "tried": list(self.tried),
+            "margins": list(self.margins),
             "stage": [self.stage, self.stage_keeps],
             "dense": self.dense,
             "settings": self.settings,
@@ -250,6 +262,7 @@ class Steering:
         self.search = SizeSearch(**state["search"])
         self.best = None if state["best"] is None else Candidate(*state["best"])
         self.tried = [(size, score) for size, score in state["tried"]]
+        self.margins = list(state["margins"])
         self.dense = [saved.to(tensor) for saved, tensor in zip(state["dense"], self._dense_tensors, strict=False)]
         self.method.budget_bytes = self.method.file.budget_bytes = state["budget_bytes"]
 

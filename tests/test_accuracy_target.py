@@ -210,6 +210,15 @@ def test_the_search_closes_in_on_the_smallest_size(crossing):
     assert all(size >= crossing for size in search.kept)
 
 
+def test_the_search_stays_below_what_is_known_to_keep():
+    search = SizeSearch(1000.0, LOWEST, HIGHEST, known_bytes=1600.0)
+    assert search.next_bytes == 1000
+    search.report(1000.0, keeps=False)
+    assert search.next_bytes == pytest.approx(math.sqrt(1000 * 1600))
+    search.report(search.next_bytes, keeps=False)
+    assert search.next_bytes == pytest.approx(math.sqrt(math.sqrt(1000 * 1600) * 1600))
+
+
 def test_the_search_forgets_a_failure_above_a_success():
     search = SizeSearch(1000.0, LOWEST, HIGHEST, kept=[800.0], broken=[1000.0, 600.0])
     assert search.next_bytes == pytest.approx(math.sqrt(800 * 600))
@@ -278,8 +287,8 @@ def test_the_smallest_file_seen_that_keeps_the_promise():
     assert promise["reference"] == 0.9
     assert promise["measured"] == accuracy_by_size(result.model) >= promise["limit"] == pytest.approx(0.88)
     assert result.file_bytes == min(size for size, score in promise["tried"] if score >= promise["limit"])
-    # the limit is at 300 * 2^-0.2 = 261 nonzeros; a pruned weight more would have been possible, not a tenth
-    assert 261 <= nonzeros(result.model) < 1.15 * 261
+    # the limit is at 300 * 2^-0.2 = 261 nonzeros; of a few more in fewer values the file can be smaller
+    assert 261 <= nonzeros(result.model) < 1.5 * 261
     assert result.gradient_steps == 80
     assert result.to_json()["promise"] == promise
     json.dumps(result.to_json())
