@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10, a network with batch norm: very short runs, what two cores can do in an hour."""
+"""ResNet-20 on CIFAR-10, a network with batch norm: very short runs, what two cores can do."""
 
 from studies.record import COMPRESSOR
 from studies.spec import Smoke, StudySpec, TaskSpec
