@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 SEARCH_FRACTION = 0.2
 STAGES = 5
 # How much more than the promise allows V may fall, as a part of it: what finishing gives back. Twice as much while the
-# learning rate is at its peak.
-ALLOWANCE = 1.0
+# learning rate is at its peak, and then this part of what W itself has fallen.
+ALLOWANCE = 0.5
+NOISE_SHARE = 0.5
 # The first budget is the smallest at which V, at once and untrained, falls by so many times what the promise allows...
 FIRST_FALL = 5.0
 # ... as this many halvings of the range find it.
@@ -155,7 +156,7 @@ class Steering:
             self.consider(*self.method.fit(twins, side_tensors(self.network.selection)))
             self.method.load_state_dict(settings)
         noise = min(0.0, self.margin(dense) - self.margin(self.reference))
-        allowed = ALLOWANCE * (1 + relative_lr) - relative_lr * (noise if math.isfinite(noise) else 0.0)
+        allowed = ALLOWANCE * (1 + relative_lr) - NOISE_SHARE * relative_lr * (noise if math.isfinite(noise) else 0.0)
         measured = margin + allowed
         budget = self.controller.observe(measured)
         logger.debug("scores: W %.4f, V %.4f, margin %.2f: next budget %.0f", dense, compressed, measured, budget)
