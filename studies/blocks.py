@@ -82,6 +82,8 @@ def collect(records: Sequence[Record], expected: Sequence[Key], *, partial: bool
     ]
     if not partial:
         _check_whole(blocks, [key for key in by_key if key not in asked])
+    elif not any(block.records for block in blocks):
+        raise InvalidInputError("no cell is finished: there is nothing to report")
     for block in blocks:
         _check_examples(block)
     return blocks

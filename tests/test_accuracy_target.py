@@ -294,6 +294,14 @@ def test_the_smallest_file_seen_that_keeps_the_promise():
     json.dumps(result.to_json())
 
 
+def test_a_run_begins_where_compressing_at_once_still_goes():
+    # five times the two points that are promised: 0.9 - 0.1 * log2(300 / n) is 0.78 at 131 nonzeros
+    history = Run(target="drop:2").train(range(1)).compressor.history
+    assert 131 <= history[0]["nonzeros"] < 1.5 * 131
+    whatever = Run(lambda _: 0.9, target="drop:2").train(range(1)).compressor
+    assert whatever.history[0]["nonzeros"] < 131
+
+
 def test_the_loss_is_lower_the_better():
     run = Run(validation_loss, target="loss:+10%", total_steps=60).train(range(60))
     result = run.compressor.finish()

@@ -9,6 +9,7 @@ import torch
 
 from studies.benchmarks import summary
 from studies.benchmarks.compression import load_records, table
+from studies.cell import cells_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,7 +50,14 @@ def test_ci_runs_the_second_command(tmp_path):
 
 
 def test_every_python_block_is_an_example_that_is_tested():
-    assert len(blocks("python")) == README.count("<!-- example: ") == 2
+    assert len(blocks("python")) == README.count("<!-- example: ") == 3
+
+
+def test_the_study_of_the_readme_is_one(tmp_path, monkeypatch):
+    names = run_example("study", tmp_path, monkeypatch)
+    cells = cells_of(names["SPEC"])
+    assert len(cells) == 3 * 2 * 5
+    assert {cell.trials for cell in cells} == {0, 6, 10}
 
 
 def test_the_transformer_in_its_own_loop(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ HEAD = (
     "file bytes",
     "test accuracy, %",
     "to reference",
-    "to compressor",
+    "to compressor [95 % interval]",
     "verdict",
     "search steps",
 )
@@ -75,7 +75,7 @@ def _line(what: str, row: Row) -> list[str]:
         f"{smallest:,} to {largest:,}",
         mean_and_deviation(found.accuracy, found.accuracy_sd),
         points(found.to_reference),
-        points(difference.mean) if difference else NOTHING,
+        f"{points(difference.mean)} [{points(difference.low)}, {points(difference.high)}]" if difference else NOTHING,
         difference.verdict if difference else NOTHING,
         f"{found.search_multiple:.1f}x",
     ]

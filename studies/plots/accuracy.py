@@ -50,7 +50,7 @@ def accuracy_and_size(name: str, task: str, blocks: Sequence[Block], styles: dic
             figure,
             name,
             f"{task}: accuracy against file size",
-            "Mean over the seeds; bars are one standard deviation in each direction. Each panel of one target shows "
+            "Mean over the seeds; bars go from the smallest to the largest. Each panel of one target shows "
             "its own range, logarithmic in the errors where these differ by factors. Grey line: what no method's mean "
             "beats in both.",
         )
@@ -109,7 +109,8 @@ def accuracy_and_cost(name: str, task: str, blocks: Sequence[Block], styles: dic
             name,
             f"{task}: accuracy against search cost",
             "Lines: best validation accuracy of a search's trials so far, mean and standard deviation over the seeds. "
-            "Points: the network that is written, search and final training counted; where these cost the same, they "
+            "Points: the network that is written, search and final training counted, bars from the smallest to the "
+            "largest; where these cost the same, they "
             "are drawn side by side. Curves that begin lower are cut. The vertical axis is logarithmic in the errors "
             "where these differ by factors.",
         )
@@ -148,12 +149,14 @@ def _used(blocks: Sequence[Block], styles: dict[str, MethodStyle]) -> dict[str, 
 
 
 def _point(axis: Axes, x: NDArray[np.float64], y: NDArray[np.float64], style: MethodStyle, size: float = 1) -> None:
-    deviations = [values.std(ddof=1) if len(values) > 1 else None for values in (x, y)]
+    # From the smallest to the largest: deviations would reach beyond the target and beyond 100 %.
+    # Of equal values the mean can lie a rounding error outside.
+    ranges = [np.maximum([[v.mean() - v.min()], [v.max() - v.mean()]], 0.0) for v in (x, y)]
     axis.errorbar(
         x.mean(),
         y.mean(),
-        xerr=deviations[0] or None,
-        yerr=deviations[1] or None,
+        xerr=ranges[0] if ranges[0].any() else None,
+        yerr=ranges[1] if ranges[1].any() else None,
         fmt=style.marker,
         color=style.colour,
         ecolor=to_rgba(style.colour, 0.55),
