@@ -41,7 +41,7 @@ NOISE_SHARE = 0.5
 FIRST_FALL = 5.0
 # ... as this many halvings of the range find it.
 FIRST_TRIES = 6
-# But at least this many times the smallest file.
+# The range goes up to this many times the smallest file, or to the ceiling of all paths.
 LEAST_START = 4.0
 
 
@@ -128,8 +128,8 @@ class Steering:
         """
         settings = self.method.state_dict()
         targets = [weight.detach().clone() for weight in self.network.weights]
-        low, high = math.log(LEAST_START * self.controller.lowest_bytes), math.log(self.controller.budget_bytes)
-        for _ in range(FIRST_TRIES if low < high else 0):
+        low, high = math.log(self.controller.lowest_bytes), math.log(self.controller.budget_bytes)
+        for _ in range(FIRST_TRIES):
             middle = (low + high) / 2
             self.method.aim(int(math.exp(middle)))
             fall = -self.margin(self._score_of(self.method.project(self.network.weights, targets, 0.0).coded))

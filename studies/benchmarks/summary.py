@@ -16,7 +16,7 @@ from studies.specs.lenet5_mnist import SEARCHES
 from studies.store import Store
 from studies.table import NOTHING, markdown_table, mean_and_deviation, points
 
-STUDIES = ("digits", "lenet5-mnist")
+STUDIES = ("digits", "lenet5-mnist", "resnet20-cifar10")
 METHODS = (COMPRESSOR, *SEARCHES)
 HEAD = (
     "network, data, target",
