@@ -11,8 +11,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-# The budget's largest move between two updates, natural logarithm. V is thrown back by faster ones, whatever the
-# budget: on LeNet-5 a fall by a third cost it ten points for one update, where steps of a sixth cost nothing.
+# The budget's largest move between two updates, natural logarithm. V is thrown back for an update by faster ones,
+# whatever the budget, and what it scores then says nothing about the size.
 LARGEST_MOVE = 0.2
 # The median of so many margins counts: a single bad one says more about that moment than about the budget.
 MEDIAN_OF = 3

@@ -41,8 +41,8 @@ NOISE_SHARE = 0.5
 FIRST_FALL = 5.0
 # ... as this many halvings of the range find it.
 FIRST_TRIES = 6
-# The range goes up to this many times the smallest file, or to the ceiling of all paths.
-LEAST_START = 4.0
+# The range goes up to the ceiling of all paths, but at least to this many times the smallest file.
+LEAST_CEILING = 4.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Steering:
         self.reference = float(evaluate(copy.deepcopy(network.model).eval()))
         promise.check_reference(self.reference)
         lowest, highest = method.file.smallest, method.budget_bytes
-        most = max(PATH_CEILING * original_bytes, LEAST_START * lowest)
+        most = max(PATH_CEILING * original_bytes, LEAST_CEILING * lowest)
         self.controller = BudgetController(most, lowest, highest)
         self.search = SizeSearch(most, lowest, highest)
         self.best: Candidate | None = None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 from argparse import Namespace
-from pathlib import Path
 
 import torch
 
@@ -17,13 +15,10 @@ from studies.conditions import Conditions
 from studies.finding import RESULTS, find_study, own_specs
 from studies.local import LocalExecutor
 from studies.measure import revision
-from studies.record import Record
 from studies.run import Executor, open_cells, run_cells
 from studies.spec import StudySpec
 from studies.status import states_of, status
-from studies.store import Store
-
-logger = logging.getLogger(__name__)
+from studies.store import Store, records_of
 
 
 class InterruptedStudyError(KeyboardInterrupt):
@@ -84,7 +79,7 @@ def report_command(options: Namespace) -> str:
     cells = cells_of(spec)
     keys = [cell.key for cell in cells]
     out = options.out or folder
-    records = _records(cells, folder)
+    records = records_of(cells, folder)
     return write_report(spec.name, records, keys, out, partial=options.partial, description=describe(spec))
 
 
@@ -93,7 +88,7 @@ def compare_command(options: Namespace) -> str:
     from studies.report import compare_command as write_comparison
 
     both = [find_study(name, results=options.results) for name in (options.a, options.b)]
-    (name_a, a), (name_b, b) = ((spec.name, _records(cells_of(spec), folder)) for spec, folder in both)
+    (name_a, a), (name_b, b) = ((spec.name, records_of(cells_of(spec), folder)) for spec, folder in both)
     return write_comparison(name_a, a, name_b, b, partial=options.partial)
 
 
@@ -108,21 +103,6 @@ def describe(spec: StudySpec) -> str:
         most = f"at most {cell.trials} trials of {cell.trial_epochs} epochs"
         lines.append(f"{name}: {most}, {budget:g} times the compressor's steps; space {cell.space}")
     return "\n".join(lines)
-
-
-def _records(cells: list[Cell], folder: Path) -> list[Record]:
-    """Returns the records of the cells; those of other versions of their study are left out, and said so."""
-    hashes = {cell.hash for cell in cells}
-    records = Store(folder).read()
-    mine = [record for record in records if record.spec_hash in hashes]
-    if len(mine) < len(records):
-        logger.warning(
-            "%d of %d records in %s are of cells that the study does not ask for now; they do not count",
-            len(records) - len(mine),
-            len(records),
-            folder,
-        )
-    return mine
 
 
 def _executor(options: Namespace, spec: StudySpec, to_do: list[Cell]) -> Executor:

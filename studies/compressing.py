@@ -13,7 +13,7 @@ from autocompress.task import Task
 
 
 def compress_task(task: Task, network: nn.Module, target: str | Target, **settings: Any) -> Result:
-    """Returns what `compress` makes of a task's trained network, silently; its test split is not looked at.
+    """Returns what `compress` makes of a task's trained network, silently; without its test split.
 
     Args:
         task: gives data, loss, metric and recipe.

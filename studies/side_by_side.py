@@ -14,7 +14,7 @@ from studies.blocks import Block, MethodCells, collect
 from studies.comparison import adjust
 from studies.record import Record, unpack
 from studies.significance import FEWEST_SEEDS, LEVEL, REPLICATES, Bootstrap, Difference
-from studies.table import markdown_table, mean_and_deviation, points
+from studies.table import markdown_table, mean_and_deviation, with_interval
 
 HEAD = (
     "task, target",
@@ -117,7 +117,7 @@ def _row(
         a[0].method,
         str(len(a)),
         *[mean_and_deviation(mean(x), float(np.std(x, ddof=1)) if len(x) > 1 else None) for x in accuracies],
-        f"{points(difference.mean)} [{points(difference.low)}, {points(difference.high)}]",
+        with_interval(difference),
         {"better": "higher", "worse": "lower"}.get(difference.verdict, difference.verdict),
         *[f"{value:,.0f}" for value in sizes],
         f"{sizes[1] - sizes[0]:+,.0f}" if round(sizes[1] - sizes[0]) else "0",

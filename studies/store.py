@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -141,3 +141,22 @@ def _parse(content: bytes, path: Path) -> tuple[list[Record], int, bool]:
             ended = line.endswith(b"\n")
         position += len(line)
     return records, position, ended
+
+
+def records_of(cells: Sequence[Cell], folder: Path) -> list[Record]:
+    """Returns the records of the cells; those of other versions of their study are left out, and said so.
+
+    Raises:
+        InvalidInputError: as `Store.read`.
+    """
+    hashes = {cell.hash for cell in cells}
+    records = Store(folder).read()
+    mine = [record for record in records if record.spec_hash in hashes]
+    if len(mine) < len(records):
+        logger.warning(
+            "%d of %d records in %s are of cells that the study does not ask for now; they do not count",
+            len(records) - len(mine),
+            len(records),
+            folder,
+        )
+    return mine

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from studies.rows import Row, Table
-from studies.significance import FEWEST_SEEDS, LEVEL, REPLICATES
+from studies.significance import FEWEST_SEEDS, LEVEL, REPLICATES, Difference
 
 HEAD = (
     "method",
@@ -99,7 +99,7 @@ def cells_of(row: Row) -> list[str]:
         f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}",
         mean_and_deviation(summary.accuracy, summary.accuracy_sd),
         points(summary.to_reference),
-        f"{points(difference.mean)} [{points(difference.low)}, {points(difference.high)}]" if difference else NOTHING,
+        with_interval(difference) if difference else NOTHING,
         difference.verdict if difference else NOTHING,
         f"{summary.weight_data_factor:,.0f}x",
         f"{summary.gradient_steps:,.0f}",
@@ -112,6 +112,11 @@ def points(fraction: float) -> str:
     """Returns a difference of accuracies in points, with its sign; nothing is left of what rounds to zero."""
     text = f"{100 * fraction:+.2f}"
     return "0.00" if float(text) == 0 else text
+
+
+def with_interval(difference: Difference) -> str:
+    """Returns a difference in points, with its interval."""
+    return f"{points(difference.mean)} [{points(difference.low)}, {points(difference.high)}]"
 
 
 def mean_and_deviation(mean: float, deviation: float | None) -> str:

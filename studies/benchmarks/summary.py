@@ -13,8 +13,8 @@ from studies.overview import overview_table
 from studies.record import COMPRESSOR
 from studies.rows import Row, Table, make_tables
 from studies.specs.lenet5_mnist import SEARCHES
-from studies.store import Store
-from studies.table import NOTHING, markdown_table, mean_and_deviation, points
+from studies.store import records_of
+from studies.table import NOTHING, markdown_table, mean_and_deviation, points, with_interval
 
 STUDIES = ("digits", "lenet5-mnist", "resnet20-cifar10")
 METHODS = (COMPRESSOR, *SEARCHES)
@@ -59,9 +59,7 @@ def _tables(name: str) -> list[Table]:
     """Returns the tables of one of the project's own studies."""
     spec, folder = find_study(name)
     cells = cells_of(spec)
-    hashes = {cell.hash for cell in cells}
-    records = [record for record in Store(folder).read() if record.spec_hash in hashes]
-    return make_tables(collect(records, [cell.key for cell in cells]))
+    return make_tables(collect(records_of(cells, folder), [cell.key for cell in cells]))
 
 
 def _line(what: str, row: Row) -> list[str]:
@@ -75,7 +73,7 @@ def _line(what: str, row: Row) -> list[str]:
         f"{smallest:,} to {largest:,}",
         mean_and_deviation(found.accuracy, found.accuracy_sd),
         points(found.to_reference),
-        f"{points(difference.mean)} [{points(difference.low)}, {points(difference.high)}]" if difference else NOTHING,
+        with_interval(difference) if difference else NOTHING,
         difference.verdict if difference else NOTHING,
         f"{found.search_multiple:.1f}x",
     ]

@@ -30,14 +30,13 @@ def varied_constants(block: Block) -> dict[str, list[tuple[float, MethodCells]]]
 def sensitivity(name: str, task: str, block: Block) -> Drawing:
     """Returns test accuracy against each constant, one panel each; the band is the default's."""
     constants = varied_constants(block)
-    default = next((cells for cells in block.methods if cells.method == COMPRESSOR and cells.records), None)
     colour = method_styles([COMPRESSOR])[COMPRESSOR].colour
     with house_style():
         figure, ((*axes,),) = panels(1, len(constants), 3.4, share_y="row")
         everything = [_percent(cells) for cells in block.methods if cells.records]
         for axis, (constant, values) in zip(axes, constants.items(), strict=True):
-            if default is not None:
-                usual = _percent(default)
+            if block.compressor is not None:
+                usual = _percent(block.compressor)
                 spread = usual.std(ddof=1) if len(usual) > 1 else 0.0
                 axis.axhspan(usual.mean() - spread, usual.mean() + spread, color=INK, alpha=0.12, linewidth=0)
                 axis.axhline(usual.mean(), color=INK, linewidth=1.0, linestyle=":")
