@@ -14,7 +14,7 @@ from autocompress.methods.base import Network
 from autocompress.selection import select
 from autocompress.targets import AccuracyDrop, FileSize
 from autocompress.training.precision import autocast
-from baselines.condensa import configurations
+from baselines.condensa.configurations import CONFIGURATIONS
 from baselines.condensa.goal import FitSize, KeepAccuracy, KeptOutcome, parse_asked
 from baselines.condensa.learn_compress import LearnCompress
 from baselines.condensa.objective import CondensaObjective
@@ -256,9 +256,26 @@ def test_the_published_length_is_the_published_schedule():
     rates = ALEXNET_CIFAR10_SCHEDULE.rates(5, 3)
     assert rates == pytest.approx([1e-2, 1e-3, 1e-4])
     assert LENET5_MNIST_SCHEDULE.rates(2, 2) == pytest.approx([0.02 * 0.98**2] * 2)
-    assert (configurations.ALEXNET_CIFAR10_MEMORY.density, configurations.LENET5_MNIST_MEMORY.density) == (0.02, 0.007)
+    assert {name: setting.density for name, setting in CONFIGURATIONS.items()} == {
+        "alexnet-cifar10-memory": 0.02,
+        "alexnet-cifar10-flops": 0.5,
+        "lenet5-mnist-memory": 0.007,
+        "lenet5-mnist-latency": 0.3,
+    }
     with pytest.raises(InvalidInputError, match="needs at least 1"):
         LENET5_MNIST_SCHEDULE.within(0)
+
+
+def test_the_bias_of_a_neuron_goes_with_it():
+    weights = {
+        "a.weight": torch.tensor([[3.0, 0.0], [0.1, 0.2]]),
+        "a.bias": torch.tensor([0.5, 0.5]),
+        "norm.bias": torch.ones(2),
+    }
+    theta = StructurePrune(0.5).compress(weights)
+    assert theta["a.weight"].tolist() == [[3.0, 0.0], [0.0, 0.0]]
+    assert theta["a.bias"].tolist() == [0.5, 0.0]
+    assert theta["norm.bias"].tolist() == [1.0, 1.0]
 
 
 SHORT = Schedule(l_steps=2, first_steps=3, steps_per_l=2, mu=0.1, mu_factor=2.0, learning_rate=0.05, momentum=0.5)

@@ -13,7 +13,13 @@ def weight_count(model: nn.Module) -> int:
 
 @pytest.mark.parametrize(
     ("name", "weights"),
-    [("lenet5", 430_500), ("resnet20", 268_336), ("resnet56", 848_944), ("resnet50", 23_467_712)],
+    [
+        ("lenet5", 430_500),
+        ("alexnet", 2_471_104),
+        ("resnet20", 268_336),
+        ("resnet56", 848_944),
+        ("resnet50", 23_467_712),
+    ],
 )
 def test_weights_are_as_many_as_published(name: str, weights: int) -> None:
     assert weight_count(make_model(name)) == weights
@@ -34,7 +40,7 @@ def test_resnet20_has_no_parameters_in_its_shortcuts() -> None:
     assert {"conv1.weight", "layer2.0.bn2.running_var", "linear.bias"} <= set(names)
 
 
-@pytest.mark.parametrize(("name", "side"), [("lenet5", 28), ("resnet32", 32), ("resnet50", 32)])
+@pytest.mark.parametrize(("name", "side"), [("lenet5", 28), ("alexnet", 32), ("resnet32", 32), ("resnet50", 32)])
 def test_logits_have_one_column_per_class(name: str, side: int) -> None:
     model = make_model(name, num_classes=7, in_channels=2).eval()
     with torch.no_grad():

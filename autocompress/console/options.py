@@ -5,8 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentTypeError
 
 MODEL = (
-    "lenet5, resnet20/32/44/56, resnet50, torchvision:NAME, or package.module:function, a function without arguments "
-    "that returns the network (the current folder is importable)"
+    "lenet5, alexnet, resnet20/32/44/56, resnet50, torchvision:NAME, or package.module:function, a function without "
+    "arguments that returns the network (the current folder is importable)"
 )
 DATA = (
     "digits, mnist, fashion-mnist, cifar10, folder:PATH, or package.module:function, a function without arguments "

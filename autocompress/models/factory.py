@@ -10,12 +10,14 @@ from torch import nn
 
 from autocompress.errors import InvalidInputError
 from autocompress.importing import import_function
+from autocompress.models.alexnet import AlexNet
 from autocompress.models.lenet import LeNet5
 from autocompress.models.resnet import CifarResNet, ResNet50
 
 # name -> (constructor, channels of the images it is meant for)
 _MODELS: dict[str, tuple[Callable[..., nn.Module], int]] = {
     "lenet5": (LeNet5, 1),
+    "alexnet": (AlexNet, 3),
     "resnet20": (partial(CifarResNet, 3), 3),
     "resnet32": (partial(CifarResNet, 5), 3),
     "resnet44": (partial(CifarResNet, 7), 3),

@@ -81,6 +81,8 @@ _RECIPES = {
     "lenet5-digits": Recipe(
         "sgd", 0.05, momentum=0.93, weight_decay=5e-4, batch_size=64, reference_epochs=60, compress_epochs=120
     ),
+    # without normalization: half the rate of a ResNet, not tuned here either
+    "alexnet": replace(_RESNET, learning_rate=0.05, reference_epochs=100, compress_learning_rate=0.02),
     "resnet20": _RESNET,
     "resnet32": _RESNET,
     "resnet44": _RESNET,

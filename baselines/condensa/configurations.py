@@ -1,4 +1,4 @@
-"""The published settings, and the one that searches here begin from."""
+"""The published settings (Joseph et al. 2020), and the one that searches here begin from."""
 
 from __future__ import annotations
 
@@ -25,25 +25,35 @@ def prune_and_codebook(density: float) -> Scheme:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A setting.
+    """A published setting.
 
     Attributes:
+        model, data: the network and the data set, by name.
         schedule: of the solver.
         scheme: as a function of the density.
         density: published with it.
         batch_size: of the schedule's gradient steps.
+        ignore: what is not compressed, as globs over names.
     """
 
+    model: str
+    data: str
     schedule: Schedule
     scheme: Callable[[float], Scheme]
     density: float
-    batch_size: int
+    batch_size: int = 128
+    ignore: tuple[str, ...] = ()
 
 
-ALEXNET_CIFAR10_MEMORY = Configuration(ALEXNET_CIFAR10_SCHEDULE, prune_and_half, density=0.02, batch_size=128)
-ALEXNET_CIFAR10_FLOPS = Configuration(ALEXNET_CIFAR10_SCHEDULE, FilterPrune, density=0.5, batch_size=128)
-LENET5_MNIST_MEMORY = Configuration(LENET5_MNIST_SCHEDULE, prune_and_half, density=0.007, batch_size=128)
-LENET5_MNIST_LATENCY = Configuration(LENET5_MNIST_SCHEDULE, StructurePrune, density=0.3, batch_size=128)
+# By what is to become smaller. Filters and neurons are those of inner layers: a row of the last layer is a class.
+CONFIGURATIONS = {
+    "alexnet-cifar10-memory": Configuration("alexnet", "cifar10", ALEXNET_CIFAR10_SCHEDULE, prune_and_half, 0.02),
+    "alexnet-cifar10-flops": Configuration("alexnet", "cifar10", ALEXNET_CIFAR10_SCHEDULE, FilterPrune, 0.5),
+    "lenet5-mnist-memory": Configuration("lenet5", "mnist", LENET5_MNIST_SCHEDULE, prune_and_half, 0.007),
+    "lenet5-mnist-latency": Configuration(
+        "lenet5", "mnist", LENET5_MNIST_SCHEDULE, StructurePrune, 0.3, ignore=("classifier.2",)
+    ),
+}
 
 
 def schedule_for(task_name: str) -> Schedule:

@@ -71,10 +71,22 @@ class Prune(_Pruning):
 
 @dataclass(frozen=True)
 class StructurePrune(_Pruning):
-    """Keeps whole outputs of layers, filters and neurons, under one threshold. Give it no layer of the outputs."""
+    """Keeps whole outputs of layers, filters and neurons, under one threshold. Give it no layer of the outputs.
+
+    A bias that is among the weights goes with the filter or neuron of its layer, so that nothing of these is left.
+    """
+
+    def compress(self, weights: Weights) -> dict[str, Tensor]:
+        """Returns the weights with all but the largest outputs, and their biases, at zero."""
+        theta = super().compress(weights)
+        for name, bias in weights.items():
+            owner = theta.get(name.removesuffix("bias") + "weight") if name.endswith("bias") else None
+            if owner is not None:
+                theta[name] = bias.detach() * owner.flatten(1).any(1)
+        return theta
 
     def _norms(self, weight: Tensor) -> Tensor | None:
-        return weight.flatten(1).float().square().sum(1).sqrt()
+        return weight.flatten(1).float().square().sum(1).sqrt() if weight.ndim > 1 else None
 
 
 @dataclass(frozen=True)

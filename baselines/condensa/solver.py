@@ -45,6 +45,7 @@ class Solver:
         validation_loss: Callable[[nn.Module], float],
         device: torch.device,
         seed: int,
+        biases: bool = False,
     ) -> None:
         """Compresses the network directly.
 
@@ -58,6 +59,7 @@ class Solver:
             validation_loss: decides which theta is the best.
             device: of the network.
             seed: of the random numbers of the training.
+            biases: whether the scheme is given the biases of the weights' layers as well.
 
         Raises:
             InvalidInputError: no steps or no batches.
@@ -68,6 +70,10 @@ class Solver:
         self.steps_per_epoch = check_batches(train, "the training data")
         self.schedule, self.lengths = schedule.within(total_steps)
         self.parameters = dict(network.selection.weights)
+        if biases:
+            owners = {name.removesuffix("weight") for name in self.parameters}
+            sides = network.selection.sides
+            self.parameters |= {name: bias for name, bias in sides if name.removesuffix("bias") in owners}
         self.trained: list[Tensor] = [p for p in network.model.parameters() if p.requires_grad]
         self.state = LearnCompress(self.parameters, scheme, self.schedule.mu, self.schedule.mu_factor)
         self.steps, self.l_step = 0, 0

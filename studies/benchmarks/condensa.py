@@ -1,0 +1,272 @@
+"""Condensa's published settings, as published, and the compressor beside them at the same size or energy.
+
+    python -m studies.benchmarks.condensa run lenet5-mnist-memory
+    python -m studies.benchmarks.condensa run alexnet-cifar10-memory --reference-epochs 15 --steps 6000
+    python -m studies.benchmarks.condensa table
+
+Without `--steps` a schedule is run in full: 66,000 gradient steps of LeNet-5, 129,000 of AlexNet, in batches of 128.
+After an interruption the same command goes on after the last C step. The compressor starts from the same reference and
+gets the recipe's epochs, or as many examples as Condensa if these are fewer: for a setting that saves memory at the
+same weight data (bits times nonzeros, the count of the paper), for one that removes channels at the same energy, whole
+channels too. A record is one line of `studies/results/condensa.jsonl`. Nothing is chosen on the test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.channels import ChannelGraph
+from autocompress.data.batches import TensorBatches
+from autocompress.methods.base import Network
+from autocompress.selection import select
+from autocompress.targets import Energy, Target, parse_target
+from autocompress.task import Task, load_task
+from autocompress.training.batches import default_device
+from autocompress.training.evaluate import evaluate
+from autocompress.training.reference import reference_network
+from baselines.condensa.configurations import CONFIGURATIONS, Configuration
+from baselines.condensa.schemes import Compose
+from baselines.condensa.solver import Solver
+from studies.benchmarks.compression import load_records, mean_and_deviation
+from studies.compressing import compress_task
+from studies.measure import device_name, revision, versions
+from studies.resources import resources_of
+
+RECORDS = Path(__file__).parents[1] / "results" / "condensa.jsonl"
+HALF_BITS, FLOAT_BITS = 16, 32
+
+
+class Bench:
+    """One setting on one seed.
+
+    Attributes:
+        setting: as published.
+        task: with batches of the setting's size.
+        reference: the trained network.
+        steps: gradient steps of Condensa.
+    """
+
+    def __init__(self, name: str, seed: int, options: argparse.Namespace) -> None:
+        """Takes the reference from where it is kept, or trains it."""
+        self.name, self.seed, self.options = name, seed, options
+        self.setting: Configuration = CONFIGURATIONS[name]
+        self.device = default_device(options.device)
+        self.task: Task = load_task(self.setting.model, self.setting.data, device=self.device, seed=seed)
+        if options.reference_epochs:
+            self.task.recipe = replace(self.task.recipe, reference_epochs=options.reference_epochs)
+        self.reference, _ = reference_network(self.task, seed=seed, device=self.device)
+        self.steps = options.steps or sum(self.setting.schedule.lengths)
+
+    @property
+    def run(self) -> tuple[str, int, int]:
+        """What its records have in common with those of other seeds."""
+        return self.name, self.task.recipe.reference_epochs, self.steps
+
+    @property
+    def halves(self) -> bool:
+        """Whether what is left is written in 16 bits."""
+        return isinstance(self.setting.scheme(self.setting.density), Compose)
+
+    def condensa(self) -> dict[str, Any]:
+        """Returns what the L-C solver makes of the reference."""
+        train = copy.copy(self.task.train)
+        assert isinstance(train, TensorBatches)
+        train.batch_size = self.setting.batch_size
+        model = copy.deepcopy(self.reference).to(self.device)
+        solver = Solver(
+            Network(model, select(model, self.setting.ignore)),
+            self.setting.scheme(self.setting.density),
+            self.setting.schedule,
+            self.steps,
+            train=train,
+            loss=self.task.loss,
+            validation_loss=lambda network: self._evaluate(network, self.task.validation).loss,
+            device=self.device,
+            seed=self.seed,
+            biases=not self.halves,  # a channel goes with its bias, or it cannot be removed
+        )
+        records: Path = self.options.records
+        checkpoint = records.with_name(f"{records.stem}-{self.name}-{self.seed}.checkpoint")
+        started, before = time.perf_counter(), solver.steps
+
+        def after() -> None:
+            left = (time.perf_counter() - started) / (solver.steps - before) * (self.steps - solver.steps)
+            print(f"{solver.steps:,} of {self.steps:,} steps, {left / 60:.0f} minutes left", flush=True)
+
+        solver.fit(after, checkpoint)
+        checkpoint.unlink(missing_ok=True)
+        if not self.halves:
+            _unread(model, self.task.input_example)
+        return self._measured(model, self.steps, started) | {"batch_size": self.setting.batch_size}
+
+    def compressor(self, condensa: dict[str, Any]) -> dict[str, Any]:
+        """Returns what the compressor makes of it at Condensa's weight data, or at its energy."""
+        recipe, train = self.task.recipe, self.task.train
+        assert isinstance(train, TensorBatches)
+        target: Target = Energy(Fraction(math.ceil(1000 * condensa["energy"]), 1000), channels=True)
+        if self.halves:
+            target = parse_target(f"weights:{condensa['weight_data_bits']}bits")
+        epochs = min(recipe.compress_epochs, math.ceil(self.steps * self.setting.batch_size / len(train.inputs)))
+        started = time.perf_counter()
+        result = compress_task(
+            self.task, self.reference, target, epochs=epochs, seed=self.seed, device=self.device, progress=True
+        )
+        sizes = {"target": str(target), "file_bytes": result.file_bytes, "batch_size": recipe.batch_size}
+        measured = self._measured(result.model, result.gradient_steps, started) | sizes
+        if self.halves:
+            measured["weight_data_bits"] = round(8 * result.to_json()["weight_data_bytes"])
+        return measured
+
+    def _measured(self, model: nn.Module, steps: int, started: float) -> dict[str, Any]:
+        """Returns sizes, accuracies and costs of a network."""
+        weights = [weight.detach() for _, weight in select(model).weights]
+        nonzeros = [int(weight.count_nonzero()) for weight in weights]
+        assert self.task.test is not None
+        return {
+            "gradient_steps": steps,
+            "wall_seconds": time.perf_counter() - started,
+            "weights": sum(weight.numel() for weight in weights),
+            "nonzeros": sum(nonzeros),
+            "weight_data_bits": (HALF_BITS if self.halves else FLOAT_BITS) * sum(nonzeros),
+            "position_bits": sum(map(_position_bits, weights, nonzeros)),
+            "validation_accuracy": self._evaluate(model, self.task.validation).metric,
+            "test_accuracy": self._evaluate(model, self.task.test).metric,
+            **resources_of(model, self.reference, self.task.input_example.cpu()),
+        }
+
+    def _evaluate(self, model: nn.Module, batches: Any) -> Any:
+        return evaluate(model, batches, loss=self.task.loss, metric=self.task.metric, device=self.device)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Returns the record of each method, Condensa's first: it says what the compressor is to meet."""
+        common = {
+            "case": self.name,
+            "seed": self.seed,
+            "density": self.setting.density,
+            "steps": self.steps,
+            "reference_epochs": self.task.recipe.reference_epochs,
+            "reference_accuracy": self._evaluate(self.reference, self.task.test).metric,
+            "device": device_name(str(self.device)),
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+            "revision": revision(),
+            "versions": versions(),
+        }
+        first = self.condensa()
+        return [common | {"method": "condensa"} | first, common | {"method": "compressor"} | self.compressor(first)]
+
+
+def _unread(model: nn.Module, example: Tensor) -> None:
+    """Zeroes the weights that take a channel whose filters or neurons are gone, so that it can be removed."""
+    graph = ChannelGraph(model, example)
+    given = [torch.zeros(group.channels, dtype=torch.bool) for group in graph.groups]
+    for group, keep in zip(graph.groups, given, strict=True):
+        for part in group.slices:
+            if part.dim == 0:
+                alive = model.get_parameter(part.weight).flatten(1).any(1).cpu()
+                keep[part.channel[alive[part.index]]] = True
+    for name, mask in graph.masks(model, given).items():
+        model.get_parameter(name).data.mul_(mask)
+
+
+def _position_bits(weight: Tensor, nonzeros: int) -> float:
+    """Returns n H(nonzeros / n), the ideal code length of where the nonzeros are."""
+    n = weight.numel()
+    parts = [nonzeros / n, 1 - nonzeros / n]
+    return float(-n * sum(part * math.log2(part) for part in parts if part))
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Returns the Markdown table: one row per setting, length and method, mean and deviation over the seeds.
+
+    Raises:
+        ValueError: there is more than one record of a setting, length, method and seed.
+    """
+    lines = [
+        "| setting | method | seeds | steps x batch | reference | test | difference | nonzero | weight data "
+        "| file bytes | energy | MACs | latency |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in records:
+        groups.setdefault((*_run(row), row["method"]), []).append(row)
+    for (case, *_, method), rows in groups.items():
+        if len({row["seed"] for row in rows}) != len(rows):
+            raise ValueError(f"{case}, {method}: more than one record of a seed")
+        lines.append(_row(case, method, rows))
+    return "\n".join(lines)
+
+
+def _run(record: dict[str, Any]) -> tuple[str, int, int]:
+    """Returns what seeds are runs of."""
+    return record["case"], record["reference_epochs"], record["steps"]
+
+
+def _row(case: str, method: str, rows: list[dict[str, Any]]) -> str:
+    def mean(key: str) -> float:
+        return float(statistics.mean(row[key] for row in rows))
+
+    reference = 100 * mean("reference_accuracy")
+    factor = statistics.mean(32 * row["weights"] / row["weight_data_bits"] for row in rows)
+    cells = [
+        case,
+        method,
+        str(len(rows)),
+        ", ".join(sorted({f"{row['gradient_steps']:,} x {row['batch_size']}" for row in rows})),
+        f"{reference:.2f} %",
+        mean_and_deviation([100 * row["test_accuracy"] for row in rows]) + " %",
+        f"{100 * mean('test_accuracy') - reference:+.2f}",
+        f"{100 * mean('nonzeros') / mean('weights'):.2f} %",
+        f"{factor:,.0f}x",
+        # Condensa writes no file: what its 16-bit nonzeros and their positions take at the least
+        f"{mean('file_bytes'):,.0f}"
+        if method == "compressor"
+        else f"at least {(mean('weight_data_bits') + mean('position_bits')) / 8:,.0f}",
+        *(f"{mean(key):.2f}x" for key in ("energy", "macs", "latency")),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Runs settings that have no record yet, or prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True)
+    runner = actions.add_parser("run")
+    runner.add_argument("case", choices=CONFIGURATIONS, nargs="+")
+    runner.add_argument("--seed", type=int, action="append", help="repeatable; default: 0")
+    runner.add_argument("--steps", type=int, help="of Condensa; default: as published")
+    runner.add_argument("--reference-epochs", type=int, help="default: the recipe's")
+    runner.add_argument("--device", help="default: CUDA where there is one")
+    for action in (runner, actions.add_parser("table")):
+        action.add_argument("--records", type=Path, default=RECORDS)
+    options = parser.parse_args()
+    records = load_records(options.records) if options.records.exists() else []
+    if options.action == "run":
+        for seed in options.seed or [0]:
+            for name in options.case:
+                bench = Bench(name, seed, options)
+                if any((*_run(row), row["seed"]) == (*bench.run, seed) for row in records):
+                    print(f"{name}, seed {seed}: there is a record", flush=True)
+                    continue
+                made = bench.records()
+                records += made
+                with options.records.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(record) + "\n" for record in made)
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
