@@ -79,6 +79,7 @@ class Steering:
     Attributes:
         reference: score of the network as it was given.
         best: the smallest file seen that keeps the promise, or the most accurate one where none does.
+        fallback: a file of the network as it was given, larger; the last resort.
         tried: (bytes, score) of every file that was written and scored.
     """
 
@@ -113,6 +114,7 @@ class Steering:
         self.controller = BudgetController(most, lowest, highest)
         self.search = SizeSearch(most, lowest, highest)
         self.best: Candidate | None = None
+        self.fallback: Candidate | None = None
         self.tried: list[tuple[int, float]] = []
         self.margins: list[float] = []  # the last of V, with nothing allowed
         self.stage, self.stage_keeps = 0, False
@@ -124,20 +126,36 @@ class Steering:
     def find_start(self) -> None:
         """Sets the budget that the run begins with, as far down as pruning and quantizing at once still goes.
 
-        Above it the run would learn nothing but lose steps.
+        Above it the run would learn nothing but lose steps. The smallest V that keeps the promise without any training
+        is written and put aside: it is what is left where training itself breaks the promise, whatever the size.
         """
         settings = self.method.state_dict()
+        start, _ = self._smallest(FIRST_FALL, self.controller.lowest_bytes, self.controller.budget_bytes)
+        _, coded = self._smallest(0.0, start, self.controller.highest_bytes)
+        if coded is not None:
+            self.method.aim(int(self.controller.highest_bytes))  # what is coded costs more than its estimate, or less
+            state, data = self.method.fit(coded, side_tensors(self.network.selection))
+            self.fallback = self._candidate(state, data)
+        self.method.load_state_dict(settings)
+        self.controller.budget_bytes = start
+        self.method.aim(int(start))
+        logger.debug("the run begins with %.0f bytes", start)
+
+    def _smallest(self, fall: float, low: float, high: float) -> tuple[float, list[WeightTensor] | None]:
+        """Returns the smallest size at which V, at once and untrained, falls by no more, and V; None if none does."""
+        settings = self.method.state_dict()
         targets = [weight.detach().clone() for weight in self.network.weights]
-        low, high = math.log(self.controller.lowest_bytes), math.log(self.controller.budget_bytes)
+        sizes, found = [math.log(low), math.log(high)], None
         for _ in range(FIRST_TRIES):
-            middle = (low + high) / 2
+            middle = sum(sizes) / 2
             self.method.aim(int(math.exp(middle)))
-            fall = -self.margin(self._score_of(self.method.project(self.network.weights, targets, 0.0).coded))
-            low, high = (low, middle) if fall <= FIRST_FALL else (middle, high)
+            coded = self.method.project(self.network.weights, targets, 0.0).coded
+            if -self.margin(self._score_of(coded)) <= fall:
+                sizes[1], found = middle, coded
+            else:
+                sizes[0] = middle
             self.method.load_state_dict(settings)
-        self.controller.budget_bytes = math.exp(high)
-        self.method.aim(int(self.controller.budget_bytes))
-        logger.debug("the run begins with %.0f bytes", self.controller.budget_bytes)
+        return math.exp(sizes[1]), found
 
     @torch.no_grad()
     def watch(self, twins: Sequence[WeightTensor], relative_lr: float) -> None:
@@ -183,6 +201,8 @@ class Steering:
             self.dense = [tensor.detach().clone() for tensor in tensors]
             self.settings = self.method.state_dict()
             self.search.start_bytes = self.controller.budget_bytes
+            if self.fallback is not None and self.fallback.keeps:
+                self.search.highest_bytes = float(len(self.fallback.data))  # nothing larger is of use
             if self.best is not None and self.best.keeps:
                 self.search.known_bytes = float(len(self.best.data))
         for tensor, dense in zip(tensors, self.dense, strict=True):
@@ -200,16 +220,28 @@ class Steering:
 
     def consider(self, state: CompressedState, data: bytes) -> None:
         """Scores a file and keeps it if it is the best so far."""
-        score = float(self.evaluate(filled_copy(self.network.model, state)))
-        candidate = Candidate(torch.frombuffer(bytearray(data), dtype=torch.uint8), score, self.margin(score))
-        self.tried.append((len(data), score))
+        candidate = self._candidate(state, data)
         self.stage_keeps |= candidate.keeps
         if candidate.better_than(self.best):
             self.best = candidate
 
+    def _candidate(self, state: CompressedState, data: bytes) -> Candidate:
+        """Returns a file with its score, and takes note of both."""
+        score = float(self.evaluate(filled_copy(self.network.model, state)))
+        self.tried.append((len(data), score))
+        return Candidate(torch.frombuffer(bytearray(data), dtype=torch.uint8), score, self.margin(score))
+
     def outcome(self) -> tuple[CompressedState, bytes]:
         """Returns the best network and its file; warns where it does not keep the promise."""
         assert self.best is not None
+        if self.fallback is not None and self.fallback.better_than(self.best):
+            self.best = self.fallback
+            if self.best.keeps:
+                logger.warning(
+                    "training led to no smaller file that keeps %s: this one is the network as it was given, pruned "
+                    "and quantized at once; train for longer, or at a lower learning rate",
+                    self.promise,
+                )
         data = self.best.data.numpy().tobytes()
         if not self.best.keeps:
             logger.warning(
@@ -246,7 +278,8 @@ class Steering:
             "reference": self.reference,
             "controller": self.controller.state_dict(),
             "search": asdict(self.search),
-            "best": None if self.best is None else [self.best.data, self.best.score, self.best.margin],
+            "best": _packed(self.best),
+            "fallback": _packed(self.fallback),
             "tried": list(self.tried),
             "margins": list(self.margins),
             "stage": [self.stage, self.stage_keeps],
@@ -261,11 +294,17 @@ class Steering:
         self.stage, self.stage_keeps = state["stage"]
         self.controller.load_state_dict(state["controller"])
         self.search = SizeSearch(**state["search"])
-        self.best = None if state["best"] is None else Candidate(*state["best"])
+        self.best, self.fallback = (
+            None if state[name] is None else Candidate(*state[name]) for name in ("best", "fallback")
+        )
         self.tried = [(size, score) for size, score in state["tried"]]
         self.margins = list(state["margins"])
         self.dense = [saved.to(tensor) for saved, tensor in zip(state["dense"], self._dense_tensors, strict=False)]
         self.method.budget_bytes = self.method.file.budget_bytes = state["budget_bytes"]
+
+
+def _packed(candidate: Candidate | None) -> list[Any] | None:
+    return None if candidate is None else [candidate.data, candidate.score, candidate.margin]
 
 
 def make_steering(

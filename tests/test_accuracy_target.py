@@ -323,6 +323,24 @@ def test_a_promise_that_nobody_keeps_is_said(caplog):
     assert "no network that was seen keeps drop:0.5" in caplog.text
 
 
+def test_where_training_breaks_the_promise_the_network_as_given_keeps_it(caplog):
+    """Resumed on the way, so that the file that was put aside is in the state."""
+    trained = []
+
+    def evaluate(model: nn.Module) -> float:
+        return 0.5 if trained else accuracy_by_size(model)
+
+    run = Run(evaluate, total_steps=20).train(range(1))
+    trained.append(True)
+    result = Run(evaluate, total_steps=20).resume(run.saved()).train(range(1, 20)).compressor.finish()
+    assert result.promise["kept"] is True
+    kept = [(size, score) for size, score in result.promise["tried"] if score >= 0.88]
+    assert kept == [(result.file_bytes, result.promise["measured"])]
+    assert accuracy_by_size(result.model) == result.promise["measured"] >= 0.88
+    assert max(size for size, _ in result.promise["tried"]) <= result.file_bytes
+    assert "training led to no smaller file that keeps drop:2" in caplog.text
+
+
 def test_scores_that_are_not_numbers_break_the_promise(caplog):
     scores = iter([0.9] + 1000 * [float("nan")])
     result = Run(lambda _: next(scores), total_steps=10).train(range(10)).compressor.finish()
