@@ -1,6 +1,8 @@
 """Condensa's parts: schemes by exact counts and inverses, the solver against ADMM, the schedule, the goal."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from small_task import make_task, train_reference
 from torch import nn
 
 from autocompress.admm import Admm, pull_strength
+from autocompress.channels import shrink
 from autocompress.codebooks import CodedTensor
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.methods.base import Network
@@ -23,6 +26,7 @@ from baselines.condensa.schedule import ALEXNET_CIFAR10_SCHEDULE, LENET5_MNIST_S
 from baselines.condensa.schemes import Codebook, Compose, Quantize
 from baselines.condensa.solver import Solver, batches_from
 from baselines.interface import Trial
+from studies.benchmarks import condensa as benchmark
 
 
 def weights(seed=0):
@@ -440,3 +444,70 @@ def test_an_evaluation_counts_its_steps_and_measures_its_file():
     assert found.accuracy > 0.6
     with pytest.raises(InvalidInputError, match="cannot go on"):
         objective({"density": 0.2}, state={"epoch": 1})
+
+
+def condensa_record(method, seed=0, **changes):
+    record = {
+        "case": "lenet5-mnist-memory", "reference_epochs": 20, "steps": 66_000, "method": method, "seed": seed,
+        "gradient_steps": 66_000, "batch_size": 128, "reference_accuracy": 0.99, "test_accuracy": 0.985,
+        "weights": 1000, "nonzeros": 10, "weight_data_bits": 160, "position_bits": 80.0, "file_bytes": 70,
+        "energy": 0.1, "macs": 0.5, "latency": 0.75,
+    }  # fmt: skip
+    return record | changes
+
+
+def test_the_table_of_published_settings():
+    records = [condensa_record("condensa"), condensa_record("compressor", gradient_steps=6_330, batch_size=256)]
+    assert benchmark.table(records).splitlines()[2:] == [
+        "| lenet5-mnist-memory | condensa | 1 | 66,000 x 128 | 99.00 % | 98.50 % | -0.50 | 1.00 % | 200x "
+        "| at least 30 | 0.10x | 0.50x | 0.75x |",
+        "| lenet5-mnist-memory | compressor | 1 | 6,330 x 256 | 99.00 % | 98.50 % | -0.50 | 1.00 % | 200x "
+        "| 70 | 0.10x | 0.50x | 0.75x |",
+    ]
+    # a shorter run is a row of its own, the same run twice is a mistake
+    assert len(benchmark.table([*records, condensa_record("condensa", steps=300)]).splitlines()) == 5
+    with pytest.raises(ValueError, match="more than one record of a seed"):
+        benchmark.table([*records, records[0]])
+
+
+def test_what_no_filter_gives_is_not_read():
+    """Three of four filters and their biases are zero: what reads them is zeroed, and they can be removed."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 2))
+    with torch.no_grad():
+        model[0].weight[1:] = 0
+        model[0].bias[1:] = 0
+    example = torch.randn(1, 1, 4, 4)
+    before = model(example)
+    benchmark.zero_unfed(model, example)
+    torch.testing.assert_close(model(example), before)
+    assert model[3].weight.count_nonzero() == 4 * 5
+    assert shrink(model, example)[0].out_channels == 1
+
+
+@pytest.mark.parametrize("n", [1, 7, 40])
+def test_position_bits_are_the_logarithm_of_the_number_of_places(n):
+    weight = torch.zeros(4000)
+    bits = benchmark.position_bits(weight, 100 * n)
+    exact = (math.lgamma(4001) - math.lgamma(100 * n + 1) - math.lgamma(4001 - 100 * n)) / math.log(2)
+    assert exact <= bits <= exact + math.log2(4001)
+
+
+def test_a_published_setting_in_a_few_steps(tmp_path, monkeypatch, capsys):
+    """On the digits; the second time it finds its records."""
+    monkeypatch.setitem(CONFIGURATIONS, "digits", replace(CONFIGURATIONS["lenet5-mnist-latency"], data="digits"))
+    monkeypatch.setenv("AUTOCOMPRESS_DATA", str(tmp_path / "data"))
+    records = tmp_path / "results" / "records.jsonl"
+    records.parent.mkdir()
+    command = ["x", "run", "digits", "--steps", "20", "--reference-epochs", "1", "--records", str(records)]
+    monkeypatch.setattr("sys.argv", command)
+    benchmark.main()
+    benchmark.main()
+    first, second = (json.loads(line) for line in records.read_text().splitlines())
+    assert (first["method"], second["method"]) == ("condensa", "compressor")
+    assert first["gradient_steps"] == 20
+    assert 0.26 * first["weights"] > first["nonzeros"]
+    assert first["macs"] < 1
+    assert second["energy"] <= first["energy"] + 0.05
+    assert "there is a record" in capsys.readouterr().out
+    assert [path.name for path in records.parent.iterdir()] == ["records.jsonl"]  # and no checkpoint

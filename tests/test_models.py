@@ -3,8 +3,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from autocompress.cli.files import INPUT_SHAPES
 from autocompress.errors import InvalidInputError
-from autocompress.models import load_weights, make_model
+from autocompress.models import MODEL_NAMES, load_weights, make_model
 
 
 def weight_count(model: nn.Module) -> int:
@@ -38,6 +39,13 @@ def test_resnet20_has_no_parameters_in_its_shortcuts() -> None:
     names = list(make_model("resnet20").state_dict())
     assert not [name for name in names if "shortcut" in name]
     assert {"conv1.weight", "layer2.0.bn2.running_var", "linear.bias"} <= set(names)
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_the_inputs_of_every_network_are_known_to_the_command_line(name: str) -> None:
+    (shape,) = [shape for prefix, shape in INPUT_SHAPES.items() if name.startswith(prefix)]
+    with torch.no_grad():
+        assert make_model(name).eval()(torch.zeros(1, *shape)).shape == (1, 10)
 
 
 @pytest.mark.parametrize(("name", "side"), [("lenet5", 28), ("alexnet", 32), ("resnet32", 32), ("resnet50", 32)])

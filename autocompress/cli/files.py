@@ -23,7 +23,7 @@ from autocompress.task import load_task
 from autocompress.training.evaluate import evaluate
 
 # One image of the networks known by name, without the batch. A function of the user's own needs --data or the shape.
-INPUT_SHAPES = {"lenet5": (1, 28, 28), "resnet": (3, 32, 32), "torchvision:": (3, 224, 224)}
+INPUT_SHAPES = {"lenet5": (1, 28, 28), "alexnet": (3, 32, 32), "resnet": (3, 32, 32), "torchvision:": (3, 224, 224)}
 
 
 def inspect_command(options: Namespace) -> str:

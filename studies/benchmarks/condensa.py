@@ -110,7 +110,7 @@ class Bench:
         solver.fit(after, checkpoint)
         checkpoint.unlink(missing_ok=True)
         if not self.halves:
-            _unread(model, self.task.input_example)
+            zero_unfed(model, self.task.input_example)
         return self._measured(model, self.steps, started) | {"batch_size": self.setting.batch_size}
 
     def compressor(self, condensa: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class Bench:
             "weights": sum(weight.numel() for weight in weights),
             "nonzeros": sum(nonzeros),
             "weight_data_bits": (HALF_BITS if self.halves else FLOAT_BITS) * sum(nonzeros),
-            "position_bits": sum(map(_position_bits, weights, nonzeros)),
+            "position_bits": sum(map(position_bits, weights, nonzeros)),
             "validation_accuracy": self._evaluate(model, self.task.validation).metric,
             "test_accuracy": self._evaluate(model, self.task.test).metric,
             **resources_of(model, self.reference, self.task.input_example.cpu()),
@@ -169,7 +169,7 @@ class Bench:
         return [common | {"method": "condensa"} | first, common | {"method": "compressor"} | self.compressor(first)]
 
 
-def _unread(model: nn.Module, example: Tensor) -> None:
+def zero_unfed(model: nn.Module, example: Tensor) -> None:
     """Zeroes the weights that take a channel whose filters or neurons are gone, so that it can be removed."""
     graph = ChannelGraph(model, example)
     given = [torch.zeros(group.channels, dtype=torch.bool) for group in graph.groups]
@@ -182,7 +182,7 @@ def _unread(model: nn.Module, example: Tensor) -> None:
         model.get_parameter(name).data.mul_(mask)
 
 
-def _position_bits(weight: Tensor, nonzeros: int) -> float:
+def position_bits(weight: Tensor, nonzeros: int) -> float:
     """Returns n H(nonzeros / n), the ideal code length of where the nonzeros are."""
     n = weight.numel()
     parts = [nonzeros / n, 1 - nonzeros / n]
