@@ -1,0 +1,45 @@
+"""What each system claims, and what became of it here: the tables of all benchmarks of the family on one page.
+
+    python -m studies.benchmarks.claims
+
+writes `studies/results/claims.md` from the committed records. Each benchmark prints its own table, too, and makes new
+records: `python -m studies.benchmarks.NAME --help`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from studies.benchmarks import accuracy_target, aggregated, condensa, energy, kernel_codebooks
+from studies.benchmarks.compression import load_records
+
+PAGE = Path(__file__).parents[1] / "results" / "claims.md"
+BENCHMARKS = (energy, accuracy_target, kernel_codebooks, condensa, aggregated)
+
+
+def page() -> str:
+    """Returns the page: of each benchmark what it does, in its own words, and the table of its records."""
+    parts = ["# What each system claims, and what became of it here\n"]
+    for benchmark in BENCHMARKS:
+        headline, _, text = inspect.cleandoc(benchmark.__doc__ or "").partition("\n")
+        name = benchmark.__name__.rpartition(".")[2]
+        parts.append(f"## {name}\n\n{headline}\n\n{_commands_fenced(text.strip())}\n")
+        parts.append(benchmark.table(load_records(benchmark.RECORDS)) + "\n")
+    return "\n".join(parts)
+
+
+def _commands_fenced(text: str) -> str:
+    """Returns a docstring with its indented commands as a fenced block."""
+    paragraphs = [
+        f"```console\n{inspect.cleandoc(part)}\n```"
+        if part.startswith("    ") or part.startswith("python -m")
+        else part
+        for part in text.split("\n\n")
+    ]
+    return "\n\n".join(paragraphs)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE)
