@@ -12,15 +12,16 @@ import logging
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.artifact import decode_state, layout_of
-from autocompress.assemble import filled_copy, side_tensors
+from autocompress.assemble import side_tensors
 from autocompress.budget_control import MEDIAN_OF, BudgetController, SizeSearch
+from autocompress.candidates import Candidates
 from autocompress.codebooks import CompressedState, WeightTensor
 from autocompress.errors import InvalidInputError
 from autocompress.methods.base import Method, Network
@@ -45,42 +46,12 @@ FIRST_TRIES = 6
 LEAST_CEILING = 4.0
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A finished file and what it scored.
-
-    Attributes:
-        data: the file, uint8 [bytes].
-        score: as `evaluate` returned it.
-        margin: how much of what the promise allows is left over.
-    """
-
-    data: Tensor
-    score: float
-    margin: float
-
-    @property
-    def keeps(self) -> bool:
-        """Whether the promise is kept."""
-        return self.margin >= 0
-
-    def better_than(self, other: Candidate | None) -> bool:
-        """Tells which to keep: a kept promise before all, then the smaller file; among broken ones the least broken."""
-        if other is None or self.keeps != other.keeps:
-            return other is None or self.keeps
-        if self.keeps:
-            return (len(self.data), -self.margin) < (len(other.data), -other.margin)
-        return self.margin > other.margin
-
-
 class Steering:
     """Moves the budget of the file-size method to where a promise is just kept.
 
     Attributes:
         reference: score of the network as it was given.
-        best: the smallest file seen that keeps the promise, or the most accurate one where none does.
-        fallback: a file of the network as it was given, larger; the last resort.
-        tried: (bytes, score) of every file that was written and scored.
+        files: all that were written and scored.
     """
 
     def __init__(
@@ -113,9 +84,7 @@ class Steering:
         most = max(PATH_CEILING * original_bytes, LEAST_CEILING * lowest)
         self.controller = BudgetController(most, lowest, highest)
         self.search = SizeSearch(most, lowest, highest)
-        self.best: Candidate | None = None
-        self.fallback: Candidate | None = None
-        self.tried: list[tuple[int, float]] = []
+        self.files = Candidates(network.model, evaluate, self.margin)
         self.margins: list[float] = []  # the last of V, with nothing allowed
         self.stage, self.stage_keeps = 0, False
         self.dense: list[Tensor] = []  # weights and sides at the end of the ADMM phase
@@ -135,13 +104,13 @@ class Steering:
         if coded is not None:
             self.method.aim(int(self.controller.highest_bytes))  # what is coded costs more than its estimate, or less
             state, data = self.method.fit(coded, side_tensors(self.network.selection))
-            self.fallback = self._candidate(state, data)
+            self.files.fallback = self.files.score(state, data)
         self.method.load_state_dict(settings)
         self.controller.budget_bytes = start
         self.method.aim(int(start))
         logger.debug("the run begins with %.0f bytes", start)
 
-    def _smallest(self, fall: float, low: float, high: float) -> tuple[float, list[WeightTensor] | None]:
+    def _smallest(self, fall: float, low: float, high: float) -> tuple[float, Sequence[WeightTensor] | None]:
         """Returns the smallest size at which V, at once and untrained, falls by no more, and V; None if none does."""
         settings = self.method.state_dict()
         targets = [weight.detach().clone() for weight in self.network.weights]
@@ -201,10 +170,11 @@ class Steering:
             self.dense = [tensor.detach().clone() for tensor in tensors]
             self.settings = self.method.state_dict()
             self.search.start_bytes = self.controller.budget_bytes
-            if self.fallback is not None and self.fallback.keeps:
-                self.search.highest_bytes = float(len(self.fallback.data))  # nothing larger is of use
-            if self.best is not None and self.best.keeps:
-                self.search.known_bytes = float(len(self.best.data))
+            best, fallback = self.files.best, self.files.fallback
+            if fallback is not None and fallback.keeps:
+                self.search.highest_bytes = float(fallback.file_bytes)  # nothing larger is of use
+            if best is not None and best.keeps:
+                self.search.known_bytes = float(best.file_bytes)
         for tensor, dense in zip(tensors, self.dense, strict=True):
             tensor.copy_(dense)
         self.method.load_state_dict(self.settings)
@@ -220,51 +190,39 @@ class Steering:
 
     def consider(self, state: CompressedState, data: bytes) -> None:
         """Scores a file and keeps it if it is the best so far."""
-        candidate = self._candidate(state, data)
-        self.stage_keeps |= candidate.keeps
-        if candidate.better_than(self.best):
-            self.best = candidate
-
-    def _candidate(self, state: CompressedState, data: bytes) -> Candidate:
-        """Returns a file with its score, and takes note of both."""
-        score = float(self.evaluate(filled_copy(self.network.model, state)))
-        self.tried.append((len(data), score))
-        return Candidate(torch.frombuffer(bytearray(data), dtype=torch.uint8), score, self.margin(score))
+        self.stage_keeps |= self.files.add(state, data).keeps
 
     def outcome(self) -> tuple[CompressedState, bytes]:
         """Returns the best network and its file; warns where it does not keep the promise."""
-        assert self.best is not None
-        if self.fallback is not None and self.fallback.better_than(self.best):
-            self.best = self.fallback
-            if self.best.keeps:
-                logger.warning(
-                    "training led to no smaller file that keeps %s: this one is the network as it was given, pruned "
-                    "and quantized at once; train for longer, or at a lower learning rate",
-                    self.promise,
-                )
-        data = self.best.data.numpy().tobytes()
-        if not self.best.keeps:
+        chosen, data = self.files.chosen, self.files.chosen.data.numpy().tobytes()
+        if not chosen.keeps:
             logger.warning(
                 "no network that was seen keeps %s: the reference scores %.4f, the best of %d files %.4f (%d bytes); "
                 "train for longer, allow a larger file or promise less",
                 self.promise,
                 self.reference,
-                len(self.tried),
-                self.best.score,
+                len(self.files.tried),
+                chosen.score,
                 len(data),
+            )
+        elif chosen is self.files.fallback:
+            logger.warning(
+                "training led to no smaller file that keeps %s: this one is the network as it was given, pruned "
+                "and quantized at once; train for longer, or at a lower learning rate",
+                self.promise,
             )
         return decode_state(data, layout_of(self.network.model)), data
 
     def report(self) -> dict[str, Any]:
         """Returns what is said of the promise in the record of the run."""
-        assert self.best is not None
+        chosen = self.files.chosen
         return {
             "promise": str(self.promise),
-            "kept": self.best.keeps,
+            "kept": chosen.keeps,
             "reference": self.reference,
             "limit": self.promise.limit(self.reference),
-            "measured": self.best.score,
-            "tried": [list(each) for each in self.tried],
+            "measured": chosen.score,
+            "tried": [list(each) for each in self.files.tried],
         }
 
     @property
@@ -278,9 +236,7 @@ class Steering:
             "reference": self.reference,
             "controller": self.controller.state_dict(),
             "search": asdict(self.search),
-            "best": _packed(self.best),
-            "fallback": _packed(self.fallback),
-            "tried": list(self.tried),
+            "files": self.files.state_dict(),
             "margins": list(self.margins),
             "stage": [self.stage, self.stage_keeps],
             "dense": self.dense,
@@ -294,17 +250,10 @@ class Steering:
         self.stage, self.stage_keeps = state["stage"]
         self.controller.load_state_dict(state["controller"])
         self.search = SizeSearch(**state["search"])
-        self.best, self.fallback = (
-            None if state[name] is None else Candidate(*state[name]) for name in ("best", "fallback")
-        )
-        self.tried = [(size, score) for size, score in state["tried"]]
+        self.files.load_state_dict(state["files"])
         self.margins = list(state["margins"])
         self.dense = [saved.to(tensor) for saved, tensor in zip(state["dense"], self._dense_tensors, strict=False)]
         self.method.budget_bytes = self.method.file.budget_bytes = state["budget_bytes"]
-
-
-def _packed(candidate: Candidate | None) -> list[Any] | None:
-    return None if candidate is None else [candidate.data, candidate.score, candidate.margin]
 
 
 def make_steering(

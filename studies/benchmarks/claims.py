@@ -30,14 +30,11 @@ def page() -> str:
 
 
 def _commands_fenced(text: str) -> str:
-    """Returns a docstring with its indented commands as a fenced block."""
-    paragraphs = [
-        f"```console\n{inspect.cleandoc(part)}\n```"
-        if part.startswith("    ") or part.startswith("python -m")
-        else part
+    """Returns a docstring with its commands as fenced blocks."""
+    return "\n\n".join(
+        f"```console\n{inspect.cleandoc(part)}\n```" if part.lstrip().startswith("python -m") else part
         for part in text.split("\n\n")
-    ]
-    return "\n\n".join(paragraphs)
+    )
 
 
 if __name__ == "__main__":
