@@ -25,6 +25,8 @@ from autocompress.errors import InvalidInputError
 ANALYTIC_SAMPLES = 400
 # Largest difference of outputs, as a part of the largest output, that sums in another order may make.
 TOLERANCE = 1e-3
+# Names of layers in an error.
+NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,11 @@ class ChannelGraph:
             keep = [*everything[:number], halves[number], *everything[number + 1 :]]
             if self._difference(model, keep) > TOLERANCE:
                 others = sorted({part.weight.removesuffix(".weight") for part in group.slices} - {group.root})
+                more = f" and {len(others) - NAMES_SHOWN} others" if len(others) > NAMES_SHOWN else ""
                 raise InvalidInputError(
                     f"the channels of layer {group.root!r} cannot be removed: the network without them does not give "
-                    f"the same outputs; they go through {', '.join(others)}"
+                    f"the same outputs; something between it and {', '.join(others[:NAMES_SHOWN])}{more} pads, moves "
+                    "or mixes channels. A target such as energy:40%, of single weights, takes any network"
                 )
         raise InvalidInputError(
             f"the channels of layers {', '.join(repr(g.root) for g in self.groups)} cannot be removed together"

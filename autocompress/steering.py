@@ -197,8 +197,8 @@ class Steering:
         chosen, data = self.files.chosen, self.files.chosen.data.numpy().tobytes()
         if not chosen.keeps:
             logger.warning(
-                "no network that was seen keeps %s: the reference scores %.4f, the best of %d files %.4f (%d bytes); "
-                "train for longer, allow a larger file or promise less",
+                "no network that was seen keeps %s: on the validation data the reference scores %.4f, the best of %d "
+                "files %.4f (%d bytes); train for longer, allow a larger file or promise less",
                 self.promise,
                 self.reference,
                 len(self.files.tried),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +97,11 @@ def test_a_model_survives_its_file(tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(InvalidInputError, match="no energy model"):
             ChannelEnergy.load(tmp_path / "bad.json")
-    with pytest.raises(InvalidInputError, match="no energy model"):
+    for bad in (math.nan, math.inf, -1e9):  # of the constant term
+        replace(model, coefficients=(bad, *model.coefficients[1:])).save(tmp_path / "bad.json")
+        with pytest.raises(InvalidInputError, match=r"bad\.json' cannot be used: it gives the dense network"):
+            ChannelEnergy.load(tmp_path / "bad.json")
+    with pytest.raises(InvalidInputError, match="cannot be read"):
         ChannelEnergy.load(tmp_path / "missing.json")
 
 

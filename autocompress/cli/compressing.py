@@ -78,7 +78,8 @@ def compress_command(options: Namespace) -> str:
 def promise_line(promise: Mapping[str, Any]) -> str:
     """Returns whether a promise was kept, as text."""
     outcome = "kept" if promise["kept"] else "NOT kept by any network that was seen; this one comes nearest"
-    return f"{promise['promise']}  {outcome}: {promise['measured']:.4f}, allowed {promise['limit']:.4f}"
+    scores = " ".join(f"{name} {promise[key]:.4f}," for name, key in (("allowed", "limit"), ("reference", "reference")))
+    return f"{promise['promise']}  {outcome}: {promise['measured']:.4f}, {scores} all on validation data"
 
 
 def energy_model(options: Namespace) -> ChannelEnergy | None:

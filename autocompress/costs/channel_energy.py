@@ -10,8 +10,9 @@ regression of the relative error.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,11 @@ class ChannelEnergy:
             InvalidInputError: the file cannot be read, or is not one.
         """
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"the energy model {str(path)!r} cannot be read: {error}") from error
+        try:
+            found = json.loads(text)
             model = cls(
                 tuple(map(str, found["groups"])),
                 tuple(map(int, found["channels"])),
@@ -77,11 +82,17 @@ class ChannelEnergy:
                 str(found["unit"]),
                 float(found["held_out_error"]),
             )
-            model.of(model.channels)
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            smallest, dense = float(model.of([1] * len(model.channels))), model.dense
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise InvalidInputError(
-                f"{str(path)!r} is no energy model of `autocompress energy fit`: {error}"
+                f"{str(path)!r} is no energy model: it must be a file that `autocompress energy fit --out` wrote, with "
+                f"{', '.join(each.name for each in fields(cls))}"
             ) from error
+        if not 0 < smallest <= dense < math.inf:  # also refuses nan
+            raise InvalidInputError(
+                f"the energy model {str(path)!r} cannot be used: it gives the dense network {dense:g} {model.unit} and "
+                f"one with a single channel per group {smallest:g}; both must be above zero, and the first be larger"
+            )
         return model
 
 

@@ -168,7 +168,7 @@ def run_example(model: nn.Module, example: Any) -> Any:
         parts = example if isinstance(example, tuple | list) else (example,)
         return model(*(_moved(part, device) for part in parts))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise InvalidInputError(f"the network does not take the example given to count its energy: {error}") from error
+        raise InvalidInputError(f"the network does not take the example given: {error}") from error
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -35,7 +35,9 @@ def count_energy(
     """
     by_channels = any(energy.channels for energy in targets.of_kind(Energy))
     if model is not None and not by_channels:
-        raise InvalidInputError(f"an energy model over channels has no use for the target {str(targets)!r}")
+        raise InvalidInputError(
+            f"an energy model over channels has no use for the target {str(targets)!r}; it is for energy-channels: ones"
+        )
     if not counts_energy(targets):
         return None
     if example is None:

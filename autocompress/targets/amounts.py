@@ -9,19 +9,19 @@ from typing import NoReturn
 from autocompress.errors import InvalidInputError
 
 EXAMPLES = (
-    '"50KB", "50KiB", "1%", "100x" (of the original float32 tensors), "weights:836x", "energy:40%", "drop:0.5" or '
-    '"loss:+2%"'
+    '"50KB", "50KiB", "1%", "100x" (of the original float32 tensors), "weights:836x", "codes:20x", "energy:40%", '
+    '"energy-channels:40%", "drop:0.5" or "loss:+2%"'
 )
 
 
 _NUMBER_AND_UNIT = re.compile(r"(\d{1,18}(?:\.\d{0,40})?|\.\d{1,40})\s*(%|[a-z]+)", re.IGNORECASE | re.ASCII)
 
 
-def split(whole: object, text: str) -> tuple[Fraction, str]:
-    """Returns (amount, unit) of `text`, or raises naming `whole`."""
+def split(whole: object, text: str, such_as: str) -> tuple[Fraction, str]:
+    """Returns (amount, unit) of `text`, or raises naming `whole` and what would be right."""
     match = _NUMBER_AND_UNIT.fullmatch(text.strip())
     if match is None:
-        refuse(whole, "a number above zero and a unit are needed")
+        refuse(whole, f"a number above zero and its unit are needed, such as {such_as}")
     amount, unit = Fraction(match[1]), match[2]
     if amount == 0:
         refuse(whole, "the number must be above zero")

@@ -42,7 +42,7 @@ class FileSize:
         """
         if isinstance(size, bool) or not isinstance(size, int | str):
             refuse(size, "a file size is a string or a whole number of bytes")
-        amount, unit = (Fraction(size), "B") if isinstance(size, int) else split(size, size)
+        amount, unit = (Fraction(size), "B") if isinstance(size, int) else split(size, size, "50KB")
         size_bytes, fraction = None, None
         names = {name.lower(): name for name in BYTES_PER_UNIT}
         if unit in ("%", "x"):

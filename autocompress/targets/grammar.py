@@ -50,14 +50,14 @@ def parse_target(target: str | Target) -> Target:
         case "loss":
             return _loss_increase(target, rest)
         case "energy" | "energy-channels":
-            return parse_energy(target, word.lower(), *split(target, rest))
+            return parse_energy(target, word.lower(), *split(target, rest, "40%"))
         case kind if kind in BIT_COUNTS:
             return _bit_count(target, word, rest)
     refuse(target, f"{word!r} is no kind of target")
 
 
 def _bit_count(target: str, word: str, rest: str) -> WeightBits | CodeBits:
-    amount, unit = split(target, rest)
+    amount, unit = split(target, rest, "836x or 6498bits")
     make = BIT_COUNTS[word.lower()]
     if unit == "x":
         if amount < 1:
