@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from studies.benchmarks import summary
+from studies.benchmarks import claims, summary
 from studies.benchmarks.compression import load_records, table
 from studies.cell import cells_of
 
@@ -97,3 +97,7 @@ def test_the_table_of_the_studies_is_that_of_their_records():
 def test_the_table_of_the_family_is_that_of_its_records():
     (block,) = re.findall(r"<!-- family -->\n(.*?)\n<!-- /family -->", README, flags=re.DOTALL)
     assert block == summary.family()
+
+
+def test_the_page_of_claims_is_that_of_the_records():
+    assert claims.PAGE.read_text(encoding="utf-8") == claims.page()

@@ -6,9 +6,10 @@
 
 Without `--steps` a schedule is run in full: 66,000 gradient steps of LeNet-5, 129,000 of AlexNet, in batches of 128.
 After an interruption the same command goes on after the last C step. The compressor starts from the same reference and
-gets the recipe's epochs, or as many examples as Condensa if these are fewer: for a setting that saves memory at the
-same weight data (bits times nonzeros, the count of the paper), for one that removes channels at the same energy, whole
-channels too. A record is one line of `studies/results/condensa.jsonl`. Nothing is chosen on the test split.
+gets the recipe's epochs, or as many examples as Condensa if these are fewer. Beside a setting that saves memory it is
+asked for the same weight data (bits times nonzeros, the count of the paper) and, as "compressor, file", for a file of
+the bytes that Condensa's 16-bit nonzeros and their positions take at the least; beside one that removes channels, for
+the same energy by whole channels. A record is one line of `studies/results/condensa.jsonl`. Nothing is chosen on the test split.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from autocompress.channels import ChannelGraph
 from autocompress.data.batches import TensorBatches
 from autocompress.methods.base import Network
 from autocompress.selection import select
-from autocompress.targets import Energy, Target, parse_target
+from autocompress.targets import Energy, FileSize, Target, parse_target
 from autocompress.task import Task, load_task
 from autocompress.training.batches import default_device
 from autocompress.training.evaluate import evaluate
@@ -48,6 +49,7 @@ from studies.resources import resources_of
 
 RECORDS = Path(__file__).parents[1] / "results" / "condensa.jsonl"
 HALF_BITS, FLOAT_BITS = 16, 32
+FILE = "compressor, file"  # the compressor at the size of a file, everything in it
 
 
 class Bench:
@@ -113,13 +115,20 @@ class Bench:
             zero_unfed(model, self.task.input_example)
         return self._measured(model, self.steps, started) | {"batch_size": self.setting.batch_size}
 
-    def compressor(self, condensa: dict[str, Any]) -> dict[str, Any]:
-        """Returns what the compressor makes of it at Condensa's weight data, or at its energy."""
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Condensa first: its record says what the compressor is to meet."""
+        return ("condensa", "compressor", FILE) if self.halves else ("condensa", "compressor")
+
+    def compressor(self, condensa: dict[str, Any], method: str) -> dict[str, Any]:
+        """Returns what the compressor makes of it at Condensa's weight data or file size, or at its energy."""
         recipe, train = self.task.recipe, self.task.train
         assert isinstance(train, TensorBatches)
         target: Target = Energy(Fraction(math.ceil(1000 * condensa["energy"]), 1000), channels=True)
         if self.halves:
             target = parse_target(f"weights:{condensa['weight_data_bits']}bits")
+        if method == FILE:
+            target = FileSize(int(_least_bytes(condensa)))
         epochs = min(recipe.compress_epochs, math.ceil(self.steps * self.setting.batch_size / len(train.inputs)))
         started = time.perf_counter()
         result = compress_task(
@@ -151,11 +160,12 @@ class Bench:
     def _evaluate(self, model: nn.Module, batches: Any) -> Any:
         return evaluate(model, batches, loss=self.task.loss, metric=self.task.metric, device=self.device)
 
-    def records(self) -> list[dict[str, Any]]:
-        """Returns the record of each method, Condensa's first: it says what the compressor is to meet."""
+    def record(self, method: str, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Returns the record of a method, which may depend on Condensa's of the same run among those there are."""
         common = {
             "case": self.name,
             "seed": self.seed,
+            "method": method,
             "density": self.setting.density,
             "steps": self.steps,
             "reference_epochs": self.task.recipe.reference_epochs,
@@ -165,8 +175,14 @@ class Bench:
             "revision": revision(),
             "versions": versions(),
         }
-        first = self.condensa()
-        return [common | {"method": "condensa"} | first, common | {"method": "compressor"} | self.compressor(first)]
+        if method == "condensa":
+            return common | self.condensa()
+        (condensa,) = [row for row in records if self.is_of(row) and row["method"] == "condensa"]
+        return common | self.compressor(condensa, method)
+
+    def is_of(self, record: dict[str, Any]) -> bool:
+        """Tells whether a record is of this run and seed."""
+        return (*_run(record), record["seed"]) == (*self.run, self.seed)
 
 
 def zero_unfed(model: nn.Module, example: Tensor) -> None:
@@ -187,6 +203,11 @@ def position_bits(weight: Tensor, nonzeros: int) -> float:
     n = weight.numel()
     parts = [nonzeros / n, 1 - nonzeros / n]
     return float(-n * sum(part * math.log2(part) for part in parts if part))
+
+
+def _least_bytes(condensa: dict[str, Any]) -> float:
+    """Returns the bytes of nonzeros and positions, without biases."""
+    return float((condensa["weight_data_bits"] + condensa["position_bits"]) / 8)
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
@@ -232,9 +253,9 @@ def _row(case: str, method: str, rows: list[dict[str, Any]]) -> str:
         f"{100 * mean('nonzeros') / mean('weights'):.2f} %",
         f"{factor:,.0f}x",
         # Condensa writes no file: what its 16-bit nonzeros and their positions take at the least
-        f"{mean('file_bytes'):,.0f}"
-        if method == "compressor"
-        else f"at least {(mean('weight_data_bits') + mean('position_bits')) / 8:,.0f}",
+        f"at least {statistics.mean(map(_least_bytes, rows)):,.0f}"
+        if method == "condensa"
+        else f"{mean('file_bytes'):,.0f}",
         *(f"{mean(key):.2f}x" for key in ("energy", "macs", "latency")),
     ]
     return "| " + " | ".join(cells) + " |"
@@ -258,13 +279,13 @@ def main() -> None:
         for seed in options.seed or [0]:
             for name in options.case:
                 bench = Bench(name, seed, options)
-                if any((*_run(row), row["seed"]) == (*bench.run, seed) for row in records):
-                    print(f"{name}, seed {seed}: there is a record", flush=True)
-                    continue
-                made = bench.records()
-                records += made
-                with options.records.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(record) + "\n" for record in made)
+                for method in bench.methods:
+                    if any(bench.is_of(row) and row["method"] == method for row in records):
+                        print(f"{name}, seed {seed}, {method}: there is a record", flush=True)
+                        continue
+                    records.append(bench.record(method, records))
+                    with options.records.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(records[-1]) + "\n")
     print(table(records))
 
 
