@@ -360,7 +360,9 @@ def test_fit_on_the_command_line(tmp_path: Path, capsys) -> None:
     assert answer["held_out_error"] < 0.08
     assert list(ChannelEnergy.load(out).coefficients) == answer["coefficients"]
     assert main(["energy", "fit", "small_task:make_model", "--input-shape", "20"]) == 0
-    assert "held-out mean relative error" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "held-out mean relative error" in text
+    assert "not kept: --out FILE writes it" in text
     assert main(["energy", "fit", "small_task:make_model"]) == 2
     assert "--input-shape" in capsys.readouterr().err
     assert main(["energy", "fit", "resnet20", "--samples", "20"]) == 2

@@ -50,9 +50,10 @@ def fit_command(options: Namespace) -> str:
     if options.json:
         return to_json({"model": options.model, "meter": options.meter, "samples": samples, **vars(fitted)})
     groups = ", ".join(f"{name} ({count})" for name, count in zip(fitted.groups, fitted.channels, strict=True))
+    where = f"written to {options.out}" if options.out is not None else "not kept: --out FILE writes it"
     return (
         f"groups of channels: {groups}\ndense energy: {fitted.dense:.6g} {fitted.unit}\n"
-        f"held-out mean relative error: {percent(fitted.held_out_error)} of {samples} measurements"
+        f"held-out mean relative error: {percent(fitted.held_out_error)} of {samples} measurements\n{where}"
     )
 
 

@@ -9,7 +9,8 @@ After an interruption the same command goes on after the last C step. The compre
 gets the recipe's epochs, or as many examples as Condensa if these are fewer. Beside a setting that saves memory it is
 asked for the same weight data (bits times nonzeros, the count of the paper) and, as "compressor, file", for a file of
 the bytes that Condensa's 16-bit nonzeros and their positions take at the least; beside one that removes channels, for
-the same energy by whole channels. A record is one line of `studies/results/condensa.jsonl`. Nothing is chosen on the test split.
+the same energy by whole channels. A record is one line of `studies/results/condensa.jsonl`. Nothing is chosen on the
+test split.
 """
 
 from __future__ import annotations
