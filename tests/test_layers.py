@@ -24,7 +24,7 @@ ROOMS = [
     "finishing",
     "artifact",
     "methods",
-    "result relative_rate budget_control",
+    "result relative_rate budget_control candidates",
     "steering",
     "compressor",
     "compress",
