@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+from autocompress.whole_file import write_whole
 from studies.benchmarks import accuracy_target, aggregated, condensa, energy, kernel_codebooks
 from studies.benchmarks.compression import load_records
 
@@ -38,5 +39,5 @@ def _commands_fenced(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    write_whole(PAGE, page().encode())
     print(PAGE)
