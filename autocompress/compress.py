@@ -18,6 +18,7 @@ from autocompress.errors import InvalidInputError
 from autocompress.methods.choice import counts_energy
 from autocompress.result import Result, warn_of_loss
 from autocompress.selection import Ignore
+from autocompress.solver.constants import DEFAULTS, SolverConstants
 from autocompress.targets import LossIncrease, Target, Targets, hold_together
 from autocompress.training.batches import check_batches, default_device, input_example
 from autocompress.training.callbacks import Callback
@@ -68,6 +69,7 @@ def compress(
     recipe: Recipe | None = None,
     progress: bool = True,
     energy_model: ChannelEnergy | None = None,
+    constants: SolverConstants = DEFAULTS,
 ) -> Result:
     """Returns the best network found that meets the target; the model that was given is left as it was.
 
@@ -89,6 +91,7 @@ def compress(
         recipe: optimizer and schedule; default: AdamW with a learning rate found by itself.
         progress: a bar on stderr where that is a terminal.
         energy_model: of `autocompress energy fit`, for `energy-channels`; default: fitted to the analytic model.
+        constants: of the method, for studies.
 
     Raises:
         InvalidInputError: something that was given cannot be used.
@@ -113,6 +116,8 @@ def compress(
 
     def score(network: nn.Module) -> float:
         outcome = evaluate(network, val or [], loss=loss, metric=metric, device=where)
+        if asked.promise is None:
+            return -outcome.loss  # the metric of a few hundred examples moves in steps: equal ones decide nothing
         return outcome.loss if isinstance(asked.promise, LossIncrease) else outcome.metric
 
     some = _some_batches(model, train, seed) if asked.promise is not None else []
@@ -136,6 +141,7 @@ def compress(
         total_steps=trainer.total_steps,
         evaluate=score if val is not None else None,
         refit=lambda network: refit_batch_norm(network, some, device=where),
+        constants=constants,
         **counted,
     )
     trainer.callbacks.append(_Compression(compressor))

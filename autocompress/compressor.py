@@ -9,20 +9,23 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from autocompress.admm import Admm
-from autocompress.assemble import fill, filled_copy, side_tensors
+from autocompress.assemble import fill, filled_copy
 from autocompress.codebooks import CompressedState
 from autocompress.costs.channel_energy import ChannelEnergy
 from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.finishing import Finishing, finishing_steps
-from autocompress.methods.base import Network, Projection
+from autocompress.methods.base import Method, Network, Projection
 from autocompress.methods.choice import count_energy, make_method
 from autocompress.methods.ending import finished_file, start_finishing
+from autocompress.methods.weight_bits import InPlaceWeightBitsMethod
 from autocompress.relative_rate import RelativeRate
 from autocompress.result import Result
 from autocompress.selection import Ignore, original_bytes, select, unwrap
+from autocompress.solver.admm import Admm
+from autocompress.solver.constants import ADMM, DEFAULTS, SolverConstants
+from autocompress.solver.lazy_projection import LazyProjection
 from autocompress.steering import SEARCH_FRACTION, Steering, make_steering
 from autocompress.targets import Target, Targets, hold_together
 from autocompress.training.evaluate import evaluate as evaluate_batches
@@ -30,23 +33,23 @@ from autocompress.training.evaluate import refit_batch_norm
 
 logger = logging.getLogger(__name__)
 
-# Updates of V and U in a long run, whatever its length: half as many lost 0.3 points of validation accuracy on LeNet-5
-# at 2 KB, twice as many gained nothing (studies/results/constants.json).
-UPDATES_PER_RUN = 60
-# In a short one there are as many steps between two updates as there are updates, times this: W has to answer a pull
-# before the next one comes. 60 updates in a run of 230 steps destroyed LeNet-5 on the digits, 15 did not.
-LEAST_STEPS_FACTOR = 1.0
+# The networks that `finish` chooses between.
+TRAINED, BEFORE_FINE_TUNING, ONE_SHOT = "trained", "before fine-tuning", "one-shot"
+# Training batches that batch norm statistics are refitted on.
+REFIT_BATCHES = 50
 
 
 class Compressor:
     """Compresses a network while its user trains it.
 
     Call `step()` once after each real optimizer update and before the gradients are cleared, `total_steps` times, then
-    `finish()`. There is nothing else to choose: the pull towards the compressed twin, the number of updates, the path
-    of the budget and the phase of finishing follow from the target and `total_steps`.
+    `finish()`. There is nothing else to choose: the number of updates, the path of the budget and the phase of
+    fine-tuning follow from the target and `total_steps`. Between two optimizer steps the parameters hold V, the network
+    that would be written now (see `solver.lazy_projection`).
 
     Attributes:
         steps: calls of `step()` so far.
+        solver: W, V and their moves.
         finishing: the last phase once it has begun, else None.
         steering: what moves the file size where the target is a promise, else None.
         history: one entry per projection: step, residual, error, price, nonzeros.
@@ -64,6 +67,7 @@ class Compressor:
         refit: Callable[[nn.Module], None] | None = None,
         example: Any = None,
         energy_model: ChannelEnergy | None = None,
+        constants: SolverConstants = DEFAULTS,
     ) -> None:
         """Checks everything that can be wrong before any training.
 
@@ -71,7 +75,7 @@ class Compressor:
             model: the trained network, wrapped or not.
             optimizer: the one that the loop steps; only its learning rates are read.
             target: what the result has to meet; several hold together.
-            total_steps: how often `step()` will be called.
+            total_steps: how often `step()` will be called; 0 = not at all: the network is pruned and quantized at once.
             ignore: globs over parameter or module names, or module types, not to compress.
             evaluate: score of a network, higher is better, on data kept for choices: decides between candidates. A
                 promise cannot do without: the accuracy, a fraction of 1, for `drop:`; the loss for `loss:`, where
@@ -81,13 +85,14 @@ class Compressor:
             example: an input of the network with its batch dimension, a tensor, a tuple of several or a dict of keyword
                 arguments: for targets of energy, which depends on the sizes of the layers' outputs.
             energy_model: for `energy-channels`; default: one fitted to the analytic model.
+            constants: of the method, for studies.
 
         Raises:
             InvalidInputError: a target, pattern or length that cannot be; nothing to compress; not finite weights.
             InfeasibleTargetError: naming the smallest target that can be met.
         """
-        if total_steps < 1:
-            raise InvalidInputError(f"total_steps is {total_steps}; it must be at least 1")
+        if total_steps < 0:
+            raise InvalidInputError(f"total_steps is {total_steps}; it must be at least 0")
         self.target = hold_together(target)
         self.model, self.optimizer, self.total_steps, self.evaluate = model, optimizer, total_steps, evaluate
         self.network = Network(unwrap(model), select(model, ignore))
@@ -99,18 +104,33 @@ class Compressor:
             raise InvalidInputError("the optimizer holds no parameter of the model; make it from model.parameters()")
         self.original_bytes = original_bytes(model)
         self.energy = count_energy(self.target, self.network, example, energy_model)
-        self.method = make_method(self.target, self.network, self.original_bytes, self.energy)
+        self.constants = constants
+        self.method = make_method(self.target, self.network, self.original_bytes, self.energy, constants)
         self.steering = make_steering(
             self.target.promise, self.network, self.method, self.original_bytes, evaluate, refit
         )
-        fraction = None if self.steering is None else SEARCH_FRACTION
-        self.admm_steps = total_steps - finishing_steps(total_steps, fraction)
-        self.steps_per_update = steps_per_update(self.admm_steps)
-        self.admm = Admm(self.network.weights, self.steps_per_update)
+        fraction = constants.fine_tuning_fraction if self.steering is None else SEARCH_FRACTION
+        self.projected_steps = total_steps - finishing_steps(total_steps, fraction)
+        self.steps_per_update = max(
+            1, constants.min_steps_per_update, self.projected_steps // max(1, constants.updates)
+        )
+        self.solver: LazyProjection | Admm = self._make_solver()
         self.rate = RelativeRate(optimizer, self.network.weights)
+        self.given = [tensor.detach().cpu().clone() for tensor in self._tensors]
         self.steps = 0
         self.finishing: Finishing | None = None
         self.history: list[dict[str, float]] = []
+
+    def _make_solver(self) -> LazyProjection | Admm:
+        """Returns the iteration: the published one where W itself is projected, and where the constants say so."""
+        if isinstance(self.method, InPlaceWeightBitsMethod) or self.constants.iteration == ADMM:
+            return Admm(self.network.weights, self.steps_per_update, self.constants.admm_contraction)
+        return LazyProjection(self.network.weights, self.constants.pruned_rate)
+
+    @property
+    def _tensors(self) -> list[Tensor]:
+        """All parameters and buffers, in one order."""
+        return [*self.network.model.parameters(), *self.network.model.buffers()]
 
     def step(self) -> None:
         """Follows one optimizer update: pulls, projects when it is time, or finishes.
@@ -127,7 +147,7 @@ class Compressor:
         if self.steps == 0 and all(p.grad is None for p in self.network.model.parameters()):
             raise InvalidInputError("the model has no gradients: call compressor.step() before optimizer.zero_grad()")
         self.steps += 1
-        if self.finishing is None and self.steps > self.admm_steps:
+        if self.finishing is None and self.steps > self.projected_steps:
             self._begin_finishing()
         if self.finishing is not None:
             self._finishing_step()
@@ -136,30 +156,31 @@ class Compressor:
             if self.steering is not None:
                 self.steering.find_start()
             self._update(0.0)
-        self.admm.pull(self.rate.now())
-        last = self.steps == self.admm_steps
-        if not last and self.steps % self.steps_per_update == 0:
-            self._update(self.steps / self.admm_steps)
-        if last:
+        self.solver.follow(self.rate.now())
+        if self.steps == self.projected_steps:
             self._begin_finishing()
+        elif self.steps % self.steps_per_update == 0:
+            self._update(self.steps / self.projected_steps)
+        else:
+            self.solver.between()
 
     @torch.no_grad()
     def _update(self, fraction: float) -> None:
-        targets = self._checked_targets()
-        projection = self.method.project(self.admm.weights, targets, fraction)
-        residual = self.admm.update(projection.coded, projection.pruned)
+        points = self._checked_points()
+        projection = self.method.project(self.network.weights, points, fraction)
+        residual = self.solver.update(projection.coded, projection.pruned)
         self._record(projection, residual)
         if self.steering is not None:
             self.steering.watch(projection.coded, self.rate.now())
 
-    def _checked_targets(self) -> list[torch.Tensor]:
-        targets = self.admm.targets()
-        for (name, _), x in zip(self.network.selection.weights, targets, strict=True):
+    def _checked_points(self) -> list[Tensor]:
+        points = self.solver.points()
+        for (name, _), x in zip(self.network.selection.weights, points, strict=True):
             if not bool(torch.isfinite(x).all()):
                 raise TrainingDivergedError(
                     f"{name} became NaN or infinite by step {self.steps}: the training diverged"
                 )
-        return targets
+        return points
 
     def _record(self, projection: Projection, residual: float) -> None:
         nonzeros = sum(c.nonzeros for c in projection.coded)
@@ -188,35 +209,21 @@ class Compressor:
 
     @torch.no_grad()
     def _begin_finishing(self) -> None:
-        """Fixes the assignments: those of the better, by `evaluate`, of V and the projection of W."""
+        """Projects onto the target itself and fixes the assignments."""
         steps = max(1, self.total_steps - self.steps)
+        points = self._checked_points()
+        self.solver.end()
         if self.steering is not None:
             steps = self.steering.begin_stage(steps)
-        projection = self.method.close(self.admm.weights, self._checked_targets())
-        # Batch norm statistics belong to W: without data to refit them here, a comparison would say nothing.
-        if self.evaluate is not None and self.steps and not self.network.selection.folded:
-            projection = self._better_projection(projection)
+            points = points if self.steering.stage == 1 else [w.detach().clone() for w in self.network.weights]
+        projection = self.method.close(self.network.weights, points)
         self._record(projection, 0.0)
-        self.finishing = start_finishing(self.network, projection.coded, self.method, steps)
+        self.finishing = self._fine_tuning(projection, self.method, steps)
         if self.steering is not None:
             self._consider(self.steering)
 
-    def _better_projection(self, twin: Projection) -> Projection:
-        """Returns the better, by `evaluate`, of V and the projection of W itself."""
-        after_twin = self.method.state_dict()
-        twin_score = self._score(twin)
-        own = self.method.close(self.admm.weights, [w.detach().clone() for w in self.admm.weights])
-        if self._score(own) > twin_score:
-            return own
-        self.method.load_state_dict(after_twin)
-        return twin
-
-    def _score(self, projection: Projection) -> float:
-        assert self.evaluate is not None
-        sides = side_tensors(self.network.selection)
-        state, _ = self.method.fit(projection.coded, sides)
-        score = self.evaluate(filled_copy(self.network.model, state))
-        return score if self.steering is None else self.steering.margin(score)
+    def _fine_tuning(self, projection: Projection, method: Method, steps: int) -> Finishing:
+        return start_finishing(self.network, projection.coded, method, steps, self.constants.fine_tuning_step)
 
     def finish(
         self,
@@ -229,38 +236,58 @@ class Compressor:
 
         Args:
             train: batches on which batch norm statistics are refitted to the compressed weights.
-            val: batches on which the finished network is compared with the one before finishing.
+            val: batches that decide between the trained network, the one before fine-tuning and the one as it was
+                given, pruned and quantized at once, by their loss (cross-entropy).
             evaluate: the same by a score of a network, higher is better.
 
-        Where the target is a promise, all that is decided is decided during the run, by the compressor's own
-        `evaluate`, and none of these is used.
+        With neither, the trained network is what is returned. Where the target is a promise, all that is decided is
+        decided during the run, by the compressor's own `evaluate`, and none of these is used.
 
         Raises:
             TrainingDivergedError: a weight became NaN or infinite.
         """
-        if self.finishing is None:
+        if self.finishing is None and self.total_steps:
             logger.warning(
                 "finish() after %d of total_steps=%d calls of step(): the network is projected as it is and will have "
                 "lost accuracy; total_steps is to be the number of optimizer updates",
                 self.steps,
                 self.total_steps,
             )
+        if self.finishing is None:
             self._begin_finishing()
         assert self.finishing is not None
         if self.steering is not None:
             return self._promised(self.steering)
         evaluate = evaluate or self.evaluate
         if val is not None and evaluate is None:
-            evaluate = partial(_accuracy, batches=val)
-        results = [self._result(train)]
-        if evaluate is not None and self.finishing.step_count:
-            settings = self.method.state_dict()
-            self.finishing.rewind()
-            results.append(self._result(train))
-            self.method.load_state_dict(settings)
-        best = results[0] if evaluate is None else max(results, key=lambda result: evaluate(result.model))
-        fill(self.network.model, best.state)
-        return best
+            evaluate = partial(_minus_loss, batches=val)
+        candidates = {TRAINED: self._file(self.finishing, self.method, train)}
+        if evaluate is not None and self.steps:
+            if self.finishing.step_count:
+                settings = self.method.state_dict()
+                self.finishing.rewind()
+                candidates[BEFORE_FINE_TUNING] = self._file(self.finishing, self.method, train)
+                self.method.load_state_dict(settings)
+            candidates[ONE_SHOT] = self._one_shot(train)
+        scores = {
+            name: float(evaluate(filled_copy(self.network.model, state))) if evaluate is not None else math.nan
+            for name, (state, _) in candidates.items()
+        }
+        chosen = max(candidates, key=lambda name: scores[name] if math.isfinite(scores[name]) else -math.inf)
+        result = self._result_of(*candidates[chosen])
+        result.candidates, result.chosen = scores, chosen if self.steps else ONE_SHOT
+        fill(self.network.model, result.state)
+        return result
+
+    @torch.no_grad()
+    def _one_shot(self, train: Iterable[Any] | None) -> tuple[CompressedState, bytes]:
+        """Returns the file of the network as it was given, projected at once: no training need end below it."""
+        for tensor, given in zip(self._tensors, self.given, strict=True):
+            tensor.copy_(given)
+        method = make_method(self.target, self.network, self.original_bytes, self.energy, self.constants)
+        weights = [w.detach().float().clone() for w in self.network.weights]
+        phase = self._fine_tuning(method.close(self.network.weights, weights), method, 1)
+        return self._file(phase, method, train)
 
     def _promised(self, steering: Steering) -> Result:
         """Returns the smallest network seen that keeps the promise, or the most accurate where none does."""
@@ -272,12 +299,12 @@ class Compressor:
         fill(self.network.model, result.state)
         return result
 
-    def _result(self, train: Iterable[Any] | None) -> Result:
-        """Returns what the network is now, within the target."""
-        assert self.finishing is not None
+    def _file(self, phase: Finishing, method: Method, train: Iterable[Any] | None) -> tuple[CompressedState, bytes]:
+        """Returns the network as a phase left it, within the target, its batch norms refitted where there is data."""
         if train is not None:
-            refit_batch_norm(self.network.model, train, device=next(self.network.model.parameters()).device)
-        return self._result_of(*finished_file(self.network, self.finishing, self.method))
+            model = self.network.model
+            refit_batch_norm(model, train, device=next(model.parameters()).device, max_batches=REFIT_BATCHES)
+        return finished_file(self.network, phase, method)
 
     def _result_of(self, state: CompressedState, data: bytes) -> Result:
         """Returns the outcome of the run with this file."""
@@ -300,7 +327,9 @@ class Compressor:
             "target": str(self.target),
             "peaks": self.rate.peaks,
             "history": self.history,
-            "admm": self.admm.state_dict() if self.finishing is None or self.steering is not None else None,
+            "given": self.given,
+            "shapes": [list(weight.shape) for weight in self.network.weights],
+            "solver": self.solver.state_dict() if self.finishing is None else None,
             "method": self.method.state_dict(),
             "finishing": self.finishing.state_dict() if self.finishing is not None else None,
             "steering": self.steering.state_dict() if self.steering is not None else None,
@@ -315,9 +344,7 @@ class Compressor:
         for key, own in (("total_steps", self.total_steps), ("target", str(self.target))):
             if state[key] != own:
                 raise InvalidInputError(f"the saved run has {key} {state[key]!r}, this one {own!r}")
-        finishing, admm = state["finishing"], state["admm"]
-        saved = finishing["shapes"] if finishing is not None else [t.shape for t in admm["duals"]]
-        shapes, mine = [tuple(shape) for shape in saved], [tuple(w.shape) for w in self.network.weights]
+        shapes, mine = [tuple(s) for s in state["shapes"]], [tuple(w.shape) for w in self.network.weights]
         if shapes != mine:
             raise InvalidInputError(
                 f"the saved run is of another network: it compresses tensors of the shapes {shapes}, this one {mine}"
@@ -326,15 +353,11 @@ class Compressor:
         self.method.load_state_dict(state["method"])
         if self.steering is not None:
             self.steering.load_state_dict(state["steering"])
-        if state["admm"] is not None:
-            self.admm.load_state_dict(state["admm"])
+        self.given = list(state["given"])
+        if state["solver"] is not None:
+            self.solver.load_state_dict(state["solver"])
         if state["finishing"] is not None:
             self.finishing = Finishing.from_state_dict(self.network.weights, self.network.sides, state["finishing"])
-
-
-def steps_per_update(admm_steps: int) -> int:
-    """Returns how many optimizer steps there are between two updates of V and U."""
-    return max(1, admm_steps // UPDATES_PER_RUN, int(LEAST_STEPS_FACTOR * math.sqrt(admm_steps)))
 
 
 def check_target(
@@ -365,5 +388,5 @@ def check_target(
     )
 
 
-def _accuracy(model: nn.Module, batches: Iterable[Any]) -> float:
-    return evaluate_batches(model, batches, device=next(model.parameters()).device).metric
+def _minus_loss(model: nn.Module, batches: Iterable[Any]) -> float:
+    return -evaluate_batches(model, batches, device=next(model.parameters()).device).loss

@@ -19,19 +19,12 @@ from torch import Tensor
 from autocompress.codebooks import CodedTensor, SideGrid, WeightTensor, coded_tensor, round_codebook
 from autocompress.errors import InvalidInputError
 from autocompress.kernel_codebooks import KernelTensor, kernel_levels, kernel_tensor
-
-# Adam's peak step as a part of the root mean square of the layer's codebook values; and for the one-dimensional tensors
-# as a part of the median of those over the layers. LeNet-5's layers have values near 0.2, so this is the 1e-3 that
-# measured well there; twice as much lost accuracy where W and V were already close.
-RELATIVE_STEP = 0.005
-
-# The last part of a run, in which assignments are fixed and values are trained.
-FINISHING_FRACTION = 0.1
+from autocompress.solver.constants import DEFAULTS
 
 
-def finishing_steps(total_steps: int, fraction: float | None = None) -> int:
+def finishing_steps(total_steps: int, fraction: float = DEFAULTS.fine_tuning_fraction) -> int:
     """Returns how many of the optimizer steps of a run belong to the last phase: all, where there is only one."""
-    return max(1, round((FINISHING_FRACTION if fraction is None else fraction) * total_steps))
+    return max(1, round(fraction * total_steps))
 
 
 class Finishing:
@@ -48,6 +41,7 @@ class Finishing:
         sides: Sequence[Tensor],
         side_grids: Sequence[SideGrid | None],
         total_steps: int,
+        relative_step: float = DEFAULTS.fine_tuning_step,
     ) -> None:
         """Puts the assignments into the parameters.
 
@@ -57,6 +51,8 @@ class Finishing:
             sides: one-dimensional parameters.
             side_grids: the grid of each side, or None where it is not rounded before the end.
             total_steps: length of the phase.
+            relative_step: Adam's peak step as a part of the root mean square of a layer's codebook values; of the
+                one-dimensional tensors as a part of the median of those over the layers.
         """
         self.weights, self.sides, self.side_grids = list(weights), list(sides), list(side_grids)
         self.total_steps, self.step_count = total_steps, 0
@@ -70,7 +66,7 @@ class Finishing:
         steps = [float(v.square().mean().sqrt()) if v.numel() else typical for v in self.values]
         steps += [typical] * len(self.latents)
         self.optimizer = torch.optim.Adam(
-            [{"params": [p], "lr": RELATIVE_STEP * s} for p, s in zip(self.values + self.latents, steps, strict=True)]
+            [{"params": [p], "lr": relative_step * s} for p, s in zip(self.values + self.latents, steps, strict=True)]
         )
         self.peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.write()

@@ -41,6 +41,9 @@ class Result:
         wall_seconds, device, seed: of the run.
         promise: where one was asked for: `kept`, true or false, the `reference`'s score, the `limit` it allows, what
             was `measured` of this network, and (bytes, score) of all files `tried`.
+        candidates: what was chosen between by validation, by name, and the score of each, higher is better; NaN where
+            there was no validation data.
+        chosen: the name of this one: "trained", "before fine-tuning" or "one-shot".
     """
 
     model: nn.Module
@@ -59,6 +62,8 @@ class Result:
     device: str | None = None
     seed: int | None = None
     promise: dict[str, Any] | None = None
+    candidates: dict[str, float] = field(default_factory=dict)
+    chosen: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property

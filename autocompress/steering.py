@@ -26,7 +26,6 @@ from autocompress.codebooks import CompressedState, WeightTensor
 from autocompress.errors import InvalidInputError
 from autocompress.methods.base import Method, Network
 from autocompress.methods.file_size import FileSizeMethod
-from autocompress.methods.path import PATH_CEILING
 from autocompress.targets import Promise
 
 logger = logging.getLogger(__name__)
@@ -35,9 +34,8 @@ logger = logging.getLogger(__name__)
 SEARCH_FRACTION = 0.2
 STAGES = 5
 # How much more than the promise allows V may fall, as a part of it: what finishing gives back. Twice as much while the
-# learning rate is at its peak, and then this part of what W itself has fallen.
+# learning rate is at its peak.
 ALLOWANCE = 0.5
-NOISE_SHARE = 0.5
 # The first budget is the smallest at which V, at once and untrained, falls by so many times what the promise allows...
 FIRST_FALL = 5.0
 # ... as this many halvings of the range find it.
@@ -81,7 +79,7 @@ class Steering:
         self.reference = float(evaluate(copy.deepcopy(network.model).eval()))
         promise.check_reference(self.reference)
         lowest, highest = method.file.smallest, method.budget_bytes
-        most = max(PATH_CEILING * original_bytes, LEAST_CEILING * lowest)
+        most = max(method.constants.path_ceiling * original_bytes, LEAST_CEILING * lowest)
         self.controller = BudgetController(most, lowest, highest)
         self.search = SizeSearch(most, lowest, highest)
         self.files = Candidates(network.model, evaluate, self.margin)
@@ -130,11 +128,9 @@ class Steering:
     def watch(self, twins: Sequence[WeightTensor], relative_lr: float) -> None:
         """Scores V after an update and moves the budget.
 
-        At a high learning rate W itself is worse than the reference, whatever the budget, and V has not settled. That
-        part of the fall, which goes away with the rate, is not held against V. Where V keeps the promise all the same,
-        now and mostly of late, it is written and scored like a finished network.
+        At a high learning rate V has not settled: more is allowed then. Where it keeps the promise all the same, now
+        and mostly of late, it is written and scored like a finished network.
         """
-        dense = self._score_of(None)
         compressed = self._score_of(twins)
         margin = self.margin(compressed)
         self.margins = [*self.margins, margin][-MEDIAN_OF:]
@@ -142,11 +138,9 @@ class Steering:
             settings = self.method.state_dict()
             self.consider(*self.method.fit(twins, side_tensors(self.network.selection)))
             self.method.load_state_dict(settings)
-        noise = min(0.0, self.margin(dense) - self.margin(self.reference))
-        allowed = ALLOWANCE * (1 + relative_lr) - NOISE_SHARE * relative_lr * (noise if math.isfinite(noise) else 0.0)
-        measured = margin + allowed
+        measured = margin + ALLOWANCE * (1 + relative_lr)
         budget = self.controller.observe(measured)
-        logger.debug("scores: W %.4f, V %.4f, margin %.2f: next budget %.0f", dense, compressed, measured, budget)
+        logger.debug("V scores %.4f, margin %.2f: next budget %.0f", compressed, measured, budget)
         self.method.aim(int(budget))
 
     def margin(self, score: float) -> float:
@@ -154,10 +148,10 @@ class Steering:
         margin = self.promise.margin(score, self.reference)
         return margin if math.isfinite(margin) else -math.inf
 
-    def _score_of(self, twins: Sequence[WeightTensor] | None) -> float:
-        """Returns the score of the network with these weights, or its own, once its batch norms belong to them."""
+    def _score_of(self, twins: Sequence[WeightTensor]) -> float:
+        """Returns the score of the network with these weights, once its batch norms belong to them."""
         scored = copy.deepcopy(self.network.model).eval()
-        for (name, _), twin in zip(self.network.selection.weights, twins or (), strict=twins is not None):
+        for (name, _), twin in zip(self.network.selection.weights, twins, strict=True):
             scored.get_parameter(name).copy_(twin.dense())
         self.refit(scored)
         return float(self.evaluate(scored))

@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
-from autocompress.admm import PULL_PER_UPDATE, Admm, pull_strength
 from autocompress.codebooks import CodedTensor
 from autocompress.projection.priced import project_priced
+from autocompress.solver.admm import Admm, proximal_strength
+
+CONTRACTION = 0.5
 
 
 def coded(dense: list[list[float]]) -> CodedTensor:
@@ -21,34 +23,34 @@ def coded(dense: list[list[float]]) -> CodedTensor:
 
 def test_two_updates_by_hand() -> None:
     w = torch.tensor([[1.0, 0.2]])
-    admm = Admm([w], steps_per_update=1)
-    strength = -math.log(1 - PULL_PER_UPDATE)
+    admm = Admm([w], 1, CONTRACTION)
+    strength = -math.log(1 - CONTRACTION)
     # First update: V = [1, 0], U = 0 + W - V = [0, 0.2], V - U = [1, -0.2].
     assert admm.update([coded([[1.0, 0.0]])]) == pytest.approx(0.2)
     torch.testing.assert_close(admm.duals[0], torch.tensor([[0.0, 0.2]]))
-    # Pull: W = (W + s (V - U)) / (1 + s).
-    admm.pull(1.0)
+    # Proximal step: W = (W + s (V - U)) / (1 + s).
+    admm.follow(1.0)
     second = (0.2 + strength * -0.2) / (1 + strength)
     torch.testing.assert_close(w, torch.tensor([[1.0, second]]))
     # Second update: V = [1, 0] again, U = [0, 0.2 + second].
     admm.update([coded([[1.0, 0.0]])])
     torch.testing.assert_close(admm.duals[0], torch.tensor([[0.0, 0.2 + second]]))
-    torch.testing.assert_close(admm.targets()[0], torch.tensor([[1.0, 0.2 + 2 * second]]))
+    torch.testing.assert_close(admm.points()[0], torch.tensor([[1.0, 0.2 + 2 * second]]))
 
 
-def test_the_pull_between_two_updates_is_what_was_said() -> None:
+def test_the_contraction_between_two_updates_is_what_was_said() -> None:
     w = torch.ones(3, 3)
-    admm = Admm([w], steps_per_update=100)
+    admm = Admm([w], 100, CONTRACTION)
     admm.anchors[0].zero_()
     for _ in range(100):
-        admm.pull(1.0)
-    assert float(w[0, 0]) == pytest.approx(1 - PULL_PER_UPDATE, abs=0.01)
-    assert pull_strength(100, 0.5) == pytest.approx(pull_strength(100, 1.0) / 2)
+        admm.follow(1.0)
+    assert float(w[0, 0]) == pytest.approx(1 - CONTRACTION, abs=0.01)
+    assert proximal_strength(100, 0.5, 0.5) == pytest.approx(proximal_strength(100, 0.5, 1.0) / 2)
 
 
 def test_a_pruned_weight_is_taken_in_place() -> None:
     w = torch.tensor([[1.0, 0.2]])
-    admm = Admm([w], 1)
+    admm = Admm([w], 1, CONTRACTION)
     admm.update([coded([[1.0, 0.0]])], pruned=[torch.tensor([[1.0, 0.0]])])
     assert w.tolist() == [[1.0, 0.0]]
     assert admm.duals[0].tolist() == [[0.0, 0.0]]
@@ -60,12 +62,12 @@ def test_a_convex_quadratic_reaches_its_constrained_optimum(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     a, c = torch.rand(4, 4, generator=generator) + 0.5, torch.randn(4, 4, generator=generator)
     w = torch.zeros(4, 4)
-    admm = Admm([w], steps_per_update=20)
+    admm = Admm([w], 20, CONTRACTION)
     for step in range(1, 4001):
         w -= 0.05 * a * (w - c)
-        admm.pull(1.0)
+        admm.follow(1.0)
         if step % 20 == 0:
-            dense = admm.targets()[0].clamp(min=0)
+            dense = admm.points()[0].clamp(min=0)
             codes = torch.where(dense > 0, torch.arange(1, 17, dtype=torch.int16).view(4, 4), 0).to(torch.int16)
             residual = admm.update([CodedTensor(codes, dense.flatten())])
     torch.testing.assert_close(w, c.clamp(min=0), atol=2e-3, rtol=0)
@@ -79,19 +81,19 @@ def test_a_sparse_quadratic_keeps_the_right_weights() -> None:
     chosen = torch.randperm(200, generator=generator)[:12]
     c.view(-1)[chosen] = 1.0
     w = c.clone()
-    admm = Admm([w], steps_per_update=10)
+    admm = Admm([w], 10, CONTRACTION)
     for step in range(1, 601):
         w -= 0.1 * (w - c)
-        admm.pull(1.0)
+        admm.follow(1.0)
         if step % 10 == 0:
-            projection = project_priced(admm.targets(), 132)
+            projection = project_priced(admm.points(), 132)
             admm.update(projection.coded)
     kept = projection.coded[0].codes.flatten().nonzero().flatten()
     assert set(kept.tolist()) == set(chosen.tolist())
 
 
 def test_the_state_round_trips() -> None:
-    admm, other = Admm([torch.ones(2, 2)], 1), Admm([torch.ones(2, 2)], 1)
+    admm, other = Admm([torch.ones(2, 2)], 1, CONTRACTION), Admm([torch.ones(2, 2)], 1, CONTRACTION)
     admm.update([coded([[1.0, 0.0], [0.5, 0.0]])])
     other.load_state_dict(admm.state_dict())
     assert torch.equal(other.duals[0], admm.duals[0])

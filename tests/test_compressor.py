@@ -76,8 +76,7 @@ def train(model: nn.Module, compressor: ac.Compressor, steps: range) -> None:
     [
         ({"ignore": ["frist.*"]}, r"frist.*close to it: first"),
         ({"ignore": ["first", "second", "head"]}, "nothing to compress"),
-        ({"total_steps": 0}, "total_steps is 0; it must be at least 1"),
-        ({"total_steps": -3}, "total_steps is -3"),
+        ({"total_steps": -3}, "total_steps is -3; it must be at least 0"),
         ({"target": "0KB"}, "0KB"),
         ({"target": "fifty"}, "fifty"),
         ({"target": []}, "a target is needed"),
@@ -401,5 +400,7 @@ def test_evaluate_chooses_between_candidates() -> None:
     train(model, compressor, range(20))
     finished = copy.deepcopy(model.state_dict())
     result = compressor.finish(evaluate=score)
-    assert len(seen) == 2
+    assert len(seen) == 3
+    assert result.chosen == "trained"
+    assert list(result.candidates.values()) == [-1.0, -2.0, -3.0]
     assert torch.equal(result.model.second.weight, finished["second.weight"])

@@ -9,12 +9,12 @@ import torch
 from small_task import make_task, train_reference
 from torch import nn
 
-from autocompress.admm import Admm, pull_strength
 from autocompress.channels import shrink
 from autocompress.codebooks import CodedTensor
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.methods.base import Network
 from autocompress.selection import select
+from autocompress.solver.admm import Admm, proximal_strength
 from autocompress.targets import AccuracyDrop, FileSize
 from autocompress.training.precision import autocast
 from baselines.condensa.configurations import CONFIGURATIONS
@@ -193,21 +193,21 @@ def test_lc_is_admm_on_a_quadratic_when_the_penalty_is_constant():
     a, c = (torch.rand(5, 6, generator=generator, dtype=torch.float64) + offset for offset in (0.5, -0.5))
     rate, scheme = 0.2, Prune(0.2)
     w, x = c.float().double().clone(), nn.Parameter(c.float().double().clone())
-    admm = Admm([w], steps_per_update=4)
-    mu = pull_strength(4, 1.0) / rate
+    admm = Admm([w], 4, 0.5)
+    mu = proximal_strength(4, 0.5, 1.0) / rate
     lc = LearnCompress({"w": x}, scheme, mu, factor=1.0)
     v = scheme.compress({"w": w})["w"]
     admm.anchors[0].copy_(v)  # L-C begins at theta = pi(w), lambda = 0; ADMM at V = W
     for _ in range(12):
         for _ in range(400):
             w -= rate * a * (w - c)
-            admm.pull(1.0)
+            admm.follow(1.0)
             x.grad = a * (x.detach() - c)
             lc.penalize()
             with torch.no_grad():
                 x -= rate / (1 + mu * rate) * x.grad
         torch.testing.assert_close(x.detach(), w, rtol=0, atol=1e-9)
-        target = admm.targets()[0]
+        target = admm.points()[0]
         v = scheme.compress({"w": target})["w"]
         torch.testing.assert_close(target, (x - lc.multipliers["w"] / mu).detach(), rtol=0, atol=1e-9)
         twin = coded(v)

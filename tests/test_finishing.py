@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from autocompress.codebooks import CodedTensor, SideGrid, coded_tensor, round_codebook
-from autocompress.finishing import RELATIVE_STEP, Finishing
+from autocompress.finishing import Finishing
+from autocompress.solver.constants import DEFAULTS
 
 SHAPES = [(4, 3, 2), (5, 6), (3, 3)]
 
@@ -108,7 +109,7 @@ def test_the_first_step_is_a_share_of_the_values_and_the_last_is_none() -> None:
     before = [v.clone() for v in phase.values]
     step(phase, 0)
     for value, start in zip(phase.values, before, strict=True):
-        size = start.square().mean().sqrt() * RELATIVE_STEP * 0.5  # half of the cosine is over
+        size = start.square().mean().sqrt() * DEFAULTS.fine_tuning_step * 0.5  # half of the cosine is over
         assert float((value - start).abs().max()) == pytest.approx(float(size), rel=1e-3)
     before = [v.clone() for v in phase.values]
     step(phase, 1)

@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
+from autocompress.methods.path import PATH_FRACTION, PATH_START, budget_on_path
 from torch import nn
 
 from autocompress.compressor import Compressor
 from autocompress.methods.base import Network
-from autocompress.methods.path import PATH_FRACTION, PATH_START, budget_on_path
 from autocompress.methods.weight_bits import InPlaceWeightBitsMethod, WeightBitsMethod
 from autocompress.selection import select
 from autocompress.targets import WeightBits, parse_target

@@ -14,8 +14,9 @@ from autocompress.methods.energy import EnergyMethod, energy_budget
 from autocompress.methods.energy_channels import ChannelEnergyMethod
 from autocompress.methods.file_fit import smallest_file
 from autocompress.methods.file_size import FileSizeMethod
-from autocompress.methods.path import budget_at_once
 from autocompress.methods.weight_bits import InPlaceWeightBitsMethod, WeightBitsMethod
+from autocompress.solver.budget_path import budget_at_once
+from autocompress.solver.constants import DEFAULTS, SolverConstants
 from autocompress.targets import CodeBits, Energy, FileSize, Targets, WeightBits
 
 
@@ -48,7 +49,11 @@ def count_energy(
 
 
 def make_method(
-    targets: Targets, network: Network, original_bytes: int, energy: NetworkEnergy | ChannelCount | None = None
+    targets: Targets,
+    network: Network,
+    original_bytes: int,
+    energy: NetworkEnergy | ChannelCount | None = None,
+    constants: SolverConstants = DEFAULTS,
 ) -> Method:
     """Returns the method that meets targets together; of several of one kind the tightest rules.
 
@@ -57,6 +62,7 @@ def make_method(
         network: what is compressed.
         original_bytes: of the network's float32 tensors.
         energy: what `count_energy` returned for these targets.
+        constants: of the path of budgets.
 
     Raises:
         InvalidInputError: a layer cannot be counted.
@@ -64,7 +70,7 @@ def make_method(
     """
     compressible = network.selection.compressible
     if targets.promise is not None:
-        return promised_size(targets, network, original_bytes)
+        return promised_size(targets, network, original_bytes, constants)
     fraction = min((each.fraction for each in targets.of_kind(Energy)), default=None)
     if sizes := targets.of_kind(FileSize):
         budget_bytes = min(size.resolve(original_bytes, compressible) for size in sizes)
@@ -72,20 +78,22 @@ def make_method(
         if fraction is not None:
             assert isinstance(energy, NetworkEnergy)
             limit = energy_budget(network, energy, fraction)
-        return FileSizeMethod(network, budget_bytes, original_bytes, energy=limit)
+        return FileSizeMethod(network, budget_bytes, original_bytes, energy=limit, constants=constants)
     if fraction is not None:
         assert energy is not None
         if isinstance(energy, ChannelCount):
-            return ChannelEnergyMethod(network, energy, fraction)
-        return EnergyMethod(network, energy, fraction)
+            return ChannelEnergyMethod(network, energy, fraction, constants)
+        return EnergyMethod(network, energy, fraction, constants)
     if counts := targets.of_kind(CodeBits):
-        return CodeBitsMethod(network, min(count.resolve(original_bytes, compressible) for count in counts))
+        return CodeBitsMethod(network, min(count.resolve(original_bytes, compressible) for count in counts), constants)
     bits = targets.of_kind(WeightBits)
     method = InPlaceWeightBitsMethod if bits[0].in_place else WeightBitsMethod
-    return method(network, min(each.resolve(original_bytes, compressible) for each in bits))
+    return method(network, min(each.resolve(original_bytes, compressible) for each in bits), constants)
 
 
-def promised_size(targets: Targets, network: Network, original_bytes: int) -> FileSizeMethod:
+def promised_size(
+    targets: Targets, network: Network, original_bytes: int, constants: SolverConstants
+) -> FileSizeMethod:
     """Returns the method for a file whose size is to follow from a promise, at the largest size that is allowed.
 
     Raises:
@@ -94,4 +102,4 @@ def promised_size(targets: Targets, network: Network, original_bytes: int) -> Fi
     sizes = [size.resolve(original_bytes, network.selection.compressible) for size in targets.of_kind(FileSize)]
     # Where nothing else is asked the file may become as large as the network was.
     largest = min(sizes) if sizes else original_bytes + smallest_file(network)
-    return FileSizeMethod(network, largest, original_bytes, path=budget_at_once)
+    return FileSizeMethod(network, largest, original_bytes, path=budget_at_once, constants=constants)

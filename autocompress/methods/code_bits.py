@@ -9,16 +9,17 @@ from torch import Tensor
 
 from autocompress.costs.code_bits import check_code_bits_budget
 from autocompress.methods.base import Network, Projection, relative_error
-from autocompress.methods.path import bits_on_path
 from autocompress.methods.weights_alone import WeightsAlone
 from autocompress.projection.code_bits import project_code_bits
 from autocompress.projection.code_choices import WarmStart
+from autocompress.solver.budget_path import bits_on_path
+from autocompress.solver.constants import DEFAULTS, SolverConstants
 
 
 class CodeBitsMethod(WeightsAlone):
     """Keeps positions, codes and codebooks within a number of bits, on the path of `path`."""
 
-    def __init__(self, network: Network, budget_bits: int) -> None:
+    def __init__(self, network: Network, budget_bits: int, constants: SolverConstants = DEFAULTS) -> None:
         """Checks that the budget can be met.
 
         Raises:
@@ -26,12 +27,12 @@ class CodeBitsMethod(WeightsAlone):
         """
         check_code_bits_budget(network.weights, budget_bits)
         super().__init__(network)
-        self.budget_bits = budget_bits
+        self.budget_bits, self.constants = budget_bits, constants
         self.starts: list[WarmStart] | None = None
 
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
         """Returns V within the budget of this moment."""
-        budget = bits_on_path(self.budget_bits, self.network.selection.compressible, fraction)
+        budget = bits_on_path(self.budget_bits, self.network.selection.compressible, fraction, self.constants)
         return self._projected(targets, budget, closing=False)
 
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:

@@ -13,6 +13,7 @@ from autocompress.codebooks import CompressedState, SideGrid, WeightTensor
 from autocompress.errors import TrainingDivergedError
 from autocompress.finishing import Finishing
 from autocompress.methods.base import Network
+from autocompress.solver.constants import DEFAULTS
 
 
 class FileWriter(Protocol):
@@ -25,7 +26,13 @@ class FileWriter(Protocol):
         """Returns the state and the file, within the target."""
 
 
-def start_finishing(network: Network, coded: Sequence[WeightTensor], writer: FileWriter, total_steps: int) -> Finishing:
+def start_finishing(
+    network: Network,
+    coded: Sequence[WeightTensor],
+    writer: FileWriter,
+    total_steps: int,
+    relative_step: float = DEFAULTS.fine_tuning_step,
+) -> Finishing:
     """Returns the last phase of a run, with the assignments put into the network.
 
     Args:
@@ -34,11 +41,12 @@ def start_finishing(network: Network, coded: Sequence[WeightTensor], writer: Fil
         writer: says how the one-dimensional tensors are rounded. Those of a folded batch norm are not rounded before
             the end, because they change with its statistics.
         total_steps: length of the phase.
+        relative_step: see `Finishing`.
     """
     grids = writer.side_grids(side_tensors(network.selection))
     folded = {f"{name}.{key}" if name else key for name, _ in network.selection.folded for key in ("weight", "bias")}
     side_grids = [None if name in folded else grids[name] for name, _ in network.selection.sides]
-    return Finishing(network.weights, coded, network.sides, side_grids, total_steps)
+    return Finishing(network.weights, coded, network.sides, side_grids, total_steps, relative_step)
 
 
 def finished_file(network: Network, finishing: Finishing, writer: FileWriter) -> tuple[CompressedState, bytes]:

@@ -12,12 +12,13 @@ from torch import Tensor
 from autocompress.costs.energy import NetworkEnergy
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.methods.base import Network, Projection, relative_error
-from autocompress.methods.path import energy_on_path
 from autocompress.methods.weights_alone import WeightsAlone
 from autocompress.projection.alternating import squared_error
 from autocompress.projection.energy_pruning import EnergyBudget, prune_to_energy
 from autocompress.projection.kmeans import encode, fit_codebook
 from autocompress.projection.sorted_values import sort_values
+from autocompress.solver.budget_path import energy_on_path
+from autocompress.solver.constants import DEFAULTS, SolverConstants
 
 # Values per layer: energy does not count them, and a byte each is fine enough not to be noticed.
 FINEST_CODEBOOK = 256
@@ -55,19 +56,21 @@ def energy_budget(network: Network, energy: NetworkEnergy, fraction: Fraction) -
 class EnergyMethod(WeightsAlone):
     """Keeps the energy of a forward pass within a budget by zeroing weights; the file's size is free."""
 
-    def __init__(self, network: Network, energy: NetworkEnergy, fraction: Fraction) -> None:
+    def __init__(
+        self, network: Network, energy: NetworkEnergy, fraction: Fraction, constants: SolverConstants = DEFAULTS
+    ) -> None:
         """Checks that the budget can be met.
 
         Raises:
             InvalidInputError, InfeasibleTargetError: see `energy_budget`.
         """
         super().__init__(network)
-        self.budget = energy_budget(network, energy, fraction)
+        self.budget, self.constants = energy_budget(network, energy, fraction), constants
         self.centroids: list[Tensor] | None = None
 
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
         """Returns V within the budget of this moment."""
-        budget = energy_on_path(self.budget, [w.numel() for w in weights], fraction)
+        budget = energy_on_path(self.budget, [w.numel() for w in weights], fraction, self.constants)
         masks = prune_to_energy(targets, budget).masks
         return self._valued(targets, masks)
 

@@ -14,15 +14,18 @@ from autocompress.channels import ChannelCount
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.methods.base import Network, Projection
 from autocompress.methods.energy import EnergyMethod
-from autocompress.methods.path import PATH_FRACTION
 from autocompress.methods.weights_alone import WeightsAlone
 from autocompress.projection.channel_widths import choose_widths, losses_of
+from autocompress.solver.budget_path import left_of_path
+from autocompress.solver.constants import DEFAULTS, SolverConstants
 
 
 class ChannelEnergyMethod(EnergyMethod):
     """Keeps the energy of a forward pass within a budget by zeroing whole channels; the file's size is free."""
 
-    def __init__(self, network: Network, count: ChannelCount, fraction: Fraction) -> None:
+    def __init__(
+        self, network: Network, count: ChannelCount, fraction: Fraction, constants: SolverConstants = DEFAULTS
+    ) -> None:
         """Checks that the budget can be met.
 
         Raises:
@@ -30,6 +33,7 @@ class ChannelEnergyMethod(EnergyMethod):
             InfeasibleTargetError: naming the smallest fraction, in percent.
         """
         WeightsAlone.__init__(self, network)
+        self.constants = constants
         self.graph, self.energy = count.graph, count.energy
         self.limit = float(fraction) * self.energy.dense
         self.centroids: list[Tensor] | None = None
@@ -49,8 +53,8 @@ class ChannelEnergyMethod(EnergyMethod):
 
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
         """Returns V, its channels within the budget of this moment, which falls by equal factors."""
-        left = 1 - min(1.0, fraction / PATH_FRACTION)
-        limit = self.limit * max(1.0, self.energy.dense / self.limit) ** left
+        ahead = left_of_path(fraction, self.constants)
+        limit = self.limit * max(1.0, self.energy.dense / self.limit) ** ahead
         named = {name: x for (name, _), x in zip(self.network.selection.weights, targets, strict=True)}
         saliencies = self.graph.saliencies(named)
         widths = choose_widths(losses_of(saliencies), self.energy, limit)

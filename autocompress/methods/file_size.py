@@ -17,16 +17,19 @@ from autocompress.coding import Choice
 from autocompress.costs.code_length import CodeLengths, Counts, as_matrix, code_length
 from autocompress.methods.base import Network, Projection, relative_error
 from autocompress.methods.file_fit import FileFit
-from autocompress.methods.path import PATH_CEILING, Path, budget_on_path, energy_on_path
 from autocompress.projection.energy_pruning import EnergyBudget
 from autocompress.projection.priced import PricedState, project_priced
 from autocompress.projection.priced_assignment import LayerTables
+from autocompress.solver.budget_path import Path, budget_on_path, energy_on_path
+from autocompress.solver.constants import DEFAULTS, SolverConstants
 
 logger = logging.getLogger(__name__)
 
 # Real encodings per run that correct the static estimate, and rounds that close the loop on the file at the end.
 CALIBRATIONS = 8
-CLOSING_ROUNDS = 6
+CLOSING_ROUNDS = 8
+# The last projection ends its search where the file is this close below the budget, as a part of it.
+CLOSING_SLACK = 0.002
 # What the real coder may need for the weights, as a part of the estimate; outside, the estimate says nothing.
 RATIO_RANGE = (0.25, 4.0)
 
@@ -41,6 +44,7 @@ class FileSizeMethod:
         original_bytes: int,
         path: Path = budget_on_path,
         energy: EnergyBudget | None = None,
+        constants: SolverConstants = DEFAULTS,
     ) -> None:
         """Checks that the budget can be met.
 
@@ -48,15 +52,17 @@ class FileSizeMethod:
             network: what is compressed.
             budget_bytes: the target.
             original_bytes: of the network, 4 bytes per floating-point element.
-            path: from (target, ceiling, fraction of the ADMM phase) to the budget of that moment.
+            path: of the budget.
             energy: what the nonzeros may cost, where that is limited, too.
+            constants: of the path.
 
         Raises:
             InfeasibleTargetError: naming the smallest file.
         """
         self.network, self.budget_bytes, self.path, self.energy = network, budget_bytes, path, energy
+        self.constants = constants
         self.file = FileFit(network, budget_bytes, energy)
-        self.ceiling_bytes = PATH_CEILING * original_bytes
+        self.ceiling_bytes = constants.path_ceiling * original_bytes
         self.state: PricedState | None = None
         # file bits = other_bits + ratio * estimated bits of the coded tensors
         self.ratio, self.other_bits = 1.0, 8.0 * self.file.smallest
@@ -69,16 +75,21 @@ class FileSizeMethod:
 
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
         """Returns V for the budget of this moment; corrects the estimate by a real encoding now and then."""
-        size_bytes = self.path(self.budget_bytes, self.ceiling_bytes, fraction)
-        energy = None if self.energy is None else energy_on_path(self.energy, [w.numel() for w in weights], fraction)
-        projection = self._project(targets, size_bytes, energy)
+        size_bytes = self.path(self.budget_bytes, self.ceiling_bytes, fraction, self.constants)
+        energy = self.energy
+        if energy is not None:
+            energy = energy_on_path(energy, [w.numel() for w in weights], fraction, self.constants)
+        projection = self._project(targets, self._estimated_bits(size_bytes), energy)
         if fraction >= self.next_calibration:
             self._calibrate(scalar_tensors(projection.coded))
             self.next_calibration = fraction + 1 / CALIBRATIONS
         return projection
 
-    def _project(self, targets: Sequence[Tensor], size_bytes: float, energy: EnergyBudget | None) -> Projection:
-        bits = max((8 * size_bytes - self.other_bits) / self.ratio, 0.0)
+    def _estimated_bits(self, size_bytes: float) -> float:
+        """Returns what the coded tensors may take, by the estimate, in a file of so many bytes."""
+        return max((8 * size_bytes - self.other_bits) / self.ratio, 0.0)
+
+    def _project(self, targets: Sequence[Tensor], bits: float, energy: EnergyBudget | None) -> Projection:
         found = project_priced(targets, bits, self.state, energy)
         error = relative_error(found.error, targets)
         self._remember(found.state, error)
@@ -106,29 +117,40 @@ class FileSizeMethod:
         return size
 
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
-        """Returns the projection of least error whose real file fits: projects, writes, corrects, again."""
+        """Returns the projection of least error found whose real file fits and, where the weights want it, fills it.
+
+        The estimated bits at which the file has the allowed size are looked for from both sides: by proportion until
+        one file is too large and one is not, then by interpolation between the two.
+        """
         allowed = self.file.allowed_bytes
-        aim = float(allowed)
-        best: Projection | None = None
-        kept = self.state
-        size = -1
+        slack = max(2, int(CLOSING_SLACK * allowed))
+        bits = self._estimated_bits(allowed)
+        fits: tuple[float, int] | None = None
+        exceeds: tuple[float, int] | None = None
+        best, kept, size = None, self.state, -1
         choices: dict[str, Choice] = {}
         for _ in range(CLOSING_ROUNDS):
-            projection = self._project(targets, aim, self.energy)
+            projection = self._project(targets, bits, self.energy)
             before, size = size, self._calibrate(scalar_tensors(projection.coded), choices)
-            logger.debug("closing: aimed at %.0f bytes, file %d, allowed %d", aim, size, allowed)
-            if size <= allowed and (best is None or projection.error < best.error):
-                best, kept = projection, self.state
-                if size >= allowed - max(2, allowed // 500):
+            logger.debug("closing: %.0f estimated bits, file %d, allowed %d", bits, size, allowed)
+            if size <= allowed:
+                if best is None or projection.error < best.error:
+                    best, kept = projection, self.state
+                if size >= allowed - slack or size == before:  # filled, or there is room that the weights do not want
                     break
-            if before == size <= allowed:
-                break  # there is room that the weights do not want
-            if size > allowed:
-                aim -= 0.9 * (size - allowed)
+                fits = (bits, size)
+            else:
+                exceeds = (bits, size)
+            goal = allowed - slack / 2
+            if fits is not None and exceeds is not None and fits[1] < exceeds[1]:
+                share = (goal - fits[1]) / (exceeds[1] - fits[1])
+                bits = fits[0] + min(max(share, 0.05), 0.95) * (exceeds[0] - fits[0])
+            else:
+                bits *= max(8 * goal - self.other_bits, 0.0) / max(8 * size - self.other_bits, 1.0)
         if best is None:
             best = projection  # `fit` tightens what is over
         else:
-            self._remember(kept, self.file.relative_error)
+            self._remember(kept, best.relative_error)
         return best
 
     def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:

@@ -11,7 +11,6 @@ from torch import Tensor
 from autocompress.codebooks import scalar_tensors
 from autocompress.costs.weight_data import check_weight_data_budget
 from autocompress.methods.base import Network, Projection, relative_error
-from autocompress.methods.path import bits_on_path
 from autocompress.methods.weights_alone import WeightsAlone
 from autocompress.projection.alternating import (
     WeightBitsProjection,
@@ -20,6 +19,8 @@ from autocompress.projection.alternating import (
     squared_error,
 )
 from autocompress.projection.priced_weight_data import improve_weight_data
+from autocompress.solver.budget_path import bits_on_path
+from autocompress.solver.constants import DEFAULTS, SolverConstants
 
 
 class WeightBitsMethod(WeightsAlone):
@@ -30,7 +31,7 @@ class WeightBitsMethod(WeightsAlone):
     (studies/results/constants.json).
     """
 
-    def __init__(self, network: Network, budget_bits: int) -> None:
+    def __init__(self, network: Network, budget_bits: int, constants: SolverConstants = DEFAULTS) -> None:
         """Checks that the budget can be met.
 
         Raises:
@@ -38,13 +39,13 @@ class WeightBitsMethod(WeightsAlone):
         """
         check_weight_data_budget(network.weights, budget_bits)
         super().__init__(network)
-        self.budget_bits = budget_bits
+        self.budget_bits, self.constants = budget_bits, constants
         self.state: WeightBitsState | None = None
         self.gaps: list[tuple[float, float]] = []
 
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
         """Returns V within the budget of this moment."""
-        budget = bits_on_path(self.budget_bits, self.network.selection.compressible, fraction)
+        budget = bits_on_path(self.budget_bits, self.network.selection.compressible, fraction, self.constants)
         return self._taken(project_weight_bits(targets, targets, budget, self.state), targets)
 
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:

@@ -6,8 +6,8 @@
     C   theta  <- pi(w - lambda / mu)
         lambda <- lambda - mu (w - delta(theta));   mu <- mu * factor
 
-With lambda = -mu U and constant mu this is ADMM as `autocompress.admm` has it. There the pull is an implicit step after
-the optimizer's, here it is in the gradient; there U stays when rho changes, here lambda does.
+With lambda = -mu U and constant mu this is ADMM as `autocompress.solver.admm` has it. There the proximal step comes
+after the optimizer's, here it is in the gradient; there U stays when rho changes, here lambda does.
 
 | symbol | here | shape |
 |---|---|---|

@@ -35,8 +35,8 @@ from autocompress.artifact import original_bytes
 from autocompress.data.batches import TensorBatches
 from autocompress.methods.base import Network
 from autocompress.methods.file_fit import smallest_file
-from autocompress.methods.path import PATH_CEILING
 from autocompress.selection import select
+from autocompress.solver.constants import DEFAULTS
 from autocompress.targets import AccuracyDrop
 from autocompress.task import Task, load_task
 from autocompress.training.evaluate import evaluate
@@ -135,7 +135,7 @@ class Bench:
         promise = AccuracyDrop(float(self.options.drop))
         before = statistics.mean(self.right(self.reference, self.steering))
         low = float(smallest_file(Network(self.reference, select(self.reference))))
-        high = PATH_CEILING * original_bytes(self.reference)
+        high = DEFAULTS.path_ceiling * original_bytes(self.reference)
         tried, steps = [], 0
         best: Result | None = None
         while high / low > RESOLUTION or best is None:

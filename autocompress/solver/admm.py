@@ -4,7 +4,7 @@
 
 Scaled form of the augmented Lagrangian (Boyd et al. 2011, section 3.1.1; Yang et al. 2020, equations 5 to 8):
 
-    W <- argmin  loss(W) + rho/2 ||W - V + U||^2      gradient steps by the user's optimizer, each followed by `pull`
+    W <- argmin  loss(W) + rho/2 ||W - V + U||^2      gradient steps by the user's optimizer, each with `follow`
     V <- argmin_{V in C}  ||V - (W + U)||^2           a projection
     U <- U + W - V
 
@@ -13,7 +13,7 @@ Scaled form of the augmented Lagrangian (Boyd et al. 2011, section 3.1.1; Yang e
 | W | `weights`, the parameters being trained | any, per layer |
 | V | `twins`, values of a codebook or zero | as W |
 | U | `duals` | as W |
-| rho | never set: see `pull` | |
+| rho | never set: see `Admm` | |
 """
 
 from __future__ import annotations
@@ -26,12 +26,6 @@ from torch import Tensor
 
 from autocompress.codebooks import WeightTensor
 
-# The share of the distance from W to V - U that the pull takes back between two updates, at the peak learning rate and
-# without a gradient: 1 - exp(-rho * sum of lr). The published LeNet-5 setting has 0.69 (lr 0.1, rho 0.05, 235 steps);
-# on LeNet-5 at 2 KB, 0.5 was better by 0.3 points of validation accuracy and 0.85 no better
-# (studies/results/constants.json).
-PULL_PER_UPDATE = 0.5
-
 
 class Admm:
     """The state of the splitting and its two moves; knows nothing of costs.
@@ -39,34 +33,37 @@ class Admm:
     A gradient step on rho/2 ||W - V + U||^2, taken implicitly with step lr, is
     W <- (W + lr rho (V - U)) / (1 + lr rho) (Yang et al. 2020, the proximal step). What acts between two updates is
     the contraction 1 - exp(-rho sum lr), so that is what is fixed, and rho follows from it and the learning rates:
-    lr rho = -log(1 - PULL_PER_UPDATE) / steps_per_update * lr / peak lr. The scale of the learning rate cancels, so SGD
+    lr rho = -log(1 - contraction) / steps_per_update * lr / peak lr. The scale of the learning rate cancels, so SGD
     and Adam need no different setting.
     """
 
-    def __init__(self, weights: Sequence[Tensor], steps_per_update: int) -> None:
+    def __init__(self, weights: Sequence[Tensor], steps_per_update: int, contraction: float) -> None:
         """Starts at V = W, U = 0.
 
         Args:
-            weights: the parameters; changed in place by `pull` and, where the projection wants it, by `update`.
+            weights: the parameters; changed in place by `follow` and, where the projection wants it, by `update`.
             steps_per_update: optimizer steps between two updates.
+            contraction: the share of the distance from W to V - U that the proximal steps between two updates take
+                back, at the peak learning rate and without a gradient. The published LeNet-5 setting has 0.69 (lr 0.1,
+                rho 0.05, 235 steps).
         """
         self.weights = list(weights)
-        self.steps_per_update = steps_per_update
+        self.steps_per_update, self.contraction = steps_per_update, contraction
         self.duals = [torch.zeros_like(w) for w in self.weights]
         self.anchors = [w.detach().clone() for w in self.weights]  # V - U, all that the pull needs
 
     @torch.no_grad()
-    def pull(self, relative_lr: float) -> None:
+    def follow(self, relative_lr: float) -> None:
         """Moves W towards V - U by one implicit proximal step.
 
         Args:
             relative_lr: the current learning rate as a part of its peak, in [0, 1].
         """
-        strength = pull_strength(self.steps_per_update, relative_lr)
+        strength = proximal_strength(self.steps_per_update, self.contraction, relative_lr)
         torch._foreach_lerp_(self.weights, self.anchors, strength / (1 + strength))
 
     @torch.no_grad()
-    def targets(self) -> list[Tensor]:
+    def points(self) -> list[Tensor]:
         """Returns W + U, what a projection is applied to."""
         return [w + u for w, u in zip(self.weights, self.duals, strict=True)]
 
@@ -75,7 +72,7 @@ class Admm:
         """Takes the projection's V (and W), moves the dual: U <- U + W - V.
 
         Args:
-            twins: V, projections of `targets()`.
+            twins: V, projections of `points()`.
             pruned: a new W where the method projects W, too (Yang et al. 2020 prune it in place).
 
         Returns:
@@ -91,6 +88,12 @@ class Admm:
             self.anchors[i].copy_(v - dual)
         return math.sqrt(residual)
 
+    def between(self) -> None:
+        """Does nothing: between two updates the network runs as W."""
+
+    def end(self) -> None:
+        """Does nothing: the parameters hold W."""
+
     def state_dict(self) -> dict[str, list[Tensor]]:
         """Returns U and V - U; W is the model's."""
         return {"duals": self.duals, "anchors": self.anchors}
@@ -101,6 +104,6 @@ class Admm:
             mine.copy_(saved)
 
 
-def pull_strength(steps_per_update: int, relative_lr: float) -> float:
+def proximal_strength(steps_per_update: int, contraction: float, relative_lr: float) -> float:
     """Returns lr * rho of one step."""
-    return -math.log(1 - PULL_PER_UPDATE) / steps_per_update * relative_lr
+    return -math.log(1 - contraction) / steps_per_update * relative_lr
