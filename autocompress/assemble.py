@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.codebooks import CodedTensor, CompressedState, GridTensor, SideGrid, WeightTensor
+from autocompress.live_network import copy_network
 from autocompress.selection import Selection, folded_parameters, unwrap
 
 # A bias is rounded more finely than the weights by this factor: the weights' own step at the price, divided by it.
@@ -158,4 +158,4 @@ def fill(model: nn.Module, state: CompressedState) -> nn.Module:
 
 def filled_copy(model: nn.Module, state: CompressedState) -> nn.Module:
     """Returns a copy of the network, wrappers removed, with the state's values."""
-    return fill(copy.deepcopy(unwrap(model)), state)
+    return fill(copy_network(model), state)

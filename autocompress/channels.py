@@ -6,7 +6,6 @@ zero it can go, whatever its producers do: the smaller network gives the same ou
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from autocompress.costs.accelerator import LayerShape
 from autocompress.costs.channel_energy import ChannelEnergy, Floats, fit_channel_energy, random_widths
 from autocompress.costs.energy import EnergyUse, layer_shapes, run_example
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import copy_network
 
 # Random widths that the bilinear model is fitted to, where the analytic model takes no time.
 ANALYTIC_SAMPLES = 400
@@ -115,7 +115,7 @@ class ChannelGraph:
 
     def _difference(self, model: nn.Module, keep: Sequence[Tensor]) -> float:
         """Returns how far the smaller network's outputs are from the masked one's, relative to the largest."""
-        masked = copy.deepcopy(model)
+        masked = copy_network(model)
         with torch.no_grad():
             for weight, mask in self.masks(masked, keep).items():
                 masked.get_parameter(weight).mul_(mask)

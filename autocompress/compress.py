@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from autocompress.compressor import Compressor, check_target
 from autocompress.costs.channel_energy import ChannelEnergy
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import copy_network
 from autocompress.methods.choice import counts_energy
 from autocompress.result import Result, warn_of_loss
 from autocompress.selection import Ignore
@@ -101,7 +101,7 @@ def compress(
     if val is not None:
         check_batches(val, "the validation data")
     where = default_device(device)
-    reference, model = model, copy.deepcopy(model).to(where)
+    reference, model = model, copy_network(model, device=where, keep_wrappers=True)
     asked = hold_together(target)
     if asked.promise is not None and val is None:
         raise InvalidInputError(f"the target {asked.promise} is a promise about validation data: give val=")
@@ -148,7 +148,7 @@ def compress(
         result.test_accuracy = accuracy(result.model, test)
     held_out, after = (val, result.validation_accuracy) if test is None else (test, result.test_accuracy)
     if held_out is not None and after is not None:
-        result.reference_accuracy = accuracy(copy.deepcopy(reference), held_out)
+        result.reference_accuracy = accuracy(copy_network(reference), held_out)
         warn_of_loss(result.reference_accuracy, after)
     result.curve = trainer.log.curve
     result.wall_seconds = time.perf_counter() - started

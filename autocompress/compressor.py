@@ -17,12 +17,13 @@ from autocompress.codebooks import CompressedState
 from autocompress.costs.channel_energy import ChannelEnergy
 from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.finishing import Finishing, finishing_steps
+from autocompress.live_network import check_copyable, unwrap
 from autocompress.methods.base import Network, Projection
 from autocompress.methods.choice import count_energy, make_method
 from autocompress.methods.ending import finished_file, start_finishing
 from autocompress.relative_rate import RelativeRate
 from autocompress.result import Result
-from autocompress.selection import Ignore, original_bytes, select, unwrap
+from autocompress.selection import Ignore, original_bytes, select
 from autocompress.steering import SEARCH_FRACTION, Steering, make_steering
 from autocompress.targets import Target, Targets, hold_together
 from autocompress.training.evaluate import evaluate as evaluate_batches
@@ -91,6 +92,7 @@ class Compressor:
         self.target = hold_together(target)
         self.model, self.optimizer, self.total_steps, self.evaluate = model, optimizer, total_steps, evaluate
         self.network = Network(unwrap(model), select(model, ignore))
+        check_copyable(self.network.model)
         for name, parameter in [*self.network.selection.weights, *self.network.selection.sides]:
             if not bool(torch.isfinite(parameter).all()):
                 raise InvalidInputError(f"{name} holds NaN or infinite values; give a trained network")

@@ -12,19 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import storage_key, unwrap
 
 Ignore = Sequence[str | type[nn.Module]]
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Returns the network inside `torch.compile`, DataParallel and DistributedDataParallel wrappers."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 @dataclass(frozen=True)
@@ -55,13 +45,6 @@ def original_bytes(model: nn.Module) -> int:
     """Returns 4 bytes per floating-point element of the whole state_dict, shared storage once."""
     tensors = [tensor for tensor in unwrap(model).state_dict().values() if isinstance(tensor, Tensor)]
     return sum({storage_key(t): 4 * t.numel() for t in tensors if t.is_floating_point()}.values())
-
-
-def storage_key(tensor: Tensor) -> tuple[object, ...]:
-    """Returns what two names of one tensor have in common, an empty one is only ever itself."""
-    if not tensor.numel():
-        return (id(tensor),)
-    return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
 def _ignored(model: nn.Module, ignore: Ignore) -> set[str]:

@@ -6,7 +6,6 @@ Needs the packages of the extra `autocompress[onnx]`; nothing here is imported b
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib.util
 import inspect
 import logging
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import AutocompressError, InvalidInputError
+from autocompress.live_network import copy_network
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def export_onnx(model: nn.Module, example: Any, path: str | os.PathLike[str]) ->
             f'exporting to ONNX needs {", ".join(missing)}; install them with: pip install "autocompress[onnx]"'
         )
     inputs = by_name(model, example)
-    network = copy.deepcopy(model).cpu().eval()
+    network = copy_network(model, device="cpu").eval()
     path = Path(path)
     try:
         handle, temporary = tempfile.mkstemp(suffix=".onnx", prefix=f".{path.name}.", dir=path.parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import warnings
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import copy_network
 
 # (module, "in" or "out", index along that side of the module, channel of the group), one entry per slice.
 Member = tuple[str, str, list[int], list[int]]
@@ -26,7 +26,7 @@ def channel_groups(model: nn.Module, example: Any) -> list[list[Member]]:
     Raises:
         InvalidInputError: torch-pruning is not installed, or cannot trace the network.
     """
-    model = copy.deepcopy(model).eval()
+    model = copy_network(model).eval()
     graph = _graph(model, example)
     names = {id(module): name for name, module in model.named_modules()}
     roots = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear]
@@ -53,7 +53,7 @@ def without_channels(model: nn.Module, example: Any, drops: Mapping[str, list[in
     Raises:
         InvalidInputError: see `channel_groups`.
     """
-    smaller = copy.deepcopy(model).eval()
+    smaller = copy_network(model).eval()
     graph = _graph(smaller, example)
     for name, channels in drops.items():
         root = smaller.get_submodule(name)

@@ -7,7 +7,6 @@ learning_rate.py` compares this rule with others and with a parameter-free optim
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import TrainingDivergedError
+from autocompress.live_network import copy_network
 from autocompress.training.batches import forward, to_device
 from autocompress.training.precision import autocast
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
@@ -67,7 +67,7 @@ def find_learning_rate(
 
 def fresh_copy(model: nn.Module) -> nn.Module:
     """Returns a copy of the model, initialized anew wherever its modules know how (`reset_parameters`)."""
-    copied = copy.deepcopy(model)
+    copied = copy_network(model)
     for module in copied.modules():
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from torch import nn
 
 from autocompress.codebooks import CodedTensor, CompressedState
 from autocompress.finishing import finishing_steps
+from autocompress.live_network import copy_network
 from autocompress.methods.base import Network
 from autocompress.methods.ending import finished_file, start_finishing
 from autocompress.projection.kmeans import encode, fit_codebook
@@ -44,7 +44,7 @@ class CondensaRun:
     def __init__(self, objective: CondensaObjective, values: Values, epochs: int, target: FileSize) -> None:
         """Prepares the run; the file that it ends in is to fit `target`."""
         where = default_device(objective.device)
-        model = copy.deepcopy(objective.reference).to(where)
+        model = copy_network(objective.reference, device=where)
         objective.train = on_device(objective.train, where)
         self.objective, self.epochs, self.target = objective, epochs, target
         self.network = Network(model, select(model, objective.ignore))
@@ -81,7 +81,7 @@ class CondensaRun:
 
     def compressed(self) -> nn.Module:
         """Returns a copy of the network as the last C step compressed it."""
-        network = copy.deepcopy(self.network.model)
+        network = copy_network(self.network.model)
         network.load_state_dict(network.state_dict() | self.solver.state.twins)
         return network
 
