@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -161,6 +162,40 @@ def storage_key(tensor: Tensor) -> tuple[object, ...]:
     if not tensor.numel() or not _has_storage(tensor):
         return (id(tensor),)
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+
+def refuse_partial_overlap(tensors: Mapping[str, Tensor]) -> None:
+    """Returns if no parameter shares memory with another tensor but as the very same view of it.
+
+    Such a pair could be compressed neither as one tensor nor as two: what is written into one changes the other, and
+    the tie is lost on another device.
+
+    Raises:
+        InvalidInputError: naming the pair.
+    """
+    names = {id(tensor): name for name, tensor in reversed(tensors.items())}
+    for group in _shared([tensor for tensor in tensors.values() if id(tensor) in names]):
+        distinct = list({storage_key(tensor): tensor for tensor in group}.values())
+        for first, second in itertools.combinations(distinct, 2):
+            if any(isinstance(each, nn.Parameter) for each in (first, second)) and _overlap(first, second):
+                a, b = names[id(first)], names[id(second)]
+                raise InvalidInputError(
+                    f"{a} {list(first.shape)} and {b} {list(second.shape)} share memory under different views; tie "
+                    f"them as one parameter, or give {b} memory of its own (.clone())"
+                )
+
+
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    """Tells whether two views of one storage have a byte in common."""
+    taken = torch.zeros(first.untyped_storage().nbytes(), dtype=torch.bool)
+    for tensor in (first, second):
+        size = tensor.element_size()
+        strides = [stride * size for stride in tensor.stride()]
+        view = taken.as_strided([*tensor.shape, size], [*strides, 1], tensor.storage_offset() * size)
+        if bool(view.any()):
+            return True
+        view.fill_(True)
+    return False
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

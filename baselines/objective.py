@@ -15,7 +15,7 @@ from autocompress.assemble import filled_copy
 from autocompress.codebooks import CompressedState
 from autocompress.data.batches import TensorBatches
 from autocompress.errors import InvalidInputError
-from autocompress.live_network import copy_network
+from autocompress.live_network import copy_network, named_tensors
 from autocompress.methods.base import Network
 from autocompress.methods.ending import finished_file
 from autocompress.selection import Ignore, select
@@ -233,7 +233,7 @@ class _Reporter(Callback):
 def digest_of(model: nn.Module) -> str:
     """Returns what tells a network on the CPU from every other."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in named_tensors(model).items():
         digest.update(name.encode())
         digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

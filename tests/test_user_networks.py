@@ -127,3 +127,53 @@ def test_wrappers_are_removed_at_every_level_of_a_copy() -> None:
     assert list(named_tensors(model)) == names
     assert [name for name, _ in named_modules(model)] == ["", "0", "0.0", "0.1", "1"]
     assert type(copy_network(model, keep_wrappers=True)) is type(model)
+
+
+class WithExtraState(nn.Module):
+    """A module with a state that is no tensor, and one that is."""
+
+    def __init__(self, state: object = None) -> None:
+        super().__init__()
+        self.last, self.state = nn.Linear(20, 3), state
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(inputs)
+
+    def get_extra_state(self) -> object:
+        return self.state
+
+    def set_extra_state(self, state: object) -> None:
+        self.state = state
+
+
+@pytest.mark.parametrize("state", [{"version": 3}, None, 7, torch.ones(3)])
+def test_extra_state_is_not_in_the_file_and_the_report_says_so(state: object, tmp_path: Path) -> None:
+    model = nn.Sequential(WithExtraState(state), nn.Linear(3, 3))
+    result = compressed(model, resume=tmp_path / "run")
+    assert "not in the file, no tensors: 0._extra_state" in result.report()
+    assert result.to_json()["not_in_file"] == ["0._extra_state"]
+    result.save(tmp_path / "net.safetensors")
+    loaded = ac.load(tmp_path / "net.safetensors", into=nn.Sequential(WithExtraState(), nn.Linear(3, 3)))
+    assert torch.equal(loaded(INPUT), result.model(INPUT))
+    plain = nn.Sequential(nn.ModuleDict({"last": nn.Linear(20, 3)}), nn.Linear(3, 3))
+    ac.load(tmp_path / "net.safetensors", into=plain)
+    assert torch.equal(plain[0]["last"].weight, loaded[0].last.weight)
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_a_wrapper_inside_the_network_leaves_no_trace_in_the_file(wrap, tmp_path: Path) -> None:
+    def make(wrapped: bool) -> nn.Module:
+        first = nn.Linear(20, 8)
+        return nn.Sequential(wrap(first) if wrapped else first, nn.ReLU(), nn.Linear(8, 3))
+
+    model = seeded(lambda: make(True))
+    compressor = ac.Compressor(
+        model, torch.optim.SGD(model.parameters(), 0.1), target="50%", total_steps=2, ignore=["0.bias"]
+    )
+    result = compressor.finish()
+    assert [name for name, _ in compressor.network.selection.weights] == ["0.weight", "2.weight"]
+    result.save(tmp_path / "net.safetensors")
+    loaded = [ac.load(tmp_path / "net.safetensors", into=make(wrapped)) for wrapped in (False, True)]
+    for each in loaded:
+        assert torch.equal(dict(named_tensors(each))["0.weight"], result.model[0].weight)
+    assert torch.equal(loaded[0](INPUT), result.model(INPUT))

@@ -18,6 +18,7 @@ from autocompress.artifact import load, read_state, size_report
 from autocompress.codebooks import CompressedState
 from autocompress.console.output import check_output, percent, to_json
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import named_tensors
 from autocompress.models import make_model
 from autocompress.task import load_task
 from autocompress.training.evaluate import evaluate
@@ -111,7 +112,7 @@ def random_input(shape: tuple[int, ...]) -> Tensor:
 
 def save_state_dict(model: nn.Module, path: Path) -> None:
     """Writes the dense state_dict with torch.save, on the CPU; the file appears only when it is whole."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from autocompress.data.arrays import data_root
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import named_tensors
 from autocompress.models.weights import load_weights
 from autocompress.training.batches import check_batches, split_batch
 from autocompress.training.checkpoint import save_checkpoint
@@ -53,7 +54,7 @@ def reference_network(
         logger.info("training the reference of %s for %d epochs", task.name, task.recipe.reference_epochs)
         checkpoint = path.with_suffix(".checkpoint")
         _train(task, model, checkpoint, seed=seed, device=device, progress=progress)
-        save_checkpoint(path, {name: tensor.cpu() for name, tensor in model.state_dict().items()})
+        save_checkpoint(path, {name: tensor.detach().cpu() for name, tensor in named_tensors(model).items()})
         checkpoint.unlink(missing_ok=True)
     scores = evaluate(model, task.validation, loss=task.loss, metric=task.metric, device=device)
     logger.info("reference of %s: validation metric %.4f", task.name, scores.metric)
@@ -101,7 +102,7 @@ def _load_cached(model: nn.Module, path: Path) -> bool:
 def _file_name(task: Task, model: nn.Module, seed: int) -> str:
     """Returns the task's name and a digest of all that decides the weights: recipe, seed, start and data."""
     digest = hashlib.sha256(f"{task.name} {seed} {task.recipe.key()} {check_batches(task.train, 'train')}".encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in named_tensors(model).items():
         digest.update(f"{name}{list(tensor.shape)}".encode())
         _update(digest, tensor)
     # the validation data stand for the data: they are drawn from the same source, and as a rule in a fixed order

@@ -102,7 +102,7 @@ class Solver:
             after()
             if checkpoint is not None:
                 save_checkpoint(checkpoint, self.state_dict())
-        self.network.model.load_state_dict(self.best)
+        self.network.model.load_state_dict(self.best, strict=False)  # what is no tensor was left out
 
     def _learn(self, steps: int) -> None:
         """Takes an L step: SGD with Nesterov's momentum, v <- m v - lr g, w <- w + m v - lr g, from rest."""
@@ -145,7 +145,8 @@ class Solver:
         loss = self.validation_loss(self.network.model)
         if loss < self.best_loss or self.best_loss == float("inf"):
             self.best_loss = loss
-            self.best = {name: tensor.clone() for name, tensor in self.network.model.state_dict().items()}
+            state = self.network.model.state_dict()
+            self.best = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
         for name, weight in self.parameters.items():
             weight.copy_(own[name])
 
