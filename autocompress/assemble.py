@@ -152,7 +152,11 @@ def fill(model: nn.Module, state: CompressedState) -> nn.Module:
     """Puts exactly the state's values into a network's tensors and returns it, in evaluation mode."""
     dense = state.dense()
     for name, tensor in named_tensors(model).items():
-        tensor.copy_(dense[name].view(tensor.shape))
+        values = dense[name].view(tensor.shape)
+        if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+            tensor.data = values.to(tensor.device, tensor.dtype)  # an expanded buffer cannot be written into
+        else:
+            tensor.copy_(values)
     return model.eval()
 
 

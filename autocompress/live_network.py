@@ -209,6 +209,12 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {names(name): value for name, value in state.items() if _is_kept(name, value)}
 
 
+def state_names(model: nn.Module) -> dict[str, str]:
+    """Returns plain name -> name in the network's own state_dict, for the names of `named_tensors`."""
+    names = _PlainNames(model)
+    return {names(name): name for name, value in model.state_dict(keep_vars=True).items() if _is_kept(name, value)}
+
+
 def extra_entries(model: nn.Module) -> list[str]:
     """Returns the plain names of the entries of a state_dict that are no tensors of the network."""
     names = _PlainNames(model)

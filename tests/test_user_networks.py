@@ -177,3 +177,23 @@ def test_a_wrapper_inside_the_network_leaves_no_trace_in_the_file(wrap, tmp_path
     for each in loaded:
         assert torch.equal(dict(named_tensors(each))["0.weight"], result.model[0].weight)
     assert torch.equal(loaded[0](INPUT), result.model(INPUT))
+
+
+class WithExpandedBuffer(nn.Module):
+    """A module with a buffer that has one element in memory for several."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.last = nn.Linear(20, 3)
+        self.register_buffer("scale", torch.full((1,), scale).expand(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.scale * self.last(inputs)
+
+
+def test_an_expanded_buffer_is_filled(tmp_path: Path) -> None:
+    result = compressed(WithExpandedBuffer(2.0))
+    result.save(tmp_path / "net.safetensors")
+    loaded = ac.load(tmp_path / "net.safetensors", into=WithExpandedBuffer(1.0))
+    assert loaded.scale.tolist() == [2.0, 2.0, 2.0]
+    assert torch.equal(loaded(INPUT), result.model(INPUT))
