@@ -16,6 +16,7 @@ from autocompress.costs.channel_energy import ChannelEnergy
 from autocompress.errors import InvalidInputError
 from autocompress.live_network import copy_network
 from autocompress.methods.choice import counts_energy
+from autocompress.plain_numbers import whole_number
 from autocompress.result import Result, warn_of_loss
 from autocompress.selection import Ignore
 from autocompress.targets import LossIncrease, Target, Targets, hold_together
@@ -96,6 +97,7 @@ def compress(
         TrainingDivergedError: the loss became NaN or infinite.
     """
     started = time.perf_counter()
+    seed = whole_number("seed", seed, 0)
     recipe = (recipe or Recipe()).for_compression()
     check_batches(train, "the training data")
     if val is not None:

@@ -21,6 +21,7 @@ from autocompress.live_network import check_copyable, unwrap
 from autocompress.methods.base import Network, Projection
 from autocompress.methods.choice import count_energy, make_method
 from autocompress.methods.ending import finished_file, start_finishing
+from autocompress.plain_numbers import whole_number
 from autocompress.relative_rate import RelativeRate
 from autocompress.result import Result
 from autocompress.selection import Ignore, original_bytes, select
@@ -87,8 +88,7 @@ class Compressor:
             InvalidInputError: a target, pattern or length that cannot be; nothing to compress; not finite weights.
             InfeasibleTargetError: naming the smallest target that can be met.
         """
-        if total_steps < 1:
-            raise InvalidInputError(f"total_steps is {total_steps}; it must be at least 1")
+        total_steps = whole_number("total_steps", total_steps, 1)
         self.target = hold_together(target)
         self.model, self.optimizer, self.total_steps, self.evaluate = model, optimizer, total_steps, evaluate
         self.network = Network(unwrap(model), select(model, ignore))

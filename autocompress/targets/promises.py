@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -32,7 +33,7 @@ class AccuracyDrop:
         Raises:
             InvalidInputError: not a number in [0, 100).
         """
-        if isinstance(points, bool) or not isinstance(points, int | float | Fraction) or not 0 <= points < 100:
+        if isinstance(points, bool) or not isinstance(points, numbers.Real) or not 0 <= points < 100:
             refuse(points, "a fall of accuracy is a number of points, at least 0 and below 100")
         # By way of its shortest decimal form: 0.1 means one tenth, not the double nearest to it.
         object.__setattr__(self, "points", Fraction(str(points)))
@@ -82,7 +83,7 @@ class LossIncrease:
         Raises:
             InvalidInputError: not a number of at least 0.
         """
-        numeric = isinstance(percent, int | float | Fraction) and not isinstance(percent, bool)
+        numeric = isinstance(percent, numbers.Real) and not isinstance(percent, bool)
         if not numeric or not 0 <= percent < float("inf"):
             refuse(percent, "an increase of the loss is a number of percent, at least 0")
         object.__setattr__(self, "percent", Fraction(str(percent)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autocompress.errors import InvalidInputError, TrainingDivergedError
+from autocompress.plain_numbers import whole_number
 from autocompress.training.batches import check_batches, default_device, forward, to_device
 from autocompress.training.callbacks import TrainerCallback
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
@@ -81,8 +82,7 @@ class Trainer:
         Raises:
             InvalidInputError: no batches, no epochs, nothing to train, or a checkpoint of another run.
         """
-        if epochs < 1:
-            raise InvalidInputError(f"epochs is {epochs}; it must be at least 1")
+        epochs, seed = whole_number("epochs", epochs, 1), whole_number("seed", seed, 0)
         self.train_batches, self.epochs, self.loss, self.recipe = train, epochs, loss, recipe
         self.total_steps = epochs * check_batches(train, "the training data")
         self.device = default_device(device)
