@@ -114,7 +114,7 @@ def compress(
         return evaluate(network, batches, loss=loss, metric=metric, device=where).metric
 
     def score(network: nn.Module) -> float:
-        outcome = evaluate(network, val or [], loss=loss, metric=metric, device=where)
+        outcome = evaluate(network, [] if val is None else val, loss=loss, metric=metric, device=where)
         return outcome.loss if isinstance(asked.promise, LossIncrease) else outcome.metric
 
     some = _some_batches(model, train, seed) if asked.promise is not None else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,15 @@ def unwrap(model: nn.Module) -> nn.Module:
     while (attribute := _inner_attribute(model)) is not None:
         model = getattr(model, attribute)
     return model
+
+
+def accepted_arguments(model: nn.Module, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of the fields that the network's `forward` takes; all where it takes any."""
+    parameters = inspect.signature(unwrap(model).forward).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return dict(fields)
+    names = {p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
+    return {name: value for name, value in fields.items() if name in names}
 
 
 def _inner_attribute(module: nn.Module) -> str | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from autocompress.data import load_data
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import accepted_arguments
 from autocompress.models import MODEL_NAMES, make_model
 from autocompress.training.batches import check_batches, default_device, input_example
 from autocompress.training.losses import classification_loss, correct_predictions
@@ -97,7 +98,7 @@ def _check_fit(model: nn.Module, example: Any, name: str, data: str) -> None:
     try:
         with torch.no_grad():
             if isinstance(example, dict):
-                model(**example)
+                model(**accepted_arguments(model, example))
             else:
                 model(*(example if isinstance(example, tuple) else (example,)))
     except (RuntimeError, ValueError, TypeError) as error:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import AutocompressError, InvalidInputError
-from autocompress.live_network import copy_network
+from autocompress.live_network import accepted_arguments, copy_network
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,8 @@ def by_name(model: nn.Module, example: Any) -> dict[str, Tensor]:
             example = inspect.signature(model.forward).bind(*parts).arguments
         except TypeError as error:
             raise InvalidInputError(f"{type(model).__name__} does not take {len(parts)} inputs: {error}") from error
+    else:
+        example = accepted_arguments(model, example)
     other = [name for name, part in example.items() if not isinstance(part, Tensor)]
     if other:
         raise InvalidInputError(f"the inputs {', '.join(other)} of {type(model).__name__} are no tensors")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
-from autocompress.training.batches import check_batches, default_device, forward, to_device
+from autocompress.training.batches import check_repeatable, default_device, forward, to_device
 from autocompress.training.losses import classification_loss, correct_predictions
 from autocompress.training.precision import autocast, uses_bfloat16
 
@@ -54,7 +54,7 @@ def evaluate(
     Raises:
         InvalidInputError: no batches, or a metric that does not give one score per example.
     """
-    check_batches(batches, "the data to evaluate on")
+    check_repeatable(batches, "the data to evaluate on")
     where = default_device(device)
     bfloat16 = uses_bfloat16(precision, where)
     model.to(where)
@@ -77,6 +77,8 @@ def evaluate(
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if not scores:
+        raise InvalidInputError("the data to evaluate on gives no batch at all; it must give at least one")
     every = torch.cat(scores).cpu().clone()
     count = max(len(every), 1)
     return Evaluation(float(torch.stack(losses).sum()) / count, float(every.double().sum()) / count, every)
@@ -97,7 +99,7 @@ def refit_batch_norm(
     norms = [module for module in model.modules() if isinstance(module, _BATCH_NORM) and module.track_running_stats]
     if not norms:
         return
-    check_batches(batches, "the data to refit batch norm on")
+    check_repeatable(batches, "the data to refit batch norm on")
     where = default_device(device)
     model.to(where)
     modes = {module: module.training for module in model.modules()}

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from autocompress.errors import InvalidInputError, TrainingDivergedError
+from autocompress.errors import TrainingDivergedError
 from autocompress.plain_numbers import whole_number
-from autocompress.training.batches import check_batches, default_device, forward, to_device
+from autocompress.training.batches import batches_of_epoch, check_batches, default_device, forward, to_device
 from autocompress.training.callbacks import TrainerCallback
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.training.learning_rate import find_learning_rate
@@ -84,7 +84,8 @@ class Trainer:
         """
         epochs, seed = whole_number("epochs", epochs, 1), whole_number("seed", seed, 0)
         self.train_batches, self.epochs, self.loss, self.recipe = train, epochs, loss, recipe
-        self.total_steps = epochs * check_batches(train, "the training data")
+        self.steps_per_epoch = check_batches(train, "the training data")
+        self.total_steps = epochs * self.steps_per_epoch
         self.device = default_device(device)
         self.bfloat16 = uses_bfloat16(precision, self.device)
         self.seed, self.progress, self.checkpoint = seed, progress, checkpoint
@@ -125,7 +126,7 @@ class Trainer:
         set_epoch(self.train_batches, self.epoch)
         self.model.train()
         losses: list[Tensor] = []
-        for batch in self.train_batches:
+        for batch in batches_of_epoch(self.train_batches, self.steps_per_epoch):
             losses.append(self._train_step(batch))
             interval = 1 if self.device.type == "cpu" else _STEPS_BETWEEN_CHECKS
             if len(losses) % interval == 0:
@@ -136,8 +137,6 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             self.scheduler.step()
             bar.update()
-        if not losses:
-            raise InvalidInputError("the training data gave no batch in this epoch; it must give at least one")
         self._check_finite(losses)
         self.epoch += 1
         for callback in self.callbacks:
