@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,19 @@ def unwrap(model: nn.Module) -> nn.Module:
     while (attribute := _inner_attribute(model)) is not None:
         model = getattr(model, attribute)
     return model
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Returns all tensors of a network's output in their order, out of tuples, dicts and dataclasses of any depth."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        parts: Iterable[Any] = value.values()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = (getattr(value, field.name) for field in dataclasses.fields(value))
+    else:
+        parts = value if isinstance(value, list | tuple) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def accepted_arguments(model: nn.Module, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import AutocompressError, InvalidInputError
-from autocompress.live_network import accepted_arguments, copy_network
+from autocompress.live_network import accepted_arguments, copy_network, tensors_in
 
 logger = logging.getLogger(__name__)
 
@@ -100,24 +100,36 @@ def by_name(model: nn.Module, example: Any) -> dict[str, Tensor]:
 
 def _write(network: nn.Module, inputs: dict[str, Tensor], path: str) -> None:
     """Exports with the batch dimension free where the network allows it."""
-    batch_is_free = {name: {0: torch.export.Dim.AUTO} for name in inputs}
+    free = {0: torch.export.Dim.AUTO}
+    flat = _FlatOutputs(network, list(inputs))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own deprecations; what matters is checked afterwards
             torch.onnx.export(
-                network,
-                (),
+                flat,
+                tuple(inputs.values()),
                 path,
-                kwargs=inputs,
                 input_names=list(inputs),
                 dynamo=True,
                 external_data=False,
-                dynamic_shapes=batch_is_free,
+                dynamic_shapes=((free,) * len(inputs),),
                 verbose=False,
             )
     except Exception as error:  # the exporter raises what it likes: its own types, asserts, errors of the model's code
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
         raise AutocompressError(f"PyTorch could not export this network to ONNX: {reason}") from error
+
+
+class _FlatOutputs(nn.Module):
+    """A network with inputs in a row and its output's tensors in a row: ONNX knows neither names nor dataclasses."""
+
+    def __init__(self, network: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.network, self.names = network, names
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Returns the tensors of the output, in their order."""
+        return tuple(tensors_in(self.network(**dict(zip(self.names, inputs, strict=True)))))
 
 
 def _difference(network: nn.Module, inputs: dict[str, Tensor], path: str) -> float:
@@ -128,7 +140,11 @@ def _difference(network: nn.Module, inputs: dict[str, Tensor], path: str) -> flo
     found = session.run(None, {name: part.numpy() for name, part in inputs.items()})
     with torch.no_grad():
         output = network(**inputs)
-    expected = [output] if isinstance(output, Tensor) else [part for part in output if isinstance(part, Tensor)]
+    expected = tensors_in(output)
+    if len(expected) != len(found):  # one tensor given out twice is one output there
+        raise AutocompressError(
+            f"the network gives {len(expected)} tensors and the exported model {len(found)}; nothing was written"
+        )
     worst = 0.0
     for ours, theirs in zip(expected, found, strict=True):
         gap = float((ours - torch.from_numpy(theirs)).abs().max()) / max(1.0, float(ours.abs().max()))
