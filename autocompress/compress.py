@@ -20,9 +20,10 @@ from autocompress.plain_numbers import whole_number
 from autocompress.result import Result, warn_of_loss
 from autocompress.selection import Ignore
 from autocompress.targets import LossIncrease, Target, Targets, hold_together
+from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import check_batches, default_device, input_example
 from autocompress.training.callbacks import Callback
-from autocompress.training.evaluate import evaluate, refit_batch_norm
+from autocompress.training.evaluate import evaluate
 from autocompress.training.losses import classification_loss, correct_predictions
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 from autocompress.training.recipe import Recipe

@@ -21,10 +21,11 @@ from autocompress.methods.ending import finished_file
 from autocompress.selection import Ignore, select
 from autocompress.targets import Target, parse_target
 from autocompress.task import Task
+from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import default_device
 from autocompress.training.callbacks import Callback
 from autocompress.training.evaluate import Evaluation as Scores
-from autocompress.training.evaluate import evaluate, refit_batch_norm
+from autocompress.training.evaluate import evaluate
 from autocompress.training.random_state import seeded
 from autocompress.training.resume import run_state
 from autocompress.training.trainer import Trainer

@@ -1,4 +1,4 @@
-"""What a network scores on a split, and the refitting of its batch-norm statistics."""
+"""What a network scores on a split."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
+from autocompress.training.batch_norm import refit_batch_norm as refit_batch_norm
 from autocompress.training.batches import check_repeatable, default_device, forward, to_device
 from autocompress.training.losses import classification_loss, correct_predictions
 from autocompress.training.precision import autocast, uses_bfloat16
-
-_BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
 
 
 @dataclass(frozen=True)
@@ -82,41 +81,3 @@ def evaluate(
     every = torch.cat(scores).cpu().clone()
     count = max(len(every), 1)
     return Evaluation(float(torch.stack(losses).sum()) / count, float(every.double().sum()) / count, every)
-
-
-def refit_batch_norm(
-    model: nn.Module,
-    batches: Iterable[Any],
-    *,
-    max_batches: int = 200,
-    device: torch.device | str | None = None,
-) -> None:
-    """Sets the running statistics of every batch norm to their plain average over the first `max_batches` batches.
-
-    Only the batch norms are in training mode meanwhile (dropout would bend the statistics); no gradient is taken.
-    Does nothing for a model without running statistics.
-    """
-    norms = [module for module in model.modules() if isinstance(module, _BATCH_NORM) and module.track_running_stats]
-    if not norms:
-        return
-    check_repeatable(batches, "the data to refit batch norm on")
-    where = default_device(device)
-    model.to(where)
-    modes = {module: module.training for module in model.modules()}
-    momenta = {norm: norm.momentum for norm in norms}
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch: None = cumulative average
-        norm.train()
-    try:
-        with torch.no_grad():
-            for number, batch in enumerate(batches):
-                if number >= max_batches:
-                    break
-                forward(model, to_device(batch, where))
-    finally:
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from autocompress.errors import TrainingDivergedError
 from autocompress.plain_numbers import whole_number
+from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import batches_of_epoch, check_batches, default_device, forward, to_device
 from autocompress.training.callbacks import TrainerCallback
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
@@ -152,7 +153,7 @@ class Trainer:
         """Returns the loss of one optimizer step, a detached scalar; the gradients are still there."""
         batch = to_device(batch, self.device, self.memory_format)
         with autocast(self.bfloat16, self.device):
-            output, target = forward(self.model, batch)
+            output, target = forward_in_training(self.model, batch)
         value = self.loss(output, target)
         if self.teacher is not None:
             with torch.no_grad(), autocast(self.bfloat16, self.device):

@@ -18,8 +18,8 @@ from autocompress.projection.kmeans import encode, fit_codebook
 from autocompress.projection.sorted_values import sort_values
 from autocompress.selection import select
 from autocompress.targets import FileSize
+from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import check_batches, default_device
-from autocompress.training.evaluate import refit_batch_norm
 from autocompress.training.random_state import seeded, set_epoch
 from baselines.condensa.schemes import LARGEST_BITS
 from baselines.condensa.solver import Solver, batches_from

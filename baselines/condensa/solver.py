@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.methods.base import Network
-from autocompress.training.batches import check_batches, forward, to_device
+from autocompress.training.batch_norm import forward_in_training
+from autocompress.training.batches import check_batches, to_device
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.training.precision import autocast, uses_bfloat16
 from autocompress.training.random_state import seeded, set_epoch
@@ -130,7 +131,7 @@ class Solver:
         self.network.model.zero_grad(set_to_none=True)
         batch = to_device(batch, self.device)
         with autocast(self.bfloat16, self.device):
-            output, target = forward(self.network.model, batch)
+            output, target = forward_in_training(self.network.model, batch)
         value = self.loss(output, target)
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.trained, LARGEST_GRADIENT_NORM)
