@@ -23,8 +23,8 @@ from autocompress.targets import LossIncrease, Target, Targets, hold_together
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import check_batches, default_device, input_example
 from autocompress.training.callbacks import Callback
+from autocompress.training.checks import check_task, guesses
 from autocompress.training.evaluate import evaluate
-from autocompress.training.losses import classification_loss, correct_predictions
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
@@ -60,8 +60,8 @@ def compress(
     val: Iterable[Any] | None = None,
     test: Iterable[Any] | None = None,
     target: str | Target | Targets | Sequence[str | Target],
-    loss: Callable[[Any, Tensor], Tensor] = classification_loss,
-    metric: Callable[[Any, Tensor], Tensor] = correct_predictions,
+    loss: Callable[[Any, Tensor], Tensor] | None = None,
+    metric: Callable[[Any, Tensor], Tensor] | None = None,
     epochs: int | None = None,
     seed: int = 0,
     ignore: Ignore = (),
@@ -81,8 +81,10 @@ def compress(
         test: batches to report on, once, at the end.
         target: "50KB", "50KiB", "1%", "100x", "weights:836x", a promise ("drop:0.5", "loss:+2%"), a target object, or
             several that hold together.
-        loss: (output, target) -> scalar; default: cross-entropy.
-        metric: (output, target) -> one score per example, higher is better; default: right or wrong.
+        loss: (output, target) -> scalar; default: the one that the network's output carries as `loss` when it is given
+            the target, else cross-entropy.
+        metric: (output, target) -> one score per example, higher is better; default: right or wrong where the outputs
+            are class scores, else minus the loss.
         epochs: length of the run; default: the recipe's.
         seed: of all random numbers.
         ignore: globs over parameter or module names, or module types, not to compress.
@@ -110,6 +112,12 @@ def compress(
         raise InvalidInputError(f"the target {asked.promise} is a promise about validation data: give val=")
     counted: dict[str, Any] = {"example": first_example(asked, train, seed), "energy_model": energy_model}
     check_target(model, asked, ignore, **counted)
+    splits = {"the training data": train, "the validation data": val, "the test data": test}
+    loss, metric = check_task(model, splits, loss=loss, metric=metric, device=where, seed=seed)
+    if asked.promise is not None and val is not None:
+        guess = guesses(reference, val, loss=loss, metric=metric, device=where, seed=seed)
+        if guess is not None:  # nothing can be lost of it, so the smallest file would keep the promise
+            raise InvalidInputError(f"the target {asked.promise} is a promise about a trained network, but {guess}")
 
     def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
         return evaluate(network, batches, loss=loss, metric=metric, device=where).metric

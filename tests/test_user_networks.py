@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import autocompress as ac
 from autocompress.live_network import check_copyable, copy_network, named_modules, named_tensors
 from autocompress.training.recipe import Recipe
+from autocompress.training.trainer import Trainer
 
 INPUT = torch.linspace(-1, 1, 40).view(2, 20)
 
@@ -68,7 +69,8 @@ def compressed(model: nn.Module, target: str = "50%", **settings) -> ac.Result:
 @pytest.mark.parametrize(("name", "target"), [*((name, "50%") for name in NETWORKS), ("activations", "drop:90")])
 def test_a_network_with_non_leaf_tensors_goes_through_a_whole_run(name: str, target: str, tmp_path: Path) -> None:
     model = seeded(NETWORKS[name])
-    model(INPUT)  # from now on it holds tensors with a history
+    Trainer(model, batches(128, 1), recipe=Recipe("sgd", 0.1), epochs=8, progress=False, device="cpu").fit()
+    model(INPUT)  # it holds tensors with a history
     result = compressed(model, target)
     result.save(tmp_path / "net.safetensors")
     loaded = ac.load(tmp_path / "net.safetensors", into=seeded(NETWORKS[name]))

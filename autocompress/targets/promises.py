@@ -62,9 +62,15 @@ class AccuracyDrop:
 
     @staticmethod
     def check_reference(reference: float) -> None:
-        """Raises InvalidInputError for what is not an accuracy."""
+        """Raises InvalidInputError for what is not an accuracy, a fraction of 1."""
         if not math.isfinite(reference):
             raise InvalidInputError(f"the network's own accuracy is {reference}; a promise needs a finite one")
+        if not 0 <= reference <= 1:
+            percent = "in percent? Give it divided by 100" if 1 < reference <= 100 else "a loss? loss:+2% is for that"
+            raise InvalidInputError(
+                f"the network's own score is {reference:g}; drop: is a promise about an accuracy, a fraction of 1 of "
+                f"which more is better: is it {percent}"
+            )
 
 
 @dataclass(frozen=True, init=False)

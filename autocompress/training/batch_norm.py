@@ -19,14 +19,14 @@ _TOO_SMALL = "more than 1 value per channel"
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
-def forward_in_training(model: nn.Module, batch: Any) -> tuple[Any, Tensor]:
+def forward_in_training(model: nn.Module, batch: Any, *, with_target: bool = False) -> tuple[Any, Tensor]:
     """Returns (output, target) of a network in training mode, whatever the size of the batch.
 
     A batch of one, the last of many an epoch, has no variance: its norms use their running statistics, as they do in
     evaluation.
     """
     try:
-        return forward(model, batch)
+        return forward(model, batch, with_target=with_target)
     except ValueError as error:
         if _TOO_SMALL not in str(error):
             raise
@@ -34,7 +34,7 @@ def forward_in_training(model: nn.Module, batch: Any) -> tuple[Any, Tensor]:
     with _modes_put_back(model):
         for norm in _norms(model):
             norm.eval()
-        return forward(model, batch)
+        return forward(model, batch, with_target=with_target)
 
 
 def refit_batch_norm(

@@ -58,12 +58,22 @@ def to_device(batch: Any, device: torch.device | str, memory_format: torch.memor
     return batch
 
 
-def forward(model: nn.Module, batch: Any) -> tuple[Any, Tensor]:
+def target_field(model: nn.Module, batch: Any) -> str | None:
+    """Returns the key of a dict batch's target where the model's `forward` takes it by that name, else None."""
+    if not isinstance(batch, Mapping):
+        return None
+    key = next((key for key in TARGET_KEYS if key in batch), None)
+    return key if key is not None and key in accepted_arguments(model, {key: None}) else None
+
+
+def forward(model: nn.Module, batch: Any, *, with_target: bool = False) -> tuple[Any, Tensor]:
     """Returns (output of the model, target) for a batch that lies on the model's device.
 
-    Of a dict go only the fields that the model's `forward` takes.
+    Of a dict go only the fields that the model's `forward` takes; `with_target`: the target as well.
     """
     args, kwargs, target = split_batch(batch)
+    if with_target and (key := target_field(model, batch)) is not None:
+        kwargs = kwargs | {key: target}
     return model(*args, **(accepted_arguments(model, kwargs) if kwargs else {})), target
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from autocompress.errors import InvalidInputError
 from autocompress.training.batch_norm import refit_batch_norm as refit_batch_norm
 from autocompress.training.batches import check_repeatable, default_device, forward, to_device
-from autocompress.training.losses import classification_loss, correct_predictions
+from autocompress.training.losses import carried_loss, classification_loss, correct_predictions
 from autocompress.training.precision import autocast, uses_bfloat16
 
 
@@ -65,7 +65,7 @@ def evaluate(
         with torch.inference_mode():
             for batch in batches:
                 with autocast(bfloat16, where):
-                    output, target = forward(model, to_device(batch, where))
+                    output, target = forward(model, to_device(batch, where), with_target=loss is carried_loss)
                 score = metric(output, target).detach().float()
                 if score.ndim != 1:
                     raise InvalidInputError(

@@ -19,6 +19,7 @@ from autocompress.errors import TrainingDivergedError
 from autocompress.live_network import copy_network
 from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import to_device
+from autocompress.training.losses import carried_loss
 from autocompress.training.precision import autocast
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
 
@@ -102,7 +103,7 @@ def range_test(
             group["lr"] = lowest * (highest / lowest) ** (step / (steps - 1))
         optimizer.zero_grad(set_to_none=True)
         with autocast(bfloat16, device):
-            output, target = forward_in_training(model, to_device(batch, device))
+            output, target = forward_in_training(model, to_device(batch, device), with_target=loss is carried_loss)
         value = loss(output, target)
         value.backward()  # type: ignore[no-untyped-call]
         mean = _SMOOTHING * mean + (1 - _SMOOTHING) * float(value.detach())

@@ -20,7 +20,7 @@ from autocompress.training.batches import batches_of_epoch, check_batches, defau
 from autocompress.training.callbacks import TrainerCallback
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.training.learning_rate import find_learning_rate
-from autocompress.training.losses import classification_loss, distillation_loss
+from autocompress.training.losses import carried_loss, classification_loss, distillation_loss
 from autocompress.training.precision import autocast, uses_bfloat16
 from autocompress.training.random_state import seeded, set_epoch
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
@@ -153,7 +153,7 @@ class Trainer:
         """Returns the loss of one optimizer step, a detached scalar; the gradients are still there."""
         batch = to_device(batch, self.device, self.memory_format)
         with autocast(self.bfloat16, self.device):
-            output, target = forward_in_training(self.model, batch)
+            output, target = forward_in_training(self.model, batch, with_target=self.loss is carried_loss)
         value = self.loss(output, target)
         if self.teacher is not None:
             with torch.no_grad(), autocast(self.bfloat16, self.device):
