@@ -27,6 +27,7 @@ from autocompress.result import Result
 from autocompress.selection import Ignore, original_bytes, select
 from autocompress.steering import SEARCH_FRACTION, Steering, make_steering
 from autocompress.targets import Target, Targets, hold_together
+from autocompress.training.checks import check_validation
 from autocompress.training.evaluate import evaluate as evaluate_batches
 from autocompress.training.evaluate import refit_batch_norm
 
@@ -253,6 +254,7 @@ class Compressor:
             return self._promised(self.steering)
         evaluate = evaluate or self.evaluate
         if val is not None and evaluate is None:
+            check_validation(self.network.model, val, next(self.network.model.parameters()).device)
             evaluate = partial(_accuracy, batches=val)
         results = [self._result(train)]
         if evaluate is not None and self.finishing.step_count:

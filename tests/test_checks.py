@@ -9,6 +9,7 @@ from small_task import batches, make_model, make_task, train_reference
 from torch import Tensor, nn
 
 import autocompress as ac
+from autocompress.task import load_task
 from autocompress.training.checks import at_chance, check_task
 from autocompress.training.losses import MinusLoss, carried_loss, classification_loss, correct_predictions
 from autocompress.training.recipe import Recipe
@@ -220,3 +221,31 @@ def test_a_score_in_percent_or_a_loss_is_no_accuracy(score: float, message: str)
             total_steps=3,
             evaluate=lambda network: score,
         )
+
+
+def test_finish_with_validation_data_that_do_not_fit_loses_nothing() -> None:
+    model = regressor()
+    compressor = ac.Compressor(model, torch.optim.SGD(model.parameters(), 0.01), target="90%", total_steps=3)
+    for _ in range(3):
+        F.mse_loss(model(X), NUMBERS[1]).backward()
+        compressor.step()
+    with pytest.raises(ac.InvalidInputError, match=r"val= decides by the accuracy, and the target .* give evaluate="):
+        compressor.finish(val=[NUMBERS])
+    result = compressor.finish(evaluate=lambda network: -float(F.mse_loss(network(X), NUMBERS[1]).detach()))
+    assert result.gradient_steps == 3
+
+
+def test_a_task_of_ones_own_takes_its_loss_from_the_networks_output() -> None:
+    task = load_task("test_checks:LanguageModel", "test_checks:text_loaders", device="cpu")
+    assert task.loss is carried_loss
+    assert type(task.metric) is MinusLoss
+    with pytest.raises(ac.InvalidInputError, match=r"the default loss, cross-entropy, does not fit the training data"):
+        load_task("test_checks:regressor", "test_checks:number_loaders", device="cpu")
+
+
+def text_loaders():
+    return [TEXT], [TEXT]
+
+
+def number_loaders():
+    return [NUMBERS], [NUMBERS]

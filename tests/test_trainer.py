@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small_task import make_task
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -484,3 +485,28 @@ def test_a_reference_is_kept_although_the_validation_data_are_shuffled(tmp_path:
         )
         reference_network(task, cache_dir=tmp_path, device="cpu", progress=False)
     assert len(trained) == 2  # of the first data and of the other
+
+
+def test_a_reference_has_the_statistics_of_its_own_weights(tmp_path: Path, caplog) -> None:
+    task = make_task(norm=True, recipe=Recipe("sgd", 0.1, batch_size=32, reference_epochs=4))
+    make = task.make_model
+
+    def slow() -> nn.Module:
+        model = make()
+        model[1].momentum = 1e-4
+        return model
+
+    task.make_model = slow
+    model, scores = reference_network(task, cache_dir=tmp_path, device="cpu", progress=False)
+    assert scores.metric > 0.9
+    assert not torch.allclose(model[1].running_mean, torch.zeros(32), atol=0.05)
+    assert "guessing" not in caplog.text
+
+
+def test_a_reference_that_only_guesses_is_said_so_also_from_the_cache(tmp_path: Path, caplog) -> None:
+    task = make_task(recipe=Recipe("sgd", 1e-9, batch_size=32, reference_epochs=1))
+    task.validation = [(torch.zeros(90, 20), torch.arange(90) % 3)]
+    for _ in range(2):
+        caplog.clear()
+        reference_network(task, cache_dir=tmp_path, device="cpu", progress=False)
+        assert "no more than guessing: are these its weights" in caplog.text

@@ -13,7 +13,7 @@ from autocompress.errors import AutocompressError, InvalidInputError
 from autocompress.live_network import copy_network, tensors_in
 from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import check_repeatable, default_device, forward, target_field, to_device
-from autocompress.training.evaluate import evaluate
+from autocompress.training.evaluate import Evaluation, evaluate
 from autocompress.training.losses import (
     IGNORED_TARGET,
     MinusLoss,
@@ -83,6 +83,21 @@ def check_task(
                 _check_metric(metric, output, target, name)
     assert metric is not None
     return loss, metric
+
+
+def check_validation(model: nn.Module, batches: Iterable[Any], device: torch.device | str) -> None:
+    """Returns if the accuracy of a network can be measured on a split, by its first batch; takes no more.
+
+    Raises:
+        InvalidInputError: otherwise.
+    """
+    batch = to_device(_first_batch(batches, 0, "val"), device)
+    network = copy_network(model, device=device).eval()
+    with torch.no_grad():
+        output, target = _output(network, batch, classification_loss, "val")
+    reason = _no_classes(output, target)
+    if reason is not None:
+        raise InvalidInputError(f"val= decides by the accuracy, and {reason}; give evaluate=, the score of a network")
 
 
 def _first_batch(batches: Iterable[Any], seed: int, name: str) -> Any:
@@ -220,19 +235,28 @@ def at_chance(accuracy: float, examples: int, classes: int) -> str | None:
 
 
 def guesses(
-    model: nn.Module, batches: Iterable[Any], *, loss: Loss, metric: Metric, device: torch.device | str, seed: int = 0
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    loss: Loss,
+    metric: Metric,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    scores: Evaluation | None = None,
 ) -> str | None:
     """Returns what to say of a classifier that scores no better than guessing on a split, else None.
 
-    Another metric than the default accuracy has no chance that is known.
+    Another metric than the default accuracy has no chance that is known. `scores`: of the model, where it has been
+    evaluated on the batches.
     """
     if metric is not correct_predictions:
         return None
-    network = copy_network(model, device=device).eval()
-    batch = to_device(_first_batch(batches, seed, "the data"), device)
+    where = default_device(device)
+    network = copy_network(model, device=where).eval()
+    batch = to_device(_first_batch(batches, seed, "the data"), where)
     with torch.no_grad():
         output, _ = forward(network, batch, with_target=loss is carried_loss)
-    scores = evaluate(network, batches, loss=loss, metric=metric, device=device)
+    scores = scores or evaluate(network, batches, loss=loss, metric=metric, device=where)
     return at_chance(scores.metric, len(scores.scores), logits_of(output).shape[-1])
 
 
