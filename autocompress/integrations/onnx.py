@@ -5,12 +5,10 @@ Needs the packages of the extra `autocompress[onnx]`; nothing here is imported b
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import inspect
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import AutocompressError, InvalidInputError
 from autocompress.live_network import accepted_arguments, copy_network, tensors_in
+from autocompress.whole_file import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -56,23 +55,16 @@ def export_onnx(model: nn.Module, example: Any, path: str | os.PathLike[str]) ->
     network = copy_network(model, device="cpu").eval()
     path = Path(path)
     try:
-        handle, temporary = tempfile.mkstemp(suffix=".onnx", prefix=f".{path.name}.", dir=path.parent)
+        with replacing(path, ".onnx") as temporary:
+            _write(network, inputs, str(temporary))
+            difference = _difference(network, inputs, str(temporary))
+            if not difference <= RELATIVE_TOLERANCE:
+                raise AutocompressError(
+                    f"the exported ONNX model answers differently from the network: by {difference:.2g} of its largest "
+                    f"output, allowed is {RELATIVE_TOLERANCE:.0e}; nothing was written"
+                )
     except OSError as error:
-        raise InvalidInputError(f"cannot write {str(path)!r}: {error.strerror}") from error
-    os.close(handle)
-    try:
-        _write(network, inputs, temporary)
-        difference = _difference(network, inputs, temporary)
-        if not difference <= RELATIVE_TOLERANCE:
-            raise AutocompressError(
-                f"the exported ONNX model answers differently from the network: by {difference:.2g} of its largest "
-                f"output, allowed is {RELATIVE_TOLERANCE:.0e}; nothing was written"
-            )
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        raise InvalidInputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     logger.info("onnxruntime agrees with PyTorch to %.1e of the largest output", difference)
     return difference
 
@@ -150,10 +142,3 @@ def _difference(network: nn.Module, inputs: dict[str, Tensor], path: str) -> flo
         gap = float((ours - torch.from_numpy(theirs)).abs().max()) / max(1.0, float(ours.abs().max()))
         worst = gap if not gap <= worst else worst  # keeps a nan
     return worst
-
-
-def _umask() -> int:
-    """Returns the umask; temporary files are private, the exported file need not be."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import AutocompressError, InvalidInputError
+from autocompress.whole_file import replacing
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -24,22 +23,15 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         AutocompressError: the folder is read-only or full.
         InvalidInputError: the state holds what cannot be read without unpickling code; it is named.
     """
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if not path.exists():
-            _read_back(temporary, path, state)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+            if not path.exists():
+                _read_back(temporary, path, state)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         raise AutocompressError(f"cannot write the checkpoint {path}: {error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def _read_back(temporary: Path, path: Path, state: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from autocompress.training.random_state import seeded, set_epoch
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
 from autocompress.training.resume import TrainingLog, restore_run, run_state
 from autocompress.training.schedule import make_scheduler
+from autocompress.whole_file import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,8 @@ class Trainer:
         self.teacher = teacher.to(self.device).eval() if teacher is not None else None
         self.callbacks: list[TrainerCallback] = list(callbacks)
         self.step, self.epoch, self.log = 0, 0, TrainingLog()
+        if checkpoint is not None:
+            remove_leftovers(checkpoint)
         self._saved = load_checkpoint(checkpoint) if checkpoint and checkpoint.exists() else state
         self.learning_rate = self._peak_learning_rate()
         self.optimizer = make_optimizer(self.model, recipe, self.learning_rate)
