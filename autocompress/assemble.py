@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.codebooks import CodedTensor, CompressedState, GridTensor, SideGrid, WeightTensor
-from autocompress.selection import Selection, folded_parameters, unwrap
+from autocompress.live_network import copy_network, named_modules, named_tensors
+from autocompress.selection import Selection, folded_parameters
 
 # A bias is rounded more finely than the weights by this factor: the weights' own step at the price, divided by it.
 BIAS_REFINEMENT = 2.0
@@ -35,7 +35,7 @@ def norm_parameters(model: nn.Module) -> set[str]:
     kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     return {
         f"{name}.{key}" if name else key
-        for name, module in unwrap(model).named_modules()
+        for name, module in named_modules(model)
         if isinstance(module, kinds)
         for key, _ in module.named_parameters(recurse=False)
     }
@@ -94,7 +94,7 @@ def build_state(
         sides: as `side_tensors` returns them.
         grids: the grid of each.
     """
-    state = unwrap(model).state_dict()
+    state = named_tensors(model)
     folded = _folded_statistics(selection)
     raw: dict[str, Tensor] = {}
     for name in selection.raw:
@@ -151,11 +151,15 @@ def zero_state(state: CompressedState) -> CompressedState:
 def fill(model: nn.Module, state: CompressedState) -> nn.Module:
     """Puts exactly the state's values into a network's tensors and returns it, in evaluation mode."""
     dense = state.dense()
-    for name, tensor in unwrap(model).state_dict().items():
-        tensor.copy_(dense[name].view(tensor.shape))
+    for name, tensor in named_tensors(model).items():
+        values = dense[name].view(tensor.shape)
+        if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+            tensor.data = values.to(tensor.device, tensor.dtype)  # an expanded buffer cannot be written into
+        else:
+            tensor.copy_(values)
     return model.eval()
 
 
 def filled_copy(model: nn.Module, state: CompressedState) -> nn.Module:
     """Returns a copy of the network, wrappers removed, with the state's values."""
-    return fill(copy.deepcopy(unwrap(model)), state)
+    return fill(copy_network(model), state)

@@ -6,7 +6,6 @@ zero it can go, whatever its producers do: the smaller network gives the same ou
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from autocompress.costs.accelerator import LayerShape
 from autocompress.costs.channel_energy import ChannelEnergy, Floats, fit_channel_energy, random_widths
 from autocompress.costs.energy import EnergyUse, layer_shapes, run_example
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import copy_network, tensors_in
 
 # Random widths that the bilinear model is fitted to, where the analytic model takes no time.
 ANALYTIC_SAMPLES = 400
@@ -75,6 +75,7 @@ class ChannelGraph:
         """
         from autocompress.integrations.torch_pruning import channel_groups
 
+        difference(model, model, example)  # an output that cannot be compared is not the fault of any channel
         self.shapes = layer_shapes(model, example)
         self.example = _on(example, next(model.parameters()).device)
         layers = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, _LAYERS)} & set(self.shapes)
@@ -115,7 +116,7 @@ class ChannelGraph:
 
     def _difference(self, model: nn.Module, keep: Sequence[Tensor]) -> float:
         """Returns how far the smaller network's outputs are from the masked one's, relative to the largest."""
-        masked = copy.deepcopy(model)
+        masked = copy_network(model)
         with torch.no_grad():
             for weight, mask in self.masks(masked, keep).items():
                 masked.get_parameter(weight).mul_(mask)
@@ -261,8 +262,11 @@ def shrink(model: nn.Module, example: Any) -> nn.Module:
 
 def difference(first: nn.Module, second: nn.Module, example: Any) -> float:
     """Returns the largest difference of two networks' outputs, as a part of the first's largest."""
-    a, b = run_example(first, example), run_example(second, example)
-    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-12))
+    pairs = zip(tensors_in(run_example(first, example)), tensors_in(run_example(second, example)), strict=True)
+    gaps = [float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in pairs if a.numel()]
+    if not gaps:
+        raise InvalidInputError("the network's output holds no tensor to compare; its forward must return some")
+    return max(gaps)
 
 
 def _on(example: Any, device: torch.device) -> Any:

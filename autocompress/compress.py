@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,15 +14,18 @@ from torch import Tensor, nn
 from autocompress.compressor import Compressor, check_target
 from autocompress.costs.channel_energy import ChannelEnergy
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import copy_network
 from autocompress.methods.choice import counts_energy
+from autocompress.plain_numbers import whole_number
 from autocompress.result import Result, warn_of_loss
 from autocompress.selection import Ignore
 from autocompress.solver.constants import DEFAULTS, SolverConstants
 from autocompress.targets import LossIncrease, Target, Targets, hold_together
+from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import check_batches, default_device, input_example
 from autocompress.training.callbacks import Callback
-from autocompress.training.evaluate import evaluate, refit_batch_norm
-from autocompress.training.losses import classification_loss, correct_predictions
+from autocompress.training.checks import check_task, guesses
+from autocompress.training.evaluate import evaluate
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
@@ -59,8 +61,8 @@ def compress(
     val: Iterable[Any] | None = None,
     test: Iterable[Any] | None = None,
     target: str | Target | Targets | Sequence[str | Target],
-    loss: Callable[[Any, Tensor], Tensor] = classification_loss,
-    metric: Callable[[Any, Tensor], Tensor] = correct_predictions,
+    loss: Callable[[Any, Tensor], Tensor] | None = None,
+    metric: Callable[[Any, Tensor], Tensor] | None = None,
     epochs: int | None = None,
     seed: int = 0,
     ignore: Ignore = (),
@@ -81,8 +83,10 @@ def compress(
         test: batches to report on, once, at the end.
         target: "50KB", "50KiB", "1%", "100x", "weights:836x", a promise ("drop:0.5", "loss:+2%"), a target object, or
             several that hold together.
-        loss: (output, target) -> scalar; default: cross-entropy.
-        metric: (output, target) -> one score per example, higher is better; default: right or wrong.
+        loss: (output, target) -> scalar; default: the one that the network's output carries as `loss` when it is given
+            the target, else cross-entropy.
+        metric: (output, target) -> one score per example, higher is better; default: right or wrong where the outputs
+            are class scores, else minus the loss.
         epochs: length of the run; default: the recipe's.
         seed: of all random numbers.
         ignore: globs over parameter or module names, or module types, not to compress.
@@ -99,23 +103,30 @@ def compress(
         TrainingDivergedError: the loss became NaN or infinite.
     """
     started = time.perf_counter()
+    seed = whole_number("seed", seed, 0)
     recipe = (recipe or Recipe()).for_compression()
     check_batches(train, "the training data")
     if val is not None:
         check_batches(val, "the validation data")
     where = default_device(device)
-    reference, model = model, copy.deepcopy(model).to(where)
+    reference, model = model, copy_network(model, device=where, keep_wrappers=True)
     asked = hold_together(target)
     if asked.promise is not None and val is None:
         raise InvalidInputError(f"the target {asked.promise} is a promise about validation data: give val=")
     counted: dict[str, Any] = {"example": first_example(asked, train, seed), "energy_model": energy_model}
     check_target(model, asked, ignore, **counted)
+    splits = {"the training data": train, "the validation data": val, "the test data": test}
+    loss, metric = check_task(model, splits, loss=loss, metric=metric, device=where, seed=seed)
+    if asked.promise is not None and val is not None:
+        guess = guesses(reference, val, loss=loss, metric=metric, device=where, seed=seed)
+        if guess is not None:  # nothing can be lost of it, so the smallest file would keep the promise
+            raise InvalidInputError(f"the target {asked.promise} is a promise about a trained network, but {guess}")
 
     def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
         return evaluate(network, batches, loss=loss, metric=metric, device=where).metric
 
     def score(network: nn.Module) -> float:
-        outcome = evaluate(network, val or [], loss=loss, metric=metric, device=where)
+        outcome = evaluate(network, [] if val is None else val, loss=loss, metric=metric, device=where)
         if asked.promise is None:
             return -outcome.loss  # the metric of a few hundred examples moves in steps: equal ones decide nothing
         return outcome.loss if isinstance(asked.promise, LossIncrease) else outcome.metric
@@ -154,7 +165,7 @@ def compress(
         result.test_accuracy = accuracy(result.model, test)
     held_out, after = (val, result.validation_accuracy) if test is None else (test, result.test_accuracy)
     if held_out is not None and after is not None:
-        result.reference_accuracy = accuracy(copy.deepcopy(reference), held_out)
+        result.reference_accuracy = accuracy(copy_network(reference), held_out)
         warn_of_loss(result.reference_accuracy, after)
     result.curve = trainer.log.curve
     result.wall_seconds = time.perf_counter() - started

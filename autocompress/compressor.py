@@ -16,18 +16,21 @@ from autocompress.codebooks import CompressedState
 from autocompress.costs.channel_energy import ChannelEnergy
 from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.finishing import Finishing, finishing_steps
+from autocompress.live_network import check_copyable, unwrap
 from autocompress.methods.base import Method, Network, Projection
 from autocompress.methods.choice import count_energy, make_method
 from autocompress.methods.ending import finished_file, start_finishing
 from autocompress.methods.weight_bits import InPlaceWeightBitsMethod
+from autocompress.plain_numbers import whole_number
 from autocompress.relative_rate import RelativeRate
 from autocompress.result import Result
-from autocompress.selection import Ignore, original_bytes, select, unwrap
+from autocompress.selection import Ignore, original_bytes, select
 from autocompress.solver.admm import Admm
 from autocompress.solver.constants import ADMM, DEFAULTS, SolverConstants
 from autocompress.solver.lazy_projection import LazyProjection
 from autocompress.steering import SEARCH_FRACTION, Steering, make_steering
 from autocompress.targets import Target, Targets, hold_together
+from autocompress.training.checks import check_validation
 from autocompress.training.evaluate import evaluate as evaluate_batches
 from autocompress.training.evaluate import refit_batch_norm
 
@@ -91,11 +94,11 @@ class Compressor:
             InvalidInputError: a target, pattern or length that cannot be; nothing to compress; not finite weights.
             InfeasibleTargetError: naming the smallest target that can be met.
         """
-        if total_steps < 0:
-            raise InvalidInputError(f"total_steps is {total_steps}; it must be at least 0")
+        total_steps = whole_number("total_steps", total_steps, 0)
         self.target = hold_together(target)
         self.model, self.optimizer, self.total_steps, self.evaluate = model, optimizer, total_steps, evaluate
         self.network = Network(unwrap(model), select(model, ignore))
+        check_copyable(self.network.model)
         for name, parameter in [*self.network.selection.weights, *self.network.selection.sides]:
             if not bool(torch.isfinite(parameter).all()):
                 raise InvalidInputError(f"{name} holds NaN or infinite values; give a trained network")
@@ -260,6 +263,7 @@ class Compressor:
             return self._promised(self.steering)
         evaluate = evaluate or self.evaluate
         if val is not None and evaluate is None:
+            check_validation(self.network.model, val, next(self.network.model.parameters()).device)
             evaluate = partial(_minus_loss, batches=val)
         candidates = {TRAINED: self._file(self.finishing, self.method, train)}
         if evaluate is not None and self.steps:

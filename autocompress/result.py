@@ -92,6 +92,8 @@ class Result:
         for reason, names in reasons.items():
             more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
             lines.append(f"not compressed, {reason}: {', '.join(names[:NAMES_SHOWN])}{more}")
+        if self.selection.extra:
+            lines.append(f"not in the file, no tensors: {', '.join(self.selection.extra)}")
         if self.energy is not None:
             lines.insert(1, str(self.energy))
         return "\n".join(lines)
@@ -111,6 +113,7 @@ class Result:
             "device": self.device,
             "seed": self.seed,
             **({} if self.promise is None else {"promise": self.promise}),
+            **({} if not self.selection.extra else {"not_in_file": list(self.selection.extra)}),
             **self.extra,
         }
 

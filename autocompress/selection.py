@@ -5,26 +5,26 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import (
+    extra_entries,
+    named_modules,
+    named_parameters,
+    named_tensors,
+    refuse_partial_overlap,
+    storage_key,
+    unwrap,
+)
 
 Ignore = Sequence[str | type[nn.Module]]
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Returns the network inside `torch.compile`, DataParallel and DistributedDataParallel wrappers."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Selection:
         folded: (module name, batch norm) whose running statistics become part of its weight and bias.
         raw: names kept bit for bit, with the reason.
         aliases: name of a shared tensor -> the name that holds it.
+        extra: entries of the state_dict that are no tensors (`get_extra_state`): not in the file.
     """
 
     weights: list[tuple[str, nn.Parameter]]
@@ -44,6 +45,7 @@ class Selection:
     folded: list[tuple[str, nn.modules.batchnorm._BatchNorm]]
     raw: dict[str, str]
     aliases: dict[str, str]
+    extra: list[str] = field(default_factory=list)
 
     @property
     def compressible(self) -> int:
@@ -53,15 +55,8 @@ class Selection:
 
 def original_bytes(model: nn.Module) -> int:
     """Returns 4 bytes per floating-point element of the whole state_dict, shared storage once."""
-    tensors = [tensor for tensor in unwrap(model).state_dict().values() if isinstance(tensor, Tensor)]
+    tensors = named_tensors(model).values()
     return sum({storage_key(t): 4 * t.numel() for t in tensors if t.is_floating_point()}.values())
-
-
-def storage_key(tensor: Tensor) -> tuple[object, ...]:
-    """Returns what two names of one tensor have in common, an empty one is only ever itself."""
-    if not tensor.numel():
-        return (id(tensor),)
-    return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
 def _ignored(model: nn.Module, ignore: Ignore) -> set[str]:
@@ -70,9 +65,9 @@ def _ignored(model: nn.Module, ignore: Ignore) -> set[str]:
     Raises:
         InvalidInputError: a pattern or type that matches nothing, or is neither.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(named_parameters(model))
     names = list(parameters)
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(named_modules(model))
     found: set[str] = set()
     ignore = [ignore] if isinstance(ignore, str) else ignore
     for item in ignore:
@@ -104,20 +99,23 @@ def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
         InvalidInputError: `ignore` matches nothing, or nothing is left to compress.
     """
     model = unwrap(model)
+    lazy = [name for name, parameter in named_parameters(model) if is_lazy(parameter)]
+    if lazy:
+        raise InvalidInputError(f"{lazy[0]} has no shape yet; pass a batch through the network first")
     ignored = _ignored(model, ignore)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(named_parameters(model))
     owners = Counter(id(tensor) for module in model.modules() for tensor in _own_tensors(module))
     folded = [
         (name, module)
-        for name, module in model.named_modules()
+        for name, module in _once(named_modules(model))
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and _can_fold(name, module, ignored, owners)
     ]
     statistics = {f"{name}.{key}" if name else key for name, _ in folded for key in ("running_mean", "running_var")}
     first: dict[tuple[object, ...], str] = {}
-    result = Selection([], [], folded, {}, {})
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor):
-            continue
+    result = Selection([], [], folded, {}, {}, extra_entries(model))
+    tensors = named_tensors(model)
+    refuse_partial_overlap(tensors)
+    for name, tensor in tensors.items():
         holder = first.setdefault(storage_key(tensor), name)
         parameter = parameters.get(name)
         if holder != name:
@@ -134,12 +132,38 @@ def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
             result.sides.append((name, parameter))
         else:
             result.weights.append((name, parameter))
+        if name in parameters and name not in result.aliases:
+            _check_has_values(name, parameters[name])
     if not result.weights:
         raise InvalidInputError(
             f"the model has nothing to compress: none of its {len(parameters)} parameters is a floating-point tensor "
             f"of two or more dimensions{' that is not ignored' if ignored else ''}"
         )
     return result
+
+
+def _check_has_values(name: str, parameter: nn.Parameter) -> None:
+    """Returns if a parameter is a tensor with values in memory.
+
+    Raises:
+        InvalidInputError: it is lazy, on the meta device, or a shard or another wrapper of tensors.
+    """
+    if parameter.device.type == "meta":
+        raise InvalidInputError(f"{name} is on the meta device and has no values; load the weights into the network")
+    if is_traceable_wrapper_subclass(parameter):
+        raise InvalidInputError(
+            f"{name} is a {type(parameter.data).__name__}, not a plain tensor; gather the network's tensors (of "
+            "FSDP: full_tensor()) into a plain module"
+        )
+
+
+def _once(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:
+    """Yields each module under the first of its names."""
+    seen: set[int] = set()
+    for name, module in modules:
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield name, module
 
 
 def _own_tensors(module: nn.Module) -> list[Tensor]:

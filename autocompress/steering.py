@@ -7,7 +7,6 @@ of that assignment, writes the file and scores it; whether the promise was kept 
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import statistics
@@ -24,6 +23,7 @@ from autocompress.budget_control import MEDIAN_OF, BudgetController, SizeSearch
 from autocompress.candidates import Candidates
 from autocompress.codebooks import CompressedState, WeightTensor
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import copy_network
 from autocompress.methods.base import Method, Network
 from autocompress.methods.file_size import FileSizeMethod
 from autocompress.targets import Promise
@@ -76,7 +76,7 @@ class Steering:
         """
         self.promise, self.network, self.method = promise, network, method
         self.evaluate, self.refit = evaluate, refit or _as_it_is
-        self.reference = float(evaluate(copy.deepcopy(network.model).eval()))
+        self.reference = float(evaluate(copy_network(network.model).eval()))
         promise.check_reference(self.reference)
         lowest, highest = method.file.smallest, method.budget_bytes
         most = max(method.constants.path_ceiling * original_bytes, LEAST_CEILING * lowest)
@@ -150,7 +150,7 @@ class Steering:
 
     def _score_of(self, twins: Sequence[WeightTensor]) -> float:
         """Returns the score of the network with these weights, once its batch norms belong to them."""
-        scored = copy.deepcopy(self.network.model).eval()
+        scored = copy_network(self.network.model).eval()
         for (name, _), twin in zip(self.network.selection.weights, twins, strict=True):
             scored.get_parameter(name).copy_(twin.dense())
         self.refit(scored)

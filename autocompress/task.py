@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.data import load_data
+from autocompress.data import DATA_NAMES, load_data
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import accepted_arguments
 from autocompress.models import MODEL_NAMES, make_model
 from autocompress.training.batches import check_batches, default_device, input_example
+from autocompress.training.checks import check_task
 from autocompress.training.losses import classification_loss, correct_predictions
 from autocompress.training.random_state import seeded
 from autocompress.training.recipe import Recipe, recipe_for
@@ -72,15 +74,20 @@ def load_task(model: str, data: str, *, device: str | torch.device | None = None
         )
     channels = example.shape[1] if built_in else None
     make = partial(_seeded_model, model, splits.num_classes or 0, channels, seed)
-    _check_fit(make(), example, model, data)
+    network = make()
+    _check_fit(network, example, model, data)
+    loss, metric = classification_loss, correct_predictions
+    if not built_in or data not in DATA_NAMES:
+        named = {"the training data": splits.train, "the validation data": splits.validation}
+        loss, metric = check_task(network, named | {"the test data": splits.test}, device=where, seed=seed)
     return Task(
         name=f"{model}-{data}",
         make_model=make,
         train=splits.train,
         validation=splits.validation,
         test=splits.test,
-        loss=classification_loss,
-        metric=correct_predictions,
+        loss=loss,
+        metric=metric,
         recipe=recipe,
         input_example=example,
     )
@@ -97,7 +104,7 @@ def _check_fit(model: nn.Module, example: Any, name: str, data: str) -> None:
     try:
         with torch.no_grad():
             if isinstance(example, dict):
-                model(**example)
+                model(**accepted_arguments(model, example))
             else:
                 model(*(example if isinstance(example, tuple) else (example,)))
     except (RuntimeError, ValueError, TypeError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 
 from autocompress.assemble import filled_copy
 from autocompress.codebooks import CompressedState
+from autocompress.live_network import copy_network
 from autocompress.methods.base import Network
 from autocompress.result import Result, warn_of_loss
 from autocompress.selection import Ignore
@@ -128,7 +128,7 @@ def written(
     held_out = task.validation if task.test is None else task.test
     after, result.reference_accuracy = (
         evaluate(each, held_out, loss=task.loss, metric=task.metric, device=device).metric
-        for each in (networks[best], copy.deepcopy(reference))
+        for each in (networks[best], copy_network(reference))
     )
     warn_of_loss(result.reference_accuracy, after)
     result.test_accuracy = None if task.test is None else after

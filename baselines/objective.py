@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import time
 from collections.abc import Iterable
@@ -16,15 +15,17 @@ from autocompress.assemble import filled_copy
 from autocompress.codebooks import CompressedState
 from autocompress.data.batches import TensorBatches
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import copy_network, named_tensors
 from autocompress.methods.base import Network
 from autocompress.methods.ending import finished_file
 from autocompress.selection import Ignore, select
 from autocompress.targets import Target, parse_target
 from autocompress.task import Task
+from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import default_device
 from autocompress.training.callbacks import Callback
 from autocompress.training.evaluate import Evaluation as Scores
-from autocompress.training.evaluate import evaluate, refit_batch_norm
+from autocompress.training.evaluate import evaluate
 from autocompress.training.random_state import seeded
 from autocompress.training.resume import run_state
 from autocompress.training.trainer import Trainer
@@ -51,7 +52,7 @@ class TaskObjective:
         self.name, self.epochs, self.seed, self.device, self.ignore = task.name, epochs, seed, device, ignore
         self.train, self.validation = task.train, task.validation
         self.loss, self.metric = task.loss, task.metric
-        self.reference = copy.deepcopy(reference).cpu()
+        self.reference = copy_network(reference, device="cpu")
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what is sent to another process: data in main memory, because its device may be another."""
@@ -107,7 +108,7 @@ class PlanObjective(TaskObjective):
         self.space = make_space(space, network, make_budget(network, self.target))
         self.recipe = task.recipe.for_compression()
         if self.recipe.learning_rate is None:
-            self.recipe = replace(self.recipe, learning_rate=self._trainer(copy.deepcopy(reference)).learning_rate)
+            self.recipe = replace(self.recipe, learning_rate=self._trainer(copy_network(reference)).learning_rate)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -179,7 +180,7 @@ class PlanRun:
 
     def __init__(self, objective: PlanObjective, values: Values, epochs: int | None = None, **options: Any) -> None:
         """Prepares the run; `options` are those of the trainer."""
-        model = copy.deepcopy(objective.reference).to(default_device(objective.device))
+        model = copy_network(objective.reference, device=default_device(objective.device))
         self.network = Network(model, select(model, objective.ignore))
         self.budget = make_budget(self.network, objective.target)
         self.trainer = objective._trainer(model, epochs, **options)
@@ -233,7 +234,7 @@ class _Reporter(Callback):
 def digest_of(model: nn.Module) -> str:
     """Returns what tells a network on the CPU from every other."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in named_tensors(model).items():
         digest.update(name.encode())
         digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

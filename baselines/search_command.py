@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from autocompress.console.output import check_output, percent, to_json
+from autocompress.console.output import check_output, percent, save_or_keep, to_json
 from autocompress.console.start import starting_network
 from autocompress.errors import AutocompressError, InvalidInputError
 from autocompress.methods.base import Network
@@ -18,6 +18,7 @@ from autocompress.targets import Target
 from autocompress.task import Task, load_task
 from baselines.interface import Searcher, SearchOutcome, SearchSettings
 from baselines.methods import find_method, find_space
+from baselines.optuna_search.storage import database_url
 from baselines.ray_search import RaySearcher
 from baselines.search_files import beside, checkpoint_of, write_records
 from baselines.search_report import search_json, search_text
@@ -104,7 +105,7 @@ def _search(
             f"interrupted in the final training; the search is done, its records are in {records}\n"
             f"to train its best plan: {_resuming(options)}"
         ) from None
-    result.save(options.out)
+    save_or_keep(result.save, options.out)
     checkpoint.unlink(missing_ok=True)
     if options.json:
         return to_json(result.to_json() | search_json(options, outcome) | {"out": str(options.out)})
@@ -125,7 +126,7 @@ def search_settings(options: Namespace) -> SearchSettings:
             raise InvalidInputError(
                 f"{str(path)!r} holds a search already; go on with it by --resume, delete it, or give another --out"
             )
-        storage = str(path) if folder else f"sqlite:///{path.absolute()}"
+        storage = str(path) if folder else database_url(path)
     return SearchSettings(
         trials=options.trials,
         seed=options.seed,

@@ -6,7 +6,6 @@ those that no weight reads any more are removed first, so that MACs and latency 
 
 from __future__ import annotations
 
-import copy
 import logging
 
 import torch
@@ -17,6 +16,7 @@ from autocompress.channels import shrink
 from autocompress.costs.energy import energy_of
 from autocompress.costs.speed import count_macs, median_seconds
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import copy_network
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +36,10 @@ def resources_of(network: nn.Module, dense: nn.Module, example: Tensor) -> dict[
         example: one of these, batch dimension 1.
     """
     fold = network.fold if isinstance(network, AggregatedModel) else 1
-    body = copy.deepcopy(network.network if isinstance(network, AggregatedModel) else network).cpu().eval()
+    body = copy_network(network.network if isinstance(network, AggregatedModel) else network, device="cpu").eval()
     row = torch.cat([example] * fold, 1)
     smaller, followed = _smaller(body, row)
-    whole = copy.deepcopy(dense).cpu().eval()
+    whole = copy_network(dense, device="cpu").eval()
     before, after = median_seconds([whole, _Jointly(smaller, fold)], torch.cat([example] * INPUTS))
     return {
         "energy": energy_of(smaller, row).used / energy_of(whole, example).dense / fold,

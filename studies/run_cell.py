@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import time
@@ -20,6 +19,7 @@ from torch import nn
 from autocompress.aggregated import AggregatedModel, Batched
 from autocompress.artifact import size_report
 from autocompress.errors import AutocompressError
+from autocompress.live_network import copy_network
 from autocompress.result import Result
 from autocompress.task import Task, load_task
 from autocompress.training.evaluate import Evaluation, evaluate
@@ -124,7 +124,7 @@ def _finish(cell: Cell, conditions: Conditions, found: Found, started: str) -> R
     else:
         result = _trained(cell, task, reference, found)
     assert result.wall_seconds is not None
-    before, after = (_test(network, task) for network in (copy.deepcopy(reference), result.model))
+    before, after = (_test(network, task) for network in (copy_network(reference), result.model))
     sizes = size_report(result.state, result.data, result.model)
     written = sizes.to_json()
     return Record(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -34,7 +35,8 @@ from baselines.interface import (
     go_on,
 )
 from baselines.optuna_search import OptunaSearcher
-from baselines.optuna_search.samplers import SAMPLERS, grid
+from baselines.optuna_search.samplers import SAMPLERS, cmaes_sampler, distributions, grid, quiet_optuna
+from baselines.optuna_search.storage import database_url
 
 ROOT = Path(__file__).parent.parent
 SAMPLING = ["random", "optuna-tpe", "optuna-cmaes", "optuna-gp", "optuna-nsga2"]
@@ -359,6 +361,8 @@ import json, sys
 from fake_objective import FakeObjective
 from baselines.interface import SearchSettings
 from baselines.optuna_search import OptunaSearcher
+from baselines.optuna_search.samplers import cmaes_sampler, distributions
+from baselines.optuna_search.storage import database_url
 
 if __name__ == "__main__":
     log, storage, workers, seconds, resume, name = sys.argv[1:]
@@ -458,3 +462,39 @@ def test_ctrl_c_leaves_what_is_finished(workers: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "condensa"])
 def test_one_parameter_is_enough(name: str) -> None:
     assert len(OptunaSearcher(name).search(GridObjective(), SETTINGS).trials) == 6
+
+
+class _Runs:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_cmaes_takes_nothing_but_its_own_state_out_of_a_storage(tmp_path: Path) -> None:
+    space = FakeSpace()
+    with quiet_optuna():
+        sampler = cmaes_sampler(0, 40, space)
+    study = optuna.create_study(sampler=sampler)
+    ranges = distributions(space)
+    for number in range(14):
+        trial = study.ask(ranges)
+        study.tell(trial, float(number))
+    assert sampler._restore_optimizer(study.trials).generation > 0
+    stranger = optuna.trial.create_trial(value=1.0, params=study.trials[-1].params, distributions=ranges)
+    stranger.system_attrs[f"{sampler._attr_key_optimizer}:0"] = pickle.dumps(_Runs(tmp_path / "ran")).hex()
+    with pytest.raises(InvalidInputError, match=r"holds no state of CMA-ES in trial .*touch is no part of it"):
+        sampler._restore_optimizer([stranger])
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("folder", ["a?b", "a%20b", "a b#c", "ä@b:c"])
+def test_a_search_lies_in_the_folder_that_was_named(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir()
+    path = tmp_path / folder / "net.search.db"
+    OptunaSearcher("random").search(FakeObjective(), replace(SETTINGS, trials=2, storage=database_url(path)))
+    assert path.stat().st_size > 0
+    assert [each.name for each in tmp_path.iterdir()] == [folder]

@@ -3,9 +3,12 @@
 import errno
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -332,18 +335,72 @@ def test_help(command, capsys):
     assert "autocompress" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    ("more", "message"), [([], "--resume DIR"), (["--resume", "checkpoints"], "goes on from checkpoints")]
+    ("more", "epochs", "message"),
+    [
+        ([], 1, "--resume DIR"),
+        (["--resume", "checkpoints"], 0, "before the first checkpoint: checkpoints holds none"),
+        (["--resume", "checkpoints"], 1, "goes on from checkpoints"),
+    ],
 )
-def test_interrupted(tmp_path, capsys, monkeypatch, more, message):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
+def test_interrupted(tmp_path, capsys, monkeypatch, more, epochs, message, number):
+    (tmp_path / "dense.pt").write_bytes(Path("dense.pt").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def interrupt(*_, **options):
+        if epochs and options["resume"]:
+            (options["resume"] / "compress.checkpoint").touch()
+        os.kill(os.getpid(), number)
 
     monkeypatch.setattr(compressing, "compress", interrupt)
     assert main(compress_arguments(tmp_path / "net.safetensors", "--weights", "dense.pt", *more)) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_folder_that_is_gone_at_the_end_loses_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "out").mkdir()
+    do = compressing.compress
+
+    def compress_and_lose(*arguments, **options):
+        result = do(*arguments, **options)
+        shutil.rmtree(tmp_path / "out")
+        return result
+
+    monkeypatch.setattr(compressing, "compress", compress_and_lose)
+    arguments = compress_arguments(tmp_path / "out" / "net.safetensors", "--weights", "dense.pt", "--epochs", "1")
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    (kept,) = tmp_path.glob("autocompress-*/net.safetensors")
+    assert f"there is no folder {tmp_path / 'out'}; the result is kept as {kept}" in error
+    assert main(["inspect", str(kept), *MODEL]) == 0
+
+
+def test_a_name_as_long_as_the_file_system_allows(tmp_path, capsys):
+    path = tmp_path / ("n" * 240 + ".safetensors")
+    assert main(compress_arguments(path, "--weights", "dense.pt", "--epochs", "1", "--resume", "r" * 255)) == 0
+    assert path.stat().st_size <= 500
+    assert main(compress_arguments(tmp_path / ("n" * 250 + ".safetensors"), "--weights", "dense.pt")) == 2
+    assert "cannot be a file: File name too long" in capsys.readouterr().err
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    (tmp_path / "run").mkdir()
+    left = [tmp_path / ".net.safetensors.ab.part", tmp_path / "run" / ".compress.checkpoint.cd.part"]
+    left.append(tmp_path / "run" / "compress.checkpointxyz.tmp")  # as an earlier release named them
+    others = [tmp_path / ".other.safetensors.ab.part", tmp_path / "run" / "notes.tmp"]
+    for file in left + others:
+        file.touch()
+    arguments = ["--weights", "dense.pt", "--epochs", "1", "--resume", str(tmp_path / "run")]
+    assert main(compress_arguments(tmp_path / "net.safetensors", *arguments)) == 0
+    assert [file.exists() for file in left] == [False] * 3
+    assert all(file.exists() for file in others)
 
 
 def test_a_bug_shows_its_traceback(monkeypatch, capsys, tmp_path):

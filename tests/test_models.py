@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -143,3 +145,65 @@ def test_files_that_hold_no_weights(tmp_path, capsys, content, suffix: str) -> N
 def test_missing_file(tmp_path) -> None:
     with pytest.raises(InvalidInputError, match=r"no file .*none\.pt"):
         load_weights(make_model("lenet5"), tmp_path / "none.pt")
+
+
+def wrapped(state: dict, prefix: str) -> dict:
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda state: wrapped(state, "module."),
+        lambda state: wrapped(state, "_orig_mod."),
+        lambda state: wrapped(state, "module._orig_mod."),
+        lambda state: wrapped(state, "_orig_mod.module."),
+        lambda state: {name.replace("features.", "features._orig_mod."): value for name, value in state.items()},
+        lambda state: {name.replace(".weight", ".module.weight"): value for name, value in state.items()},
+        lambda state: {"state_dict": wrapped(state, "model.") | {"loss.weight": torch.ones(3)}, "epoch": 3},
+        lambda state: {"model_state_dict": state, "optimizer": {}},
+        lambda state: {"model": wrapped(state, "module."), "ema": {}},
+        lambda state: state | {"features._extra_state": {"version": 2}},
+    ],
+)
+def test_weights_under_the_names_of_wrappers_and_in_checkpoints(form, tmp_path: Path) -> None:
+    state = make_model("lenet5").state_dict()
+    torch.save(form(state), tmp_path / "net.pt")
+    loaded = load_weights(make_model("lenet5"), tmp_path / "net.pt").state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+
+
+def test_weights_of_another_network_are_named_as_in_the_file(tmp_path: Path) -> None:
+    torch.save({"model.other.weight": torch.ones(3)}, tmp_path / "net.pt")
+    with pytest.raises(InvalidInputError, match=r"model\.other\.weight is not in the model"):
+        load_weights(nn.Sequential(nn.Linear(3, 3)), tmp_path / "net.pt")
+
+
+def test_weights_go_into_a_network_with_a_compiled_block(tmp_path: Path) -> None:
+    plain = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    torch.save(plain.state_dict(), tmp_path / "net.pt")
+    model = nn.Sequential(torch.compile(nn.Linear(3, 3)), nn.Linear(3, 3))
+    load_weights(model, tmp_path / "net.pt")
+    assert torch.equal(model[0]._orig_mod.weight, plain[0].weight)
+
+
+def tied() -> nn.Module:
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7, bias=False))
+    model[1].weight = model[0].weight
+    return model
+
+
+def test_a_tied_network_saved_by_safetensors_save_model(tmp_path: Path) -> None:
+    from safetensors.torch import save_model
+
+    model = tied()
+    save_model(model, str(tmp_path / "net.safetensors"))  # holds one of the two names
+    loaded = load_weights(tied(), tmp_path / "net.safetensors")
+    assert torch.equal(loaded[0].weight, model[0].weight)
+    assert loaded[1].weight is loaded[0].weight
+
+
+def test_untied_weights_do_not_go_into_a_tied_network(tmp_path: Path) -> None:
+    torch.save({"0.weight": torch.zeros(7, 4), "1.weight": torch.ones(7, 4)}, tmp_path / "net.pt")
+    with pytest.raises(InvalidInputError, match=r"0\.weight and 1\.weight are one tensor in the model and differ"):
+        load_weights(tied(), tmp_path / "net.pt")

@@ -1,13 +1,16 @@
 """Export to ONNX: the same answers in onnxruntime, or a clear error and no file."""
 
 import importlib.util
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
+from autocompress import shrink
 from autocompress.errors import AutocompressError, InvalidInputError
 from autocompress.integrations.onnx import export_onnx
+from autocompress.live_network import tensors_in
 
 
 @pytest.fixture
@@ -38,6 +41,61 @@ def test_several_inputs(tmp_path, named):
     left, right = torch.ones(1, 3), torch.zeros(1, 3)
     example = {"right": right, "left": left} if named else (left, right)
     assert export_onnx(Sum(), example, tmp_path / "net.onnx") == 0.0
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    hidden: object = None
+
+
+class Structured(nn.Module):
+    """Gives its tensors in a dict, a dataclass or nested tuples."""
+
+    def __init__(self, form):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.form = nn.Linear(3, 4), nn.Linear(4, 2), form
+
+    def forward(self, inputs, unused=None):
+        hidden = self.first(inputs).relu()
+        return self.form(self.last(hidden), (hidden, [2 * hidden]))
+
+
+FORMS = [lambda logits, hidden: {"logits": logits, "hidden": hidden}, Output, lambda logits, hidden: (logits, hidden)]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["dict", "dataclass", "tuple"])
+def test_outputs_in_any_container_become_outputs_in_a_row(form, tmp_path):
+    import onnxruntime
+
+    model, inputs = Structured(form), torch.randn(5, 3)
+    assert export_onnx(model, {"inputs": inputs[:1], "index": torch.arange(1)}, tmp_path / "net.onnx") < 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(None, {"inputs": inputs.numpy()})
+    for ours, theirs in zip(tensors_in(model(inputs)), found, strict=True):
+        torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["dict", "dataclass", "tuple"])
+def test_a_network_with_outputs_in_any_container_shrinks(form):
+    model, inputs = Structured(form), torch.randn(5, 3)
+    with torch.no_grad():
+        model.last.weight[:, 1] = 0
+    model.first.requires_grad_(False)
+    logits = tensors_in(model(inputs))[0]
+    smaller = shrink(Structured(lambda logits, hidden: form(logits, None)).requires_grad_(False), inputs)
+    assert smaller.first.out_features == 4  # no column of zeros, nothing to remove
+    model.form = lambda logits, hidden: form(logits, None)
+    smaller = shrink(model, inputs)
+    assert smaller.first.out_features == 3
+    assert not smaller.first.weight.requires_grad
+    torch.testing.assert_close(tensors_in(smaller(inputs))[0], logits)
+
+
+def test_a_network_without_any_tensor_in_its_output_is_not_blamed_on_a_layer():
+    with pytest.raises(InvalidInputError, match="output holds no tensor to compare"):
+        shrink(Structured(lambda logits, hidden: 3.0), torch.randn(5, 3))
 
 
 def test_inputs_that_the_network_does_not_take(network, tmp_path):

@@ -59,18 +59,47 @@ def test_shared_tensors_count_once() -> None:
     assert original_bytes(loose) - original_bytes(tied) == 4 * 28
 
 
-@pytest.mark.parametrize(
-    "tie",
-    [
-        lambda a, b: setattr(b, "weight", a.weight),
-        lambda a, b: setattr(b, "weight", nn.Parameter(a.weight.detach().t())),
-        lambda a, b: setattr(b, "weight", nn.Parameter(a.weight.detach().view(2, 8))),
-    ],
-)
+def share_data(a: nn.Linear, b: nn.Linear) -> None:
+    b.weight.data = a.weight.data
+
+
+@pytest.mark.parametrize("tie", [lambda a, b: setattr(b, "weight", a.weight), share_data])
 def test_the_file_and_the_selection_agree_on_what_is_shared(tie) -> None:
     model = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
     tie(*model)
-    assert select(model).aliases == shared_names(model)
+    assert select(model).aliases == shared_names(model) == {"1.weight": "0.weight"}
+
+
+@pytest.mark.parametrize(
+    "view", [lambda w: w.t(), lambda w: w.view(2, 8), lambda w: w[:2], lambda w: w[:, 1:3], lambda w: w.view(-1)[8:]]
+)
+def test_parameters_that_share_memory_under_other_views_are_refused(view) -> None:
+    model = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    model[1].weight = nn.Parameter(view(model[0].weight.detach()))
+    with pytest.raises(InvalidInputError, match=r"0\.weight \[4, 4\] and 1\.weight .* share memory under different"):
+        select(model)
+
+
+def test_views_side_by_side_in_one_storage_are_no_ties() -> None:
+    flat = torch.rand(4, 8)  # as an LSTM's weights on a GPU
+    model = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    model[0].weight, model[1].weight = nn.Parameter(flat[:, :4]), nn.Parameter(flat[:, 4:])
+    assert select(model).aliases == {}
+    assert shared_names(model) == {}
+
+
+def test_tensors_without_an_address_are_no_ties() -> None:
+    model = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)]).to("meta")
+    assert shared_names(model) == {}
+    model[1].weight = model[0].weight
+    assert shared_names(model) == {"1.weight": "0.weight"}
+    with pytest.raises(InvalidInputError, match=r"0\.weight is on the meta device"):
+        select(model)
+
+
+def test_a_lazy_network_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"0\.weight has no shape yet; pass a batch"):
+        select(nn.Sequential(nn.LazyLinear(4)))
 
 
 class Norms(nn.Module):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small_task import make_task
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -268,6 +269,44 @@ def test_batch_norm_is_refitted_to_the_plain_average() -> None:
 # --- checkpoints
 
 
+def norm_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+
+def batches_of(*sizes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(size, 5, generator=generator) * size, torch.zeros(size, dtype=torch.long)) for size in sizes]
+
+
+def test_batch_norm_is_refitted_by_examples_not_by_batches(caplog) -> None:
+    model, data = norm_model(), batches_of(40, 40, 2, 1)
+    with caplog.at_level("INFO"):
+        refit_batch_norm(model, data, device="cpu")
+    hidden = [model[0](inputs).detach() for inputs, _ in data[:3]]
+    torch.testing.assert_close(model[1].running_mean, torch.cat(hidden).mean(0))
+    variance = sum(len(each) * each.var(0) for each in hidden) / 82
+    torch.testing.assert_close(model[1].running_var, variance)
+    assert "1 batches of one example were left out" in caplog.text
+    assert model[1].momentum == 0.1
+
+
+def test_batch_norm_keeps_its_statistics_where_every_batch_is_of_one(caplog) -> None:
+    model = norm_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    refit_batch_norm(model, batches_of(1, 1), device="cpu")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert "no batch of the data has more than one example" in caplog.text
+
+
+def test_a_last_batch_of_one_trains_through_a_batch_norm() -> None:
+    model, data = norm_model(), batches_of(40, 1)
+    log = Trainer(model, data, recipe=Recipe("sgd"), epochs=2, device="cpu", progress=False).fit()
+    assert log.gradient_steps == 4
+    assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+    assert model[1].training
+
+
 class Interrupt(Callback):
     """Stops the run in the middle of an epoch, and remembers how many steps it has seen."""
 
@@ -446,3 +485,28 @@ def test_a_reference_is_kept_although_the_validation_data_are_shuffled(tmp_path:
         )
         reference_network(task, cache_dir=tmp_path, device="cpu", progress=False)
     assert len(trained) == 2  # of the first data and of the other
+
+
+def test_a_reference_has_the_statistics_of_its_own_weights(tmp_path: Path, caplog) -> None:
+    task = make_task(norm=True, recipe=Recipe("sgd", 0.1, batch_size=32, reference_epochs=4))
+    make = task.make_model
+
+    def slow() -> nn.Module:
+        model = make()
+        model[1].momentum = 1e-4
+        return model
+
+    task.make_model = slow
+    model, scores = reference_network(task, cache_dir=tmp_path, device="cpu", progress=False)
+    assert scores.metric > 0.9
+    assert not torch.allclose(model[1].running_mean, torch.zeros(32), atol=0.05)
+    assert "guessing" not in caplog.text
+
+
+def test_a_reference_that_only_guesses_is_said_so_also_from_the_cache(tmp_path: Path, caplog) -> None:
+    task = make_task(recipe=Recipe("sgd", 1e-9, batch_size=32, reference_epochs=1))
+    task.validation = [(torch.zeros(90, 20), torch.arange(90) % 3)]
+    for _ in range(2):
+        caplog.clear()
+        reference_network(task, cache_dir=tmp_path, device="cpu", progress=False)
+        assert "no more than guessing: are these its weights" in caplog.text

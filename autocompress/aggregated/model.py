@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import copy_network
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -41,7 +41,7 @@ class AggregatedModel(nn.Module):
         super().__init__()
         if not isinstance(fold, int) or isinstance(fold, bool) or fold < 1:
             raise InvalidInputError(f"fold is {fold!r}; it must be a whole number of at least 1")
-        self.fold, self.network = fold, copy.deepcopy(base)
+        self.fold, self.network = fold, copy_network(base)
         names = [name for name, module in self.named_modules() if isinstance(module, _LAYERS)]
         if not names or not isinstance(self.get_submodule(names[-1]), nn.Linear):
             raise InvalidInputError(f"{type(base).__name__} cannot be aggregated: its last layer must be linear")
@@ -64,7 +64,7 @@ def _more_inputs(layer: nn.Module, fold: int) -> nn.Module:
     """Returns a layer of `fold` times the inputs, whose outputs vary as before."""
     if getattr(layer, "groups", 1) != 1:
         raise InvalidInputError(f"a network that begins with a grouped convolution ({layer}) cannot be aggregated")
-    wider = copy.deepcopy(layer)
+    wider: Any = copy_network(layer)
     weight = cast(Tensor, layer.weight).detach()
     for name in ("in_channels", "in_features"):
         if hasattr(layer, name):
@@ -75,7 +75,7 @@ def _more_inputs(layer: nn.Module, fold: int) -> nn.Module:
 
 def _more_outputs(layer: nn.Linear, fold: int) -> nn.Linear:
     """Returns a layer of `fold` times the outputs."""
-    wider = copy.deepcopy(layer)
+    wider = cast(nn.Linear, copy_network(layer))
     wider.out_features = fold * layer.out_features
     wider.weight = _drawn((wider.out_features, layer.in_features), layer.weight.detach(), 1)
     if layer.bias is not None:

@@ -13,7 +13,7 @@ from torch import nn
 from autocompress.codebooks import CompressedState
 from autocompress.coding.state import Entry, entries_of
 from autocompress.errors import CorruptArtifactError
-from autocompress.selection import storage_key
+from autocompress.live_network import named_tensors, storage_key
 
 # Without a model to compare with, a file may ask for at most this many elements, and a table for this many bytes.
 MAX_ELEMENTS = 1 << 28
@@ -40,12 +40,10 @@ class Layout:
 
 
 def shared_names(module: nn.Module) -> dict[str, str]:
-    """Returns, for a module's state_dict, alias -> first name of the same tensor (tied weights)."""
+    """Returns alias -> first name of the same tensor (tied weights), for the names of `named_tensors`."""
     first: dict[tuple[object, ...], str] = {}
     aliases = {}
-    for name, tensor in module.state_dict().items():
-        if tensor.numel() == 0:
-            continue
+    for name, tensor in named_tensors(module).items():
         holder = first.setdefault(storage_key(tensor), name)
         if holder != name:
             aliases[name] = holder
@@ -55,7 +53,7 @@ def shared_names(module: nn.Module) -> dict[str, str]:
 def layout_of(module: nn.Module) -> Layout:
     """Returns the layout of a module."""
     aliases = shared_names(module)
-    entries = [Entry(name, tuple(t.shape)) for name, t in module.state_dict().items() if name not in aliases]
+    entries = [Entry(name, tuple(t.shape)) for name, t in named_tensors(module).items() if name not in aliases]
     return Layout(entries, aliases)
 
 

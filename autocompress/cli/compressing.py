@@ -12,7 +12,7 @@ from typing import Any
 
 from autocompress.compress import compress
 from autocompress.compressor import check_target
-from autocompress.console.output import accuracy_lines, check_folder, check_output, to_json
+from autocompress.console.output import accuracy_lines, check_folder, check_output, save_or_keep, to_json
 from autocompress.console.start import starting_network
 from autocompress.costs.channel_energy import ChannelEnergy
 from autocompress.errors import InvalidInputError
@@ -66,11 +66,11 @@ def compress_command(options: Namespace) -> str:
         progress=not options.no_progress,
         energy_model=energy_model(options),
     )
-    result.save(options.out)
+    save_or_keep(result.save, options.out)
     answer = result.to_json()
     if options.json:
         return to_json(answer | {"out": str(options.out)})
-    size = f"{options.out}: {options.out.stat().st_size} bytes"
+    size = f"{options.out}: {result.file_bytes} bytes"
     promise = [] if result.promise is None else [promise_line(result.promise)]
     return "\n".join([result.report(), "", *accuracy_lines(answer), *promise, size])
 

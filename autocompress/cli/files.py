@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import os
-import tempfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,11 @@ from autocompress.artifact import load, read_state, size_report
 from autocompress.codebooks import CompressedState
 from autocompress.console.output import check_output, percent, to_json
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import named_tensors
 from autocompress.models import make_model
 from autocompress.task import load_task
 from autocompress.training.evaluate import evaluate
+from autocompress.whole_file import replacing
 
 # One image of the networks known by name, without the batch. A function of the user's own needs --data or the shape.
 INPUT_SHAPES = {"lenet5": (1, 28, 28), "alexnet": (3, 32, 32), "resnet": (3, 32, 32), "torchvision:": (3, 224, 224)}
@@ -111,18 +110,9 @@ def random_input(shape: tuple[int, ...]) -> Tensor:
 
 def save_state_dict(model: nn.Module, path: Path) -> None:
     """Writes the dense state_dict with torch.save, on the CPU; the file appears only when it is whole."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autocompress.errors import InvalidInputError
+from autocompress.errors import AutocompressError, InvalidInputError
+from autocompress.whole_file import NAME_CHARACTERS, remove_leftovers
 
 # Enough to find out now, not after hours of training, that a disk is full.
 PROBE_BYTES = 65536
@@ -23,12 +24,17 @@ def check_output(path: Path, suffixes: tuple[str, ...], inputs: tuple[Path | Non
     """
     if path.suffix.lower() not in suffixes:
         raise InvalidInputError(f"--out {str(path)!r}: the file's name must end in {' or '.join(suffixes)}")
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name that is too long for the file system
+        raise InvalidInputError(f"--out {str(path)!r} cannot be a file: {error.strerror}") from error
+    if is_folder:
         raise InvalidInputError(f"--out {str(path)!r} is a folder; give the name of a file in it")
     for other in inputs:
         if other is not None and path.exists() and other.exists() and path.samefile(other):
             raise InvalidInputError(f"--out {str(path)!r} is a file that is read, too; give it another name")
     check_folder(path.parent, f"--out {str(path)!r}")
+    remove_leftovers(path)
 
 
 def check_folder(folder: Path, what: str) -> None:
@@ -44,6 +50,23 @@ def check_folder(folder: Path, what: str) -> None:
             probe.write(bytes(PROBE_BYTES))
     except OSError as error:
         raise InvalidInputError(f"{what}: cannot write into the folder {str(folder)!r}: {error.strerror}") from error
+
+
+def save_or_keep(save: Callable[[Path], None], path: Path) -> None:
+    """Writes a result of hours of work; where its place is gone or full by now, to a temporary folder.
+
+    Raises:
+        AutocompressError: it is not at `path`; the message says where it is.
+    """
+    try:
+        save(path)
+    except (AutocompressError, OSError) as error:
+        kept = Path(tempfile.mkdtemp(prefix="autocompress-")) / path.name[-NAME_CHARACTERS:]
+        try:
+            save(kept)
+        except (AutocompressError, OSError) as second:
+            raise AutocompressError(f"{error}; nor can it be kept in {kept.parent}: {second}") from error
+        raise AutocompressError(f"{error}; the result is kept as {kept}: move it where it shall be") from error
 
 
 def to_json(answer: Mapping[str, object]) -> str:

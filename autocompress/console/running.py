@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
@@ -36,7 +38,7 @@ def run_command(
         progress: lines of progress where stderr is no terminal.
     """
     try:
-        with _messages_on_stderr({"autocompress", program}, progress):
+        with _terminated_as_interrupted(), _messages_on_stderr({"autocompress", program}, progress):
             answer = run()
         print(answer, flush=True)
     except KeyboardInterrupt as interrupt:
@@ -55,6 +57,23 @@ def run_command(
         traceback.print_exc()
         return _say(program, FAILURE, f"error: unexpected {type(error).__name__}: {error}")
     return DONE
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Takes SIGTERM, which a scheduler sends before it kills, for Ctrl-C; where signals can be set at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Messages(logging.Handler):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from autocompress.codebooks import CompressedState
 from autocompress.costs.accelerator import LayerShape, WeightEnergy
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import accepted_arguments
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -164,7 +165,8 @@ def run_example(model: nn.Module, example: Any) -> Any:
     model.eval()
     try:
         if isinstance(example, Mapping):
-            return model(**{key: _moved(value, device) for key, value in example.items()})
+            fields = accepted_arguments(model, example)
+            return model(**{key: _moved(value, device) for key, value in fields.items()})
         parts = example if isinstance(example, tuple | list) else (example,)
         return model(*(_moved(part, device) for part in parts))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:

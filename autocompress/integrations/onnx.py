@@ -5,13 +5,10 @@ Needs the packages of the extra `autocompress[onnx]`; nothing here is imported b
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import importlib.util
 import inspect
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import AutocompressError, InvalidInputError
+from autocompress.live_network import accepted_arguments, copy_network, tensors_in
+from autocompress.whole_file import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -53,26 +52,19 @@ def export_onnx(model: nn.Module, example: Any, path: str | os.PathLike[str]) ->
             f'exporting to ONNX needs {", ".join(missing)}; install them with: pip install "autocompress[onnx]"'
         )
     inputs = by_name(model, example)
-    network = copy.deepcopy(model).cpu().eval()
+    network = copy_network(model, device="cpu").eval()
     path = Path(path)
     try:
-        handle, temporary = tempfile.mkstemp(suffix=".onnx", prefix=f".{path.name}.", dir=path.parent)
+        with replacing(path, ".onnx") as temporary:
+            _write(network, inputs, str(temporary))
+            difference = _difference(network, inputs, str(temporary))
+            if not difference <= RELATIVE_TOLERANCE:
+                raise AutocompressError(
+                    f"the exported ONNX model answers differently from the network: by {difference:.2g} of its largest "
+                    f"output, allowed is {RELATIVE_TOLERANCE:.0e}; nothing was written"
+                )
     except OSError as error:
-        raise InvalidInputError(f"cannot write {str(path)!r}: {error.strerror}") from error
-    os.close(handle)
-    try:
-        _write(network, inputs, temporary)
-        difference = _difference(network, inputs, temporary)
-        if not difference <= RELATIVE_TOLERANCE:
-            raise AutocompressError(
-                f"the exported ONNX model answers differently from the network: by {difference:.2g} of its largest "
-                f"output, allowed is {RELATIVE_TOLERANCE:.0e}; nothing was written"
-            )
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        raise InvalidInputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     logger.info("onnxruntime agrees with PyTorch to %.1e of the largest output", difference)
     return difference
 
@@ -89,6 +81,8 @@ def by_name(model: nn.Module, example: Any) -> dict[str, Tensor]:
             example = inspect.signature(model.forward).bind(*parts).arguments
         except TypeError as error:
             raise InvalidInputError(f"{type(model).__name__} does not take {len(parts)} inputs: {error}") from error
+    else:
+        example = accepted_arguments(model, example)
     other = [name for name, part in example.items() if not isinstance(part, Tensor)]
     if other:
         raise InvalidInputError(f"the inputs {', '.join(other)} of {type(model).__name__} are no tensors")
@@ -98,24 +92,36 @@ def by_name(model: nn.Module, example: Any) -> dict[str, Tensor]:
 
 def _write(network: nn.Module, inputs: dict[str, Tensor], path: str) -> None:
     """Exports with the batch dimension free where the network allows it."""
-    batch_is_free = {name: {0: torch.export.Dim.AUTO} for name in inputs}
+    free = {0: torch.export.Dim.AUTO}
+    flat = _FlatOutputs(network, list(inputs))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own deprecations; what matters is checked afterwards
             torch.onnx.export(
-                network,
-                (),
+                flat,
+                tuple(inputs.values()),
                 path,
-                kwargs=inputs,
                 input_names=list(inputs),
                 dynamo=True,
                 external_data=False,
-                dynamic_shapes=batch_is_free,
+                dynamic_shapes=((free,) * len(inputs),),
                 verbose=False,
             )
     except Exception as error:  # the exporter raises what it likes: its own types, asserts, errors of the model's code
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
         raise AutocompressError(f"PyTorch could not export this network to ONNX: {reason}") from error
+
+
+class _FlatOutputs(nn.Module):
+    """A network with inputs in a row and its output's tensors in a row: ONNX knows neither names nor dataclasses."""
+
+    def __init__(self, network: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.network, self.names = network, names
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Returns the tensors of the output, in their order."""
+        return tuple(tensors_in(self.network(**dict(zip(self.names, inputs, strict=True)))))
 
 
 def _difference(network: nn.Module, inputs: dict[str, Tensor], path: str) -> float:
@@ -126,16 +132,13 @@ def _difference(network: nn.Module, inputs: dict[str, Tensor], path: str) -> flo
     found = session.run(None, {name: part.numpy() for name, part in inputs.items()})
     with torch.no_grad():
         output = network(**inputs)
-    expected = [output] if isinstance(output, Tensor) else [part for part in output if isinstance(part, Tensor)]
+    expected = tensors_in(output)
+    if len(expected) != len(found):  # one tensor given out twice is one output there
+        raise AutocompressError(
+            f"the network gives {len(expected)} tensors and the exported model {len(found)}; nothing was written"
+        )
     worst = 0.0
     for ours, theirs in zip(expected, found, strict=True):
         gap = float((ours - torch.from_numpy(theirs)).abs().max()) / max(1.0, float(ours.abs().max()))
         worst = gap if not gap <= worst else worst  # keeps a nan
     return worst
-
-
-def _umask() -> int:
-    """Returns the umask; temporary files are private, the exported file need not be."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import warnings
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import copy_network, tensors_in
 
 # (module, "in" or "out", index along that side of the module, channel of the group), one entry per slice.
 Member = tuple[str, str, list[int], list[int]]
@@ -26,7 +26,7 @@ def channel_groups(model: nn.Module, example: Any) -> list[list[Member]]:
     Raises:
         InvalidInputError: torch-pruning is not installed, or cannot trace the network.
     """
-    model = copy.deepcopy(model).eval()
+    model = _traceable_copy(model)
     graph = _graph(model, example)
     names = {id(module): name for name, module in model.named_modules()}
     roots = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear]
@@ -53,13 +53,24 @@ def without_channels(model: nn.Module, example: Any, drops: Mapping[str, list[in
     Raises:
         InvalidInputError: see `channel_groups`.
     """
-    smaller = copy.deepcopy(model).eval()
+    smaller = _traceable_copy(model)
     graph = _graph(smaller, example)
     for name, channels in drops.items():
         root = smaller.get_submodule(name)
         if channels:
             graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, channels).prune()
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, parameter in smaller.named_parameters():
+        parameter.requires_grad_(trained[name])
     return smaller
+
+
+def _traceable_copy(model: nn.Module) -> nn.Module:
+    """Returns a copy in evaluation mode whose parameters are all trained: torch-pruning follows their gradients."""
+    copied = copy_network(model).eval()
+    for parameter in copied.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return copied
 
 
 def _graph(model: nn.Module, example: Any) -> Any:
@@ -72,6 +83,8 @@ def _graph(model: nn.Module, example: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return library.DependencyGraph().build_dependency(model, example_inputs=example)
+            return library.DependencyGraph().build_dependency(
+                model, example_inputs=example, output_transform=tensors_in
+            )
     except Exception as error:  # whatever a traced network may raise
         raise InvalidInputError(f"torch-pruning cannot follow the channels of this network: {error}") from error

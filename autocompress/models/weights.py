@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import safetensors
 import torch
@@ -12,8 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import EXTRA_STATE, named_tensors, state_names, storage_key
+
+logger = logging.getLogger(__name__)
 
 _LISTED = 8  # names told in an error message
+# Where training checkpoints keep the state_dict, and what wrappers put before its names.
+_CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")
+_WRAPPER_PREFIXES = ("module.", "model.")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
@@ -22,14 +29,20 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     Args:
         model: the network.
         path: `.safetensors`, or anything else as a file of `torch.save` that holds a state_dict, read without
-            unpickling code.
+            unpickling code. The names may be those of a wrapper, and the state_dict may lie in a training checkpoint.
 
     Raises:
         InvalidInputError: no such file, not a file of tensors, or names or shapes that are not the model's.
     """
-    state = _read_state(Path(path))
-    expected = model.state_dict()
-    problems = [f"{name} is missing" for name in expected if name not in state and not _is_counter(name)]
+    expected = named_tensors(model)
+    state = _with_names_of(_read_state(Path(path)), set(expected))
+    problems, given = [], {storage_key(expected[name]): name for name in state if name in expected}
+    for name, tensor in expected.items():
+        holder = given.get(storage_key(tensor))  # the name under which the file has this tensor, shared or not
+        if holder is None and not _is_counter(name):
+            problems.append(f"{name} is missing")
+        elif holder and holder != name and name in state and not torch.equal(state[name], state[holder]):
+            problems.append(f"{name} and {holder} are one tensor in the model and differ in the file")
     problems += [f"{name} is not in the model" for name in state if name not in expected]
     problems += [
         f"{name} is {list(state[name].shape)} where the model has {list(tensor.shape)}"
@@ -41,7 +54,8 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         raise InvalidInputError(
             f"the weights in {path} do not fit the model {type(model).__name__}: {'; '.join(problems[:_LISTED])}{more}"
         )
-    model.load_state_dict(state, strict=False)
+    own = state_names(model)
+    model.load_state_dict({own[name]: tensor for name, tensor in state.items()}, strict=False)
     return model
 
 
@@ -63,8 +77,30 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         if isinstance(error, pickle.UnpicklingError):
             reason = "it holds pickled objects; save model.state_dict() instead"
         raise InvalidInputError(f"{path} is not a readable file of weights ({reason})") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]  # a training checkpoint in the common form
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    for key in _CHECKPOINT_KEYS:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    # What is no tensor, such as the extra state of a module, is none of the network's weights.
+    tensors = {n: t for n, t in state.items() if isinstance(t, Tensor)} if isinstance(state, dict) else {}
+    if not tensors:
         raise InvalidInputError(f"{path} holds a {type(state).__name__}; it must be a state_dict: names and tensors")
-    return cast(dict[str, Tensor], state)
+    return {str(name): tensor for name, tensor in tensors.items() if not str(name).endswith(EXTRA_STATE)}
+
+
+def _with_names_of(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
+    """Returns a state_dict under the names of a plain network: without those of wrappers, at every level.
+
+    A name that a wrapper's owner gave it (Lightning's `model.`) goes only where it leads to a name that is expected;
+    then what stands beside the network, such as the weights of a loss, is left out.
+    """
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+    found = state
+    while found and not expected & set(found):
+        common = next((p for p in _WRAPPER_PREFIXES if any(name.startswith(p) for name in found)), None)
+        if common is None:
+            return state
+        found = {name.removeprefix(common): t for name, t in found.items() if name.startswith(common)}
+    if len(found) < len(state):
+        logger.info("%d tensors beside the network are left out of its weights", len(state) - len(found))
+    inner = {name: name.replace(".module.", ".") for name in found if name not in expected}
+    return {inner[name] if inner.get(name) in expected else name: tensor for name, tensor in found.items()}

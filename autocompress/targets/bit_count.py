@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from abc import abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,12 +31,12 @@ class BitCount:
         if (bits is None) == (factor is None):
             name = type(self).__name__
             refuse(f"{name}({bits=}, {factor=})", f"exactly one of bits and factor is needed, {name}(factor=836)")
-        if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or bits < 1):
+        if bits is not None and (isinstance(bits, bool) or not isinstance(bits, numbers.Integral) or bits < 1):
             refuse(bits, "this target takes a whole number of bits above zero")
-        numeric = isinstance(factor, int | float | Fraction)
+        numeric = isinstance(factor, numbers.Real)
         if factor is not None and not (numeric and 1 <= factor < float("inf")):  # also refuses nan
             refuse(factor, "a factor is a number of at least 1")
-        object.__setattr__(self, "bits", bits)
+        object.__setattr__(self, "bits", None if bits is None else int(bits))
         # By way of its shortest decimal form: 0.1 means one tenth, not the double nearest to it.
         object.__setattr__(self, "factor", None if factor is None else Fraction(str(factor)))
 

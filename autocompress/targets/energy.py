@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -26,7 +27,7 @@ class Energy:
         Raises:
             InvalidInputError: the fraction is not a number above 0 and at most 1.
         """
-        numeric = isinstance(fraction, int | float | Fraction) and not isinstance(fraction, bool)
+        numeric = isinstance(fraction, numbers.Real) and not isinstance(fraction, bool)
         if not numeric or not 0 < fraction <= 1:  # also refuses nan
             refuse(fraction, "an energy is a fraction of the dense network's, above 0 and at most 1")
         # By way of its shortest decimal form: 0.1 means one tenth, not the double nearest to it.

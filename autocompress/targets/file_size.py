@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -40,9 +41,9 @@ class FileSize:
         Raises:
             InvalidInputError: the string is not of the grammar, or the limit is not above zero.
         """
-        if isinstance(size, bool) or not isinstance(size, int | str):
+        if isinstance(size, bool) or not isinstance(size, numbers.Integral | str):
             refuse(size, "a file size is a string or a whole number of bytes")
-        amount, unit = (Fraction(size), "B") if isinstance(size, int) else split(size, size, "50KB")
+        amount, unit = (Fraction(int(size)), "B") if isinstance(size, numbers.Integral) else split(size, size, "50KB")
         size_bytes, fraction = None, None
         names = {name.lower(): name for name in BYTES_PER_UNIT}
         if unit in ("%", "x"):

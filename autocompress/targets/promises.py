@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -32,7 +33,7 @@ class AccuracyDrop:
         Raises:
             InvalidInputError: not a number in [0, 100).
         """
-        if isinstance(points, bool) or not isinstance(points, int | float | Fraction) or not 0 <= points < 100:
+        if isinstance(points, bool) or not isinstance(points, numbers.Real) or not 0 <= points < 100:
             refuse(points, "a fall of accuracy is a number of points, at least 0 and below 100")
         # By way of its shortest decimal form: 0.1 means one tenth, not the double nearest to it.
         object.__setattr__(self, "points", Fraction(str(points)))
@@ -61,9 +62,15 @@ class AccuracyDrop:
 
     @staticmethod
     def check_reference(reference: float) -> None:
-        """Raises InvalidInputError for what is not an accuracy."""
+        """Raises InvalidInputError for what is not an accuracy, a fraction of 1."""
         if not math.isfinite(reference):
             raise InvalidInputError(f"the network's own accuracy is {reference}; a promise needs a finite one")
+        if not 0 <= reference <= 1:
+            percent = "in percent? Give it divided by 100" if 1 < reference <= 100 else "a loss? loss:+2% is for that"
+            raise InvalidInputError(
+                f"the network's own score is {reference:g}; drop: is a promise about an accuracy, a fraction of 1 of "
+                f"which more is better: is it {percent}"
+            )
 
 
 @dataclass(frozen=True, init=False)
@@ -82,7 +89,7 @@ class LossIncrease:
         Raises:
             InvalidInputError: not a number of at least 0.
         """
-        numeric = isinstance(percent, int | float | Fraction) and not isinstance(percent, bool)
+        numeric = isinstance(percent, numbers.Real) and not isinstance(percent, bool)
         if not numeric or not 0 <= percent < float("inf"):
             refuse(percent, "an increase of the loss is a number of percent, at least 0")
         object.__setattr__(self, "percent", Fraction(str(percent)))

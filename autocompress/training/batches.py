@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sized
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import accepted_arguments
+
+logger = logging.getLogger(__name__)
 
 TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 
@@ -44,17 +48,33 @@ def to_device(batch: Any, device: torch.device | str, memory_format: torch.memor
         batch = batch.to(device, non_blocking=True)
         images = memory_format is not None and batch.ndim == 4 and batch.is_floating_point()
         return batch.contiguous(memory_format=memory_format) if images and memory_format is not None else batch
+    if callable(getattr(batch, "to", None)):  # a PackedSequence, a graph: it knows of its own tensors
+        return batch.to(device)
     if isinstance(batch, Mapping):
         return {key: to_device(value, device, memory_format) for key, value in batch.items()}
     if isinstance(batch, (tuple, list)):
-        return tuple(to_device(value, device, memory_format) for value in batch)
+        moved = [to_device(value, device, memory_format) for value in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
     return batch
 
 
-def forward(model: nn.Module, batch: Any) -> tuple[Any, Tensor]:
-    """Returns (output of the model, target) for a batch that lies on the model's device."""
+def target_field(model: nn.Module, batch: Any) -> str | None:
+    """Returns the key of a dict batch's target where the model's `forward` takes it by that name, else None."""
+    if not isinstance(batch, Mapping):
+        return None
+    key = next((key for key in TARGET_KEYS if key in batch), None)
+    return key if key is not None and key in accepted_arguments(model, {key: None}) else None
+
+
+def forward(model: nn.Module, batch: Any, *, with_target: bool = False) -> tuple[Any, Tensor]:
+    """Returns (output of the model, target) for a batch that lies on the model's device.
+
+    Of a dict go only the fields that the model's `forward` takes; `with_target`: the target as well.
+    """
     args, kwargs, target = split_batch(batch)
-    return model(*args, **kwargs), target
+    if with_target and (key := target_field(model, batch)) is not None:
+        kwargs = kwargs | {key: target}
+    return model(*args, **(accepted_arguments(model, kwargs) if kwargs else {})), target
 
 
 def check_batches(batches: Iterable[Any], name: str) -> int:
@@ -65,16 +85,52 @@ def check_batches(batches: Iterable[Any], name: str) -> int:
     Raises:
         InvalidInputError: there is no batch, or `batches` is an iterator, which is spent after one epoch.
     """
-    if not isinstance(batches, Iterable):
-        raise InvalidInputError(f"{name} is a {type(batches).__name__}; it must be a loader or a list of batches")
-    if iter(batches) is batches:
-        raise InvalidInputError(
-            f"{name} is an iterator ({type(batches).__name__}), spent after one epoch; give a DataLoader or a list"
-        )
-    count = len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
+    check_repeatable(batches, name)
+    try:
+        count = len(batches)  # type: ignore[arg-type]
+    except TypeError:  # none, or that of a DataLoader over an IterableDataset without one
+        count = sum(1 for _ in batches)
     if count == 0:
         raise InvalidInputError(f"{name} gives no batch at all; it must give at least one")
     return count
+
+
+def check_repeatable(batches: Iterable[Any], name: str) -> None:
+    """Returns if something gives batches and can be gone through again; takes none.
+
+    Raises:
+        InvalidInputError: it is no loader or list, or an iterator.
+    """
+    if not isinstance(batches, Iterable):
+        raise InvalidInputError(f"{name} is a {type(batches).__name__}; it must be a loader or a list of batches")
+    if isinstance(batches, Iterator):
+        raise InvalidInputError(
+            f"{name} is an iterator ({type(batches).__name__}), spent after one epoch; give a DataLoader or a list"
+        )
+
+
+def batches_of_epoch(batches: Iterable[Any], count: int) -> Iterator[Any]:
+    """Yields exactly `count` batches: a loader that announced another number is begun anew, or cut short.
+
+    A run has as many steps as it was planned for, whatever a loader over a stream gives in this epoch.
+
+    Raises:
+        InvalidInputError: there is no batch at all.
+    """
+    given = 0
+    while given < count:
+        before = given
+        for batch in batches:  # to its end where it has no more: what a loader does last, it may count on
+            if given == count:
+                return
+            given += 1
+            yield batch
+        if given == before:
+            raise InvalidInputError("the training data gave no batch in this epoch; it must give at least one")
+        if given < count:
+            logger.warning(
+                "the training data gave %d batches where %d were announced; they are gone through again", given, count
+            )
 
 
 def default_device(device: torch.device | str | None = None) -> torch.device:

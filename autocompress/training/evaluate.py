@@ -1,4 +1,4 @@
-"""What a network scores on a split, and the refitting of its batch-norm statistics."""
+"""What a network scores on a split."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
-from autocompress.training.batches import check_batches, default_device, forward, to_device
-from autocompress.training.losses import classification_loss, correct_predictions
+from autocompress.training.batch_norm import refit_batch_norm as refit_batch_norm
+from autocompress.training.batches import check_repeatable, default_device, forward, to_device
+from autocompress.training.losses import carried_loss, classification_loss, correct_predictions
 from autocompress.training.precision import autocast, uses_bfloat16
-
-_BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def evaluate(
     Raises:
         InvalidInputError: no batches, or a metric that does not give one score per example.
     """
-    check_batches(batches, "the data to evaluate on")
+    check_repeatable(batches, "the data to evaluate on")
     where = default_device(device)
     bfloat16 = uses_bfloat16(precision, where)
     model.to(where)
@@ -66,7 +65,7 @@ def evaluate(
         with torch.inference_mode():
             for batch in batches:
                 with autocast(bfloat16, where):
-                    output, target = forward(model, to_device(batch, where))
+                    output, target = forward(model, to_device(batch, where), with_target=loss is carried_loss)
                 score = metric(output, target).detach().float()
                 if score.ndim != 1:
                     raise InvalidInputError(
@@ -77,44 +76,8 @@ def evaluate(
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if not scores:
+        raise InvalidInputError("the data to evaluate on gives no batch at all; it must give at least one")
     every = torch.cat(scores).cpu().clone()
     count = max(len(every), 1)
     return Evaluation(float(torch.stack(losses).sum()) / count, float(every.double().sum()) / count, every)
-
-
-def refit_batch_norm(
-    model: nn.Module,
-    batches: Iterable[Any],
-    *,
-    max_batches: int = 200,
-    device: torch.device | str | None = None,
-) -> None:
-    """Sets the running statistics of every batch norm to their plain average over the first `max_batches` batches.
-
-    Only the batch norms are in training mode meanwhile (dropout would bend the statistics); no gradient is taken.
-    Does nothing for a model without running statistics.
-    """
-    norms = [module for module in model.modules() if isinstance(module, _BATCH_NORM) and module.track_running_stats]
-    if not norms:
-        return
-    check_batches(batches, "the data to refit batch norm on")
-    where = default_device(device)
-    model.to(where)
-    modes = {module: module.training for module in model.modules()}
-    momenta = {norm: norm.momentum for norm in norms}
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch: None = cumulative average
-        norm.train()
-    try:
-        with torch.no_grad():
-            for number, batch in enumerate(batches):
-                if number >= max_batches:
-                    break
-                forward(model, to_device(batch, where))
-    finally:
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode

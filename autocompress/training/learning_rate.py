@@ -7,7 +7,6 @@ learning_rate.py` compares this rule with others and with a parameter-free optim
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import TrainingDivergedError
-from autocompress.training.batches import forward, to_device
+from autocompress.live_network import copy_network
+from autocompress.training.batch_norm import forward_in_training
+from autocompress.training.batches import to_device
+from autocompress.training.losses import carried_loss
 from autocompress.training.precision import autocast
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
 
@@ -67,7 +69,7 @@ def find_learning_rate(
 
 def fresh_copy(model: nn.Module) -> nn.Module:
     """Returns a copy of the model, initialized anew wherever its modules know how (`reset_parameters`)."""
-    copied = copy.deepcopy(model)
+    copied = copy_network(model)
     for module in copied.modules():
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):
@@ -101,7 +103,7 @@ def range_test(
             group["lr"] = lowest * (highest / lowest) ** (step / (steps - 1))
         optimizer.zero_grad(set_to_none=True)
         with autocast(bfloat16, device):
-            output, target = forward(model, to_device(batch, device))
+            output, target = forward_in_training(model, to_device(batch, device), with_target=loss is carried_loss)
         value = loss(output, target)
         value.backward()  # type: ignore[no-untyped-call]
         mean = _SMOOTHING * mean + (1 - _SMOOTHING) * float(value.detach())

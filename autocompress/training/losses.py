@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import tensors_in
 
 # Hinton, Vinyals, Dean 2015 ("Distilling the knowledge in a neural network"): soft targets at a raised temperature.
 DISTILLATION_WEIGHT = 0.5
@@ -22,13 +24,38 @@ def logits_of(output: Any) -> Tensor:
     Raises:
         InvalidInputError: the output holds no logits.
     """
-    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
         raise InvalidInputError(
             f"the model returned a {type(output).__name__}; the default loss and metric take a tensor of logits or an "
             "object with a field `logits`: give loss= and metric= of your own"
         )
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def carried_loss(output: Any, target: Any) -> Tensor:
+    """Returns the loss that a model's output carries as its field `loss`, a scalar; the model was given the target.
+
+    Raises:
+        InvalidInputError: it carries none.
+    """
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise InvalidInputError(f"the model returned a {type(output).__name__} without a loss: give loss=")
+    return loss
+
+
+class MinusLoss:
+    """A metric where outputs are no class scores: minus the loss of a batch, the same for each of its examples."""
+
+    def __init__(self, loss: Callable[[Any, Tensor], Tensor]) -> None:
+        """Measures by this loss."""
+        self.loss = loss
+
+    def __call__(self, output: Any, target: Any) -> Tensor:
+        """Returns scores [n]."""
+        counted = [part for part in [*tensors_in(target), *tensors_in(output)] if part.ndim]
+        return -self.loss(output, target).detach().reshape(1).expand(len(counted[0]) if counted else 1)
 
 
 def classification_loss(output: Any, target: Tensor) -> Tensor:

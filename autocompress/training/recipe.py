@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from autocompress.errors import InvalidInputError
+from autocompress.plain_numbers import real_number, whole_number
 
 # Longer gradients are scaled down to this global norm: without it LeNet-5 on the digits, which has no normalization,
 # diverges at the learning rates at which it trains best.
@@ -43,13 +44,16 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.optimizer not in ("sgd", "adamw"):
             raise InvalidInputError(f"optimizer {self.optimizer!r} is unknown; it may be 'sgd' or 'adamw'")
+        for each in fields(self):  # frozen, and every number Python's own: they go into checkpoints
+            value = getattr(self, each.name)
+            if each.type == "int":
+                object.__setattr__(self, each.name, whole_number(each.name, value, 1))
+            elif each.name != "optimizer" and value is not None:
+                object.__setattr__(self, each.name, real_number(each.name, value))
         for name in ("learning_rate", "compress_learning_rate"):
             rate = getattr(self, name)
             if rate is not None and not 0 < rate < float("inf"):
                 raise InvalidInputError(f"{name} is {rate}; it must be above 0, or None")
-        for name in ("batch_size", "reference_epochs", "compress_epochs"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.warmup_fraction < 1:
             raise InvalidInputError(f"warmup_fraction is {self.warmup_fraction}; it must be in [0, 1)")
 

@@ -14,10 +14,14 @@ from torch import Tensor, nn
 
 from autocompress.data.arrays import data_root
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import named_tensors
 from autocompress.models.weights import load_weights
+from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import check_batches, split_batch
 from autocompress.training.checkpoint import save_checkpoint
+from autocompress.training.checks import guesses
 from autocompress.training.evaluate import Evaluation, evaluate
+from autocompress.training.random_state import seeded, set_epoch
 from autocompress.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -53,10 +57,14 @@ def reference_network(
         logger.info("training the reference of %s for %d epochs", task.name, task.recipe.reference_epochs)
         checkpoint = path.with_suffix(".checkpoint")
         _train(task, model, checkpoint, seed=seed, device=device, progress=progress)
-        save_checkpoint(path, {name: tensor.cpu() for name, tensor in model.state_dict().items()})
+        _fit_statistics(task, model, seed=seed, device=device)
+        save_checkpoint(path, {name: tensor.detach().cpu() for name, tensor in named_tensors(model).items()})
         checkpoint.unlink(missing_ok=True)
     scores = evaluate(model, task.validation, loss=task.loss, metric=task.metric, device=device)
     logger.info("reference of %s: validation metric %.4f", task.name, scores.metric)
+    guess = guesses(model, task.validation, loss=task.loss, metric=task.metric, device=device, seed=seed, scores=scores)
+    if guess is not None:
+        logger.warning("the reference of %s, kept in %s: %s", task.name, path, guess)
     return model, scores
 
 
@@ -86,6 +94,29 @@ def _train(
         trainer().fit()
 
 
+def _fit_statistics(task: Task, model: nn.Module, *, seed: int, device: torch.device | str | None) -> None:
+    """Refits the batch norms to the weights where the validation split says that this is better.
+
+    A short training with a slow running mean (momentum 0.01) leaves statistics of weights long gone: MobileNetV3 on 400
+    images scored 33.3 % with them and 95.8 % with its own.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+
+    def score() -> tuple[float, float]:
+        found = evaluate(model, task.validation, loss=task.loss, metric=task.metric, device=device)
+        return found.metric, -found.loss
+
+    before, given = score(), [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    with seeded(seed):
+        set_epoch(task.train, 0)
+        refit_batch_norm(model, task.train, device=device)
+    if score() < before:
+        for buffer, value in given:
+            buffer.copy_(value)
+
+
 def _load_cached(model: nn.Module, path: Path) -> bool:
     if not path.exists():
         return False
@@ -101,7 +132,7 @@ def _load_cached(model: nn.Module, path: Path) -> bool:
 def _file_name(task: Task, model: nn.Module, seed: int) -> str:
     """Returns the task's name and a digest of all that decides the weights: recipe, seed, start and data."""
     digest = hashlib.sha256(f"{task.name} {seed} {task.recipe.key()} {check_batches(task.train, 'train')}".encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in named_tensors(model).items():
         digest.update(f"{name}{list(tensor.shape)}".encode())
         _update(digest, tensor)
     # the validation data stand for the data: they are drawn from the same source, and as a rule in a fixed order

@@ -13,17 +13,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from autocompress.errors import InvalidInputError, TrainingDivergedError
-from autocompress.training.batches import check_batches, default_device, forward, to_device
+from autocompress.errors import TrainingDivergedError
+from autocompress.plain_numbers import whole_number
+from autocompress.training.batch_norm import forward_in_training
+from autocompress.training.batches import batches_of_epoch, check_batches, default_device, forward, to_device
 from autocompress.training.callbacks import TrainerCallback
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.training.learning_rate import find_learning_rate
-from autocompress.training.losses import classification_loss, distillation_loss
+from autocompress.training.losses import carried_loss, classification_loss, distillation_loss
 from autocompress.training.precision import autocast, uses_bfloat16
 from autocompress.training.random_state import seeded, set_epoch
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
 from autocompress.training.resume import TrainingLog, restore_run, run_state
 from autocompress.training.schedule import make_scheduler
+from autocompress.whole_file import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -81,10 +84,10 @@ class Trainer:
         Raises:
             InvalidInputError: no batches, no epochs, nothing to train, or a checkpoint of another run.
         """
-        if epochs < 1:
-            raise InvalidInputError(f"epochs is {epochs}; it must be at least 1")
+        epochs, seed = whole_number("epochs", epochs, 1), whole_number("seed", seed, 0)
         self.train_batches, self.epochs, self.loss, self.recipe = train, epochs, loss, recipe
-        self.total_steps = epochs * check_batches(train, "the training data")
+        self.steps_per_epoch = check_batches(train, "the training data")
+        self.total_steps = epochs * self.steps_per_epoch
         self.device = default_device(device)
         self.bfloat16 = uses_bfloat16(precision, self.device)
         self.seed, self.progress, self.checkpoint = seed, progress, checkpoint
@@ -95,6 +98,8 @@ class Trainer:
         self.teacher = teacher.to(self.device).eval() if teacher is not None else None
         self.callbacks: list[TrainerCallback] = list(callbacks)
         self.step, self.epoch, self.log = 0, 0, TrainingLog()
+        if checkpoint is not None:
+            remove_leftovers(checkpoint)
         self._saved = load_checkpoint(checkpoint) if checkpoint and checkpoint.exists() else state
         self.learning_rate = self._peak_learning_rate()
         self.optimizer = make_optimizer(self.model, recipe, self.learning_rate)
@@ -127,7 +132,7 @@ class Trainer:
         set_epoch(self.train_batches, self.epoch)
         self.model.train()
         losses: list[Tensor] = []
-        for batch in self.train_batches:
+        for batch in batches_of_epoch(self.train_batches, self.steps_per_epoch):
             losses.append(self._train_step(batch))
             interval = 1 if self.device.type == "cpu" else _STEPS_BETWEEN_CHECKS
             if len(losses) % interval == 0:
@@ -138,8 +143,6 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             self.scheduler.step()
             bar.update()
-        if not losses:
-            raise InvalidInputError("the training data gave no batch in this epoch; it must give at least one")
         self._check_finite(losses)
         self.epoch += 1
         for callback in self.callbacks:
@@ -155,7 +158,7 @@ class Trainer:
         """Returns the loss of one optimizer step, a detached scalar; the gradients are still there."""
         batch = to_device(batch, self.device, self.memory_format)
         with autocast(self.bfloat16, self.device):
-            output, target = forward(self.model, batch)
+            output, target = forward_in_training(self.model, batch, with_target=self.loss is carried_loss)
         value = self.loss(output, target)
         if self.teacher is not None:
             with torch.no_grad(), autocast(self.bfloat16, self.device):

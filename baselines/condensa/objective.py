@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 
 from autocompress.assemble import filled_copy
 from autocompress.errors import InvalidInputError
+from autocompress.live_network import copy_network
 from autocompress.methods.base import Network
 from autocompress.selection import Ignore, original_bytes, select
 from autocompress.targets import AccuracyDrop, FileSize
@@ -78,7 +78,7 @@ class CondensaObjective(TaskObjective):
     def _goal(self) -> Goal:
         network = Network(self.reference, select(self.reference, self.ignore))
         if isinstance(self.asked, AccuracyDrop):
-            return KeepAccuracy(self.asked.limit(self.scores(copy.deepcopy(self.reference)).metric))
+            return KeepAccuracy(self.asked.limit(self.scores(copy_network(self.reference)).metric))
         FileBudget(network, self.asked)  # raises what cannot be
         return FitSize(self.asked.resolve(original_bytes(self.reference), network.selection.compressible))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +11,15 @@ from torch import nn
 
 from autocompress.codebooks import CodedTensor, CompressedState
 from autocompress.finishing import finishing_steps
+from autocompress.live_network import copy_network
 from autocompress.methods.base import Network
 from autocompress.methods.ending import finished_file, start_finishing
 from autocompress.projection.kmeans import encode, fit_codebook
 from autocompress.projection.sorted_values import sort_values
 from autocompress.selection import select
 from autocompress.targets import FileSize
+from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import check_batches, default_device
-from autocompress.training.evaluate import refit_batch_norm
 from autocompress.training.random_state import seeded, set_epoch
 from baselines.condensa.schemes import LARGEST_BITS
 from baselines.condensa.solver import Solver, batches_from
@@ -44,7 +44,7 @@ class CondensaRun:
     def __init__(self, objective: CondensaObjective, values: Values, epochs: int, target: FileSize) -> None:
         """Prepares the run; the file that it ends in is to fit `target`."""
         where = default_device(objective.device)
-        model = copy.deepcopy(objective.reference).to(where)
+        model = copy_network(objective.reference, device=where)
         objective.train = on_device(objective.train, where)
         self.objective, self.epochs, self.target = objective, epochs, target
         self.network = Network(model, select(model, objective.ignore))
@@ -81,7 +81,7 @@ class CondensaRun:
 
     def compressed(self) -> nn.Module:
         """Returns a copy of the network as the last C step compressed it."""
-        network = copy.deepcopy(self.network.model)
+        network = copy_network(self.network.model)
         network.load_state_dict(network.state_dict() | self.solver.state.twins)
         return network
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.methods.base import Network
-from autocompress.training.batches import check_batches, forward, to_device
+from autocompress.training.batch_norm import forward_in_training
+from autocompress.training.batches import check_batches, to_device
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.training.precision import autocast, uses_bfloat16
 from autocompress.training.random_state import seeded, set_epoch
@@ -102,7 +103,7 @@ class Solver:
             after()
             if checkpoint is not None:
                 save_checkpoint(checkpoint, self.state_dict())
-        self.network.model.load_state_dict(self.best)
+        self.network.model.load_state_dict(self.best, strict=False)  # what is no tensor was left out
 
     def _learn(self, steps: int) -> None:
         """Takes an L step: SGD with Nesterov's momentum, v <- m v - lr g, w <- w + m v - lr g, from rest."""
@@ -130,7 +131,7 @@ class Solver:
         self.network.model.zero_grad(set_to_none=True)
         batch = to_device(batch, self.device)
         with autocast(self.bfloat16, self.device):
-            output, target = forward(self.network.model, batch)
+            output, target = forward_in_training(self.network.model, batch)
         value = self.loss(output, target)
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.trained, LARGEST_GRADIENT_NORM)
@@ -145,7 +146,8 @@ class Solver:
         loss = self.validation_loss(self.network.model)
         if loss < self.best_loss or self.best_loss == float("inf"):
             self.best_loss = loss
-            self.best = {name: tensor.clone() for name, tensor in self.network.model.state_dict().items()}
+            state = self.network.model.state_dict()
+            self.best = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
         for name, weight in self.parameters.items():
             weight.copy_(own[name])
 

@@ -61,11 +61,11 @@ def tpe_sampler(seed: int, trials: int, space: Space) -> BaseSampler:
 
 def cmaes_sampler(seed: int, trials: int, space: Space) -> BaseSampler:
     """Returns a covariance matrix adaptation around the start; its state is kept in the storage."""
-    from optuna.samplers import CmaEsSampler
+    from baselines.optuna_search.cmaes_state import SafeCmaEsSampler
 
     usual = 4 + math.floor(3 * math.log(len(space.parameters)))
     # Without x0 it would start in the middle of the ranges and spend its few generations on the way to the start.
-    return CmaEsSampler(
+    return SafeCmaEsSampler(
         seed=seed,
         x0=dict(space.start),
         popsize=max(SMALLEST_POPULATION, min(usual, trials // GENERATIONS)),

@@ -26,6 +26,13 @@ SEARCH = "search"
 PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "mssql": 1433, "oracle": 1521}
 
 
+def database_url(path: Path) -> str:
+    """Returns the URL of an SQLite file; in a name, `?` and `%` are to be taken as they are."""
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=str(path.absolute())).render_as_string()
+
+
 def open_storage(url: str | None, connect_seconds: float) -> BaseStorage:
     """Returns the storage of this URL, made where it does not exist; None = one in memory.
 

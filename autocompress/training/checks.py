@@ -1,0 +1,277 @@
+"""What one batch of every split tells before any training: whether network, loss and metric fit it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.errors import AutocompressError, InvalidInputError
+from autocompress.live_network import copy_network, tensors_in
+from autocompress.training.batch_norm import forward_in_training
+from autocompress.training.batches import check_repeatable, default_device, forward, target_field, to_device
+from autocompress.training.evaluate import Evaluation, evaluate
+from autocompress.training.losses import (
+    IGNORED_TARGET,
+    MinusLoss,
+    carried_loss,
+    classification_loss,
+    correct_predictions,
+    logits_of,
+)
+from autocompress.training.random_state import data_order_state, restore_data_order, seeded
+
+Loss = Callable[[Any, Tensor], Tensor]
+Metric = Callable[[Any, Tensor], Tensor]
+
+# The network's own loss is cross-entropy at the targets as they are if they differ by no more, relatively; a causal
+# language model's, at the next token, does.
+SAME_LOSS = 1e-5
+# Standard deviations above chance by which a trained network's accuracy is told from it.
+ABOVE_CHANCE = 2.0
+
+
+def check_task(
+    model: nn.Module,
+    splits: Mapping[str, Iterable[Any] | None],
+    *,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+) -> tuple[Loss, Metric]:
+    """Returns loss and metric after taking one batch of every split through network, loss and metric.
+
+    Where no loss is given it is the one that the network's output carries (`output.loss`), else cross-entropy. Where no
+    metric is given it is the accuracy if the outputs are class scores for the targets, else minus the loss.
+
+    Args:
+        model: the network; left as it was, as are all random numbers.
+        splits: name -> batches; the first is trained on, and goes through a step but for the optimizer's. None: absent.
+        loss: (output, target) -> scalar.
+        metric: (output, target) -> one score per example, higher is better.
+        device: default: CUDA where there is one.
+        seed: of the loaders' random numbers.
+
+    Raises:
+        InvalidInputError: naming what does not fit, its shape, and what would be right.
+    """
+    where = default_device(device)
+    found: dict[str, Any] = {}
+    for name, batches in splits.items():
+        if batches is not None:
+            found[name] = to_device(_first_batch(batches, seed, name), where)
+    trained_on = next(iter(found), "")
+    network = copy_network(model, device=where)
+    with seeded(seed):
+        if loss is None:
+            loss = _default_loss(network, found[trained_on])
+        given = metric
+        for name, batch in found.items():
+            network.train(name == trained_on)
+            output, target = _output(network, batch, loss, name)
+            value = _loss_value(loss, output, target, name)
+            if name == trained_on:
+                _check_gradient(value, network, name)
+                if given is None:
+                    metric = _default_metric(loss, output, target)
+            assert metric is not None
+            with torch.no_grad():
+                _check_metric(metric, output, target, name)
+    assert metric is not None
+    return loss, metric
+
+
+def check_validation(model: nn.Module, batches: Iterable[Any], device: torch.device | str) -> None:
+    """Returns if the accuracy of a network can be measured on a split, by its first batch; takes no more.
+
+    Raises:
+        InvalidInputError: otherwise.
+    """
+    batch = to_device(_first_batch(batches, 0, "val"), device)
+    network = copy_network(model, device=device).eval()
+    with torch.no_grad():
+        output, target = _output(network, batch, classification_loss, "val")
+    reason = _no_classes(output, target)
+    if reason is not None:
+        raise InvalidInputError(f"val= decides by the accuracy, and {reason}; give evaluate=, the score of a network")
+
+
+def _first_batch(batches: Iterable[Any], seed: int, name: str) -> Any:
+    """Returns a loader's first batch; its random numbers are left as they were."""
+    check_repeatable(batches, name)
+    order = data_order_state(batches)
+    with seeded(seed):
+        batch = next(iter(batches), None)
+    restore_data_order(batches, order)
+    if batch is None:
+        raise InvalidInputError(f"{name} gives no batch at all; it must give at least one")
+    return batch
+
+
+def _output(network: nn.Module, batch: Any, loss: Loss, name: str) -> tuple[Any, Tensor]:
+    run = forward_in_training if network.training else forward
+    try:
+        return run(network, batch, with_target=loss is carried_loss)
+    except (AutocompressError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the user's network raises
+        raise InvalidInputError(
+            f"the network does not take the inputs of {name}: {_cause(error)}; a batch is {_describe(batch)}"
+        ) from error
+
+
+def _default_loss(network: nn.Module, batch: Any) -> Loss:
+    """Returns the loss that the network's output carries when it is given the target, else cross-entropy."""
+    if target_field(network, batch) is None:
+        return classification_loss
+    try:
+        output, _ = forward(network.eval(), batch, with_target=True)
+        carried_loss(output, batch)
+    except Exception:  # it takes a target and has no use for it: what is wrong shows without
+        return classification_loss
+    return carried_loss
+
+
+def _loss_value(loss: Loss, output: Any, target: Any, name: str) -> Tensor:
+    """Returns the loss of a batch, one number."""
+    if loss is classification_loss and (reason := _no_classes(output, target)):
+        raise InvalidInputError(
+            f"the default loss, cross-entropy, does not fit {name}: {reason}. It takes class scores [n, ..., classes] "
+            "and class numbers [n, ...]; give loss=, such as torch.nn.functional.mse_loss, and metric="
+        )
+    try:
+        value = loss(output, target)
+    except Exception as error:  # whatever the user's function raises
+        raise InvalidInputError(
+            f"the loss cannot be computed on {name}: {_cause(error)}; the output is {_describe(output)}, the target "
+            f"{_describe(target)}; loss= is a function (output, target) -> scalar"
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+        raise InvalidInputError(
+            f"the loss of {name} is {_describe(value)}; it must be a tensor with one number, the mean over the batch"
+        )
+    return value
+
+
+def _check_gradient(value: Tensor, network: nn.Module, name: str) -> None:
+    if not value.requires_grad:
+        raise InvalidInputError(
+            f"the loss of {name} has no gradient; loss= must be computed from the output by torch, without detach(), "
+            "and some parameter of the network must require one"
+        )
+    try:
+        value.backward()  # type: ignore[no-untyped-call]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of the user's operations
+        raise InvalidInputError(f"the loss of {name} cannot be differentiated: {_cause(error)}") from error
+    network.zero_grad(set_to_none=True)
+
+
+def _check_metric(metric: Metric, output: Any, target: Any, name: str) -> None:
+    try:
+        scores = metric(output, target)
+    except Exception as error:  # whatever the user's function raises
+        raise InvalidInputError(
+            f"the metric cannot be computed on {name}: {_cause(error)}; the output is {_describe(output)}, the target "
+            f"{_describe(target)}; metric= is a function (output, target) -> one score per example, higher is better"
+        ) from error
+    if not isinstance(scores, Tensor) or scores.ndim != 1 or scores.is_complex() or not len(scores):
+        raise InvalidInputError(
+            f"the metric of {name} is {_describe(scores)}; it must be a tensor with one score per example, [n]"
+        )
+
+
+def _default_metric(loss: Loss, output: Any, target: Any) -> Metric:
+    """Returns the accuracy where the outputs are class scores of these targets, else minus the loss."""
+    if _no_classes(output, target) is not None:
+        return MinusLoss(loss)
+    scores = logits_of(output)
+    if loss is not classification_loss and scores.ndim > 2 and scores.shape[2:] == target.shape[1:]:
+        return MinusLoss(loss)  # [n, k, k] against [n, k]: a loss of one's own may take the classes in either place
+    if loss is carried_loss:
+        own, plain = (float(each(output, target).detach()) for each in (loss, classification_loss))
+        if not math.isclose(own, plain, rel_tol=SAME_LOSS):
+            return MinusLoss(loss)  # the classes are not those at the same place: the next token's
+    return correct_predictions
+
+
+def _no_classes(output: Any, target: Any) -> str | None:
+    """Returns why an output is no class scores for a target, None where it is."""
+    try:
+        scores = logits_of(output)
+    except InvalidInputError as error:
+        return str(error)
+    if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
+        return f"the target is {_describe(target)}, not whole numbers"
+    if scores.ndim < 2 or scores.shape[:-1] != target.shape:
+        return f"the output is {_describe(scores)}, the target {_describe(target)}"
+    counted = target[target != IGNORED_TARGET]
+    if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < scores.shape[-1]:
+        return f"the target has classes {int(counted.min())} to {int(counted.max())}, the output {scores.shape[-1]}"
+    return None
+
+
+def at_chance(accuracy: float, examples: int, classes: int) -> str | None:
+    """Returns what to say of an accuracy that guessing reaches, None for one above it.
+
+    Args:
+        accuracy: a fraction of 1.
+        examples: over how many.
+        classes: how many there are to guess from.
+    """
+    chance = 1 / max(classes, 1)
+    bound = chance + ABOVE_CHANCE * math.sqrt(chance * (1 - chance) / max(examples, 1))
+    if classes < 2 or accuracy > bound:
+        return None
+    return (
+        f"the network's own accuracy is {accuracy:.4f} on {examples} examples of {classes} classes, no more than "
+        "guessing: are these its weights, its data, and the loss that it was trained with?"
+    )
+
+
+def guesses(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    loss: Loss,
+    metric: Metric,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    scores: Evaluation | None = None,
+) -> str | None:
+    """Returns what to say of a classifier that scores no better than guessing on a split, else None.
+
+    Another metric than the default accuracy has no chance that is known. `scores`: of the model, where it has been
+    evaluated on the batches.
+    """
+    if metric is not correct_predictions:
+        return None
+    where = default_device(device)
+    network = copy_network(model, device=where).eval()
+    batch = to_device(_first_batch(batches, seed, "the data"), where)
+    with torch.no_grad():
+        output, _ = forward(network, batch, with_target=loss is carried_loss)
+    scores = scores or evaluate(network, batches, loss=loss, metric=metric, device=where)
+    return at_chance(scores.metric, len(scores.scores), logits_of(output).shape[-1])
+
+
+def _cause(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _describe(value: Any) -> str:
+    """Returns types and shapes in a few words."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_describe(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(_describe(part) for part in value)})"
+    tensors = tensors_in(value)
+    return f"a {type(value).__name__}" + (f" of {', '.join(map(_describe, tensors))}" if tensors else "")

@@ -1,0 +1,143 @@
+"""Batches of every kind: streams, containers that keep their type, dicts with more than the network takes."""
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from small_task import batches, make_model
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils.data import DataLoader, IterableDataset
+
+import autocompress as ac
+from autocompress.training.batches import batches_of_epoch, check_batches, forward, input_example, to_device
+from autocompress.training.evaluate import evaluate
+from autocompress.training.recipe import Recipe
+from autocompress.training.trainer import Trainer
+
+RECIPE = Recipe("sgd", 0.05)
+Pair = namedtuple("Pair", "inputs labels")
+
+
+class Stream(IterableDataset):
+    """Examples without a length, or with a wrong one."""
+
+    def __init__(self, count: int = 96, announced: int | None = None) -> None:
+        (self.inputs, self.labels), self.count = next(iter(batches(200, 1))), count
+        self.passes = 0
+        if announced is not None:
+            self.announced = announced
+            self.__class__ = StreamWithLength
+
+    def __iter__(self):
+        self.passes += 1
+        return zip(self.inputs[: self.count], self.labels[: self.count], strict=True)
+
+
+class StreamWithLength(Stream):
+    def __len__(self) -> int:
+        return self.announced
+
+
+def run(train, val=None) -> ac.Result:
+    return ac.compress(
+        make_model(), train=train, val=val, target="50%", epochs=2, recipe=RECIPE, progress=False, device="cpu"
+    )
+
+
+def test_a_stream_without_a_length_is_counted_once() -> None:
+    train, val = Stream(), Stream(40)
+    result = run(DataLoader(train, batch_size=32), DataLoader(val, batch_size=32))
+    assert result.gradient_steps == 6
+    assert run(list(DataLoader(Stream(), batch_size=32)), DataLoader(val, batch_size=32)).data == result.data
+
+
+@pytest.mark.filterwarnings("ignore:Length of IterableDataset:UserWarning")
+@pytest.mark.parametrize("announced", [64, 160])
+def test_a_stream_with_a_wrong_length_trains_for_the_announced_steps(announced: int, caplog) -> None:
+    result = run(DataLoader(Stream(96, announced), batch_size=32))
+    assert result.gradient_steps == 2 * announced // 32
+    assert ("are gone through again" in caplog.text) == (announced > 96)
+
+
+def test_an_epoch_has_as_many_batches_as_were_announced() -> None:
+    assert list(batches_of_epoch([1, 2, 3], 2)) == [1, 2]
+    assert list(batches_of_epoch([1, 2, 3], 3)) == [1, 2, 3]
+    assert list(batches_of_epoch([1, 2, 3], 7)) == [1, 2, 3, 1, 2, 3, 1]
+    with pytest.raises(ac.InvalidInputError, match="gave no batch in this epoch"):
+        list(batches_of_epoch([], 1))
+
+
+def test_evaluation_goes_through_a_stream_once() -> None:
+    stream = Stream()
+    evaluate(make_model(), DataLoader(stream, batch_size=32), device="cpu")
+    assert stream.passes == 1
+    with pytest.raises(ac.InvalidInputError, match="gives no batch at all"):
+        evaluate(make_model(), DataLoader(Stream(0), batch_size=32), device="cpu")
+
+
+def test_a_loader_whose_dataset_has_no_length_is_counted() -> None:
+    assert check_batches(DataLoader(Stream(96), batch_size=32), "the data") == 3
+
+
+def test_containers_keep_their_type() -> None:
+    packed = pack_sequence([torch.zeros(3, 2), torch.zeros(1, 2)])
+    moved = to_device(Pair([packed, "text"], {"a": (torch.zeros(1),)}), "cpu")
+    assert isinstance(moved, Pair)
+    assert isinstance(moved.inputs, list)
+    assert isinstance(moved.inputs[0], PackedSequence)
+    assert isinstance(moved.labels["a"], tuple)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.last = nn.LSTM(4, 8), nn.Linear(8, 3)
+
+    def forward(self, sequences: PackedSequence) -> Tensor:
+        return self.last(self.cell(sequences)[1][0][-1])
+
+
+def test_packed_sequences_train() -> None:
+    sequences = pack_sequence([torch.rand(5, 4), torch.rand(2, 4)])
+    data = [(sequences, torch.tensor([0, 2]))]
+    log = Trainer(Recurrent(), data, recipe=RECIPE, epochs=2, device="cpu", progress=False).fit()
+    assert log.gradient_steps == 2
+    assert isinstance(input_example(data), PackedSequence)
+
+
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(20, 3)
+
+    def forward(self, inputs: Tensor, scale: float = 1.0) -> Tensor:
+        return scale * self.last(inputs)
+
+
+class TakesAll(ByName):
+    def forward(self, inputs: Tensor, **others: object) -> Tensor:
+        assert sorted(others) == ["index", "text"]
+        return self.last(inputs)
+
+
+@pytest.mark.parametrize("network", [ByName, TakesAll])
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
+def test_of_a_dict_only_the_fields_that_forward_takes_are_given(network, wrap) -> None:
+    inputs, labels = next(iter(batches(8, 1)))
+    batch = {"inputs": inputs, "labels": labels, "index": torch.arange(8), "text": ["a"] * 8}
+    model = network()
+    output, target = forward(wrap(model), batch)
+    assert torch.equal(output, model.last(inputs))
+    assert target is labels
+
+
+@dataclass
+class Example:
+    inputs: Tensor
+
+
+def test_a_batch_that_is_neither_is_refused() -> None:
+    with pytest.raises(ac.InvalidInputError, match="a batch is a Example; it must be a tuple"):
+        forward(make_model(), Example(torch.zeros(1, 20)))

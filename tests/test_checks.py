@@ -1,0 +1,251 @@
+"""One batch of every split goes through network, loss and metric before any training."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_task import batches, make_model, make_task, train_reference
+from torch import Tensor, nn
+
+import autocompress as ac
+from autocompress.task import load_task
+from autocompress.training.checks import at_chance, check_task
+from autocompress.training.losses import MinusLoss, carried_loss, classification_loss, correct_predictions
+from autocompress.training.recipe import Recipe
+from autocompress.training.trainer import Trainer
+
+RECIPE = Recipe("sgd", 0.05)
+X = torch.linspace(-1, 1, 160).view(8, 20)
+CLASSES = (X, torch.arange(8) % 3)
+NUMBERS = (X, torch.linspace(0, 1, 8).view(8, 1))
+
+
+def regressor() -> nn.Module:
+    return nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 1))
+
+
+def segmenter() -> nn.Module:
+    return nn.Conv2d(1, 4, 3, padding=1)
+
+
+IMAGES = (torch.rand(2, 1, 5, 5), torch.randint(4, (2, 5, 5)))
+SQUARE = (torch.rand(2, 1, 4, 4), torch.randint(4, (2, 4, 4)))  # as many columns as classes
+
+
+def check(model: nn.Module, train, **settings):
+    return check_task(model, {"the training data": [train]}, device="cpu", **settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "settings", "message"),
+    [
+        (
+            make_model(),
+            (X[:, :5], CLASSES[1]),
+            {},
+            r"not take the inputs of the training data: RuntimeError: .*8x5",
+        ),
+        (regressor(), NUMBERS, {}, r"the target is float32 \[8, 1\], not whole numbers.* give loss="),
+        (segmenter(), IMAGES, {}, r"the output is float32 \[2, 4, 5, 5\], the target int64 \[2, 5, 5\]\..* give loss="),
+        (make_model(), (X, CLASSES[1] + 1), {}, r"the target has classes 1 to 3, the output 3"),
+        (make_model(), CLASSES, {"loss": F.mse_loss}, r"loss cannot be computed on the training data: .* int64 \[8\]"),
+        (
+            make_model(),
+            CLASSES,
+            {"loss": lambda o, t: F.cross_entropy(o, t, reduction="none")},
+            r"float32 \[8\]; it must",
+        ),
+        (make_model(), CLASSES, {"loss": lambda o, t: 3.0}, r"is a float; it must be a tensor with one number"),
+        (make_model(), CLASSES, {"loss": lambda o, t: o.detach().mean()}, r"has no gradient"),
+        (
+            make_model(),
+            CLASSES,
+            {"metric": lambda o, t: 0.5},
+            r"metric of the training data is a float; it must",
+        ),
+        (
+            make_model(),
+            CLASSES,
+            {"metric": lambda o, t: o.mean()},
+            r"is float32 \[\]; it .* one score per example",
+        ),
+        (make_model(), CLASSES, {"metric": F.mse_loss}, r"the metric cannot be computed on the training data"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_its_shape(model, batch, settings, message: str) -> None:
+    with pytest.raises(ac.InvalidInputError, match=message):
+        check(model, batch, **settings)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_every_split_is_tried_before_any_training(split: str, monkeypatch) -> None:
+    monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("trained"))
+    data = {name: batches(32, 1) for name in ("train", "val", "test")}
+    data[split] = [(X, CLASSES[1].float())]
+    named = {"train": "training", "val": "validation", "test": "test"}[split]
+    with pytest.raises(ac.InvalidInputError, match=rf"does not fit the {named} data|on the {named} data"):
+        ac.compress(make_model(), **data, target="50%", epochs=1, recipe=RECIPE, progress=False, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "loss", "expected"),
+    [
+        (make_model(), CLASSES, None, correct_predictions),
+        (make_model(), CLASSES, lambda o, t: F.cross_entropy(o, t, label_smoothing=0.1), correct_predictions),
+        (regressor(), NUMBERS, F.mse_loss, MinusLoss),
+        (regressor(), (X, CLASSES[1]), lambda o, t: (o[:, 0] - t).square().mean(), MinusLoss),
+        (segmenter(), IMAGES, F.cross_entropy, MinusLoss),
+        (segmenter(), SQUARE, lambda o, t: F.cross_entropy(o, t), MinusLoss),
+    ],
+)
+def test_the_metric_is_accuracy_for_class_scores_and_minus_the_loss_else(model, batch, loss, expected) -> None:
+    found, metric = check(model, batch, loss=loss)
+    assert found is (loss or classification_loss)
+    assert metric is expected or type(metric) is expected
+
+
+def test_minus_the_loss_by_hand() -> None:
+    output, target = torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [0.0]])
+    assert MinusLoss(F.mse_loss)(output, target).tolist() == [-5.0, -5.0]
+
+
+def test_a_regressor_is_judged_by_its_loss() -> None:
+    data = [NUMBERS]
+    result = ac.compress(
+        regressor(), train=data, val=data, target="90%", loss=F.mse_loss, epochs=3, recipe=RECIPE, progress=False
+    )
+    assert result.validation_accuracy == pytest.approx(-float(F.mse_loss(result.model(X), NUMBERS[1]).detach()))
+
+
+def test_the_check_leaves_network_and_random_numbers_as_they_were() -> None:
+    model = nn.Sequential(nn.Linear(20, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3)).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*CLASSES), batch_size=4, shuffle=True)
+    state = torch.get_rng_state()
+    check_task(model, {"the training data": loader}, device="cpu")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    loss: Tensor | None = None
+
+
+class LanguageModel(nn.Module):
+    """Predicts the next token, and shifts the labels itself."""
+
+    def __init__(self, shift: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.last, self.shift = nn.Embedding(11, 16), nn.Linear(16, 11), shift
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Output:
+        logits = self.last(self.embed(input_ids))
+        if labels is None:
+            return Output(logits)
+        scores, wanted = logits[:, : logits.shape[1] - self.shift], labels[:, self.shift :]
+        return Output(logits, F.cross_entropy(scores.flatten(0, 1), wanted.flatten()))
+
+
+TOKENS = (torch.arange(12) % 11).repeat(16, 1)  # each is followed by the next
+TEXT = {"input_ids": TOKENS, "labels": TOKENS}
+
+
+def test_the_loss_that_the_output_carries_is_the_loss() -> None:
+    loss, metric = check(LanguageModel(), TEXT)
+    assert loss is carried_loss
+    assert type(metric) is MinusLoss  # the tokens at the same place are not what it predicts
+    assert check(LanguageModel(shift=0), TEXT) == (carried_loss, correct_predictions)
+    given = check(LanguageModel(), TEXT, loss=lambda o, t: o.logits.square().mean(), metric=correct_predictions)
+    assert given[1] is correct_predictions
+
+
+def test_a_causal_language_model_is_compressed_by_its_own_loss() -> None:
+    model = LanguageModel()
+    Trainer(
+        model, [TEXT], recipe=Recipe("adamw", 0.1), epochs=60, loss=carried_loss, progress=False, device="cpu"
+    ).fit()
+    with torch.no_grad():
+        own = float(model(**TEXT).loss)
+    assert own < 0.1
+    result = ac.compress(
+        model, train=[TEXT], val=[TEXT], target="40%", epochs=20, recipe=Recipe("adamw", 0.01), progress=False
+    )
+    assert result.reference_accuracy == pytest.approx(-own, abs=1e-5)
+    predicted = result.model(TOKENS).logits[:, :-1].argmax(-1)
+    assert (predicted == TOKENS[:, 1:]).float().mean() == 1
+
+
+def test_a_promise_about_a_network_at_chance_is_refused() -> None:
+    untrained = nn.Sequential(nn.Linear(20, 3))
+    nn.init.zeros_(untrained[0].weight)
+    for target in ("drop:1", "loss:+2%"):
+        with pytest.raises(ac.InvalidInputError, match=r"of 3 classes, no more than guessing: are these its weights"):
+            ac.compress(
+                untrained,
+                train=batches(64, 1),
+                val=batches(200, 2),
+                target=target,
+                epochs=1,
+                recipe=RECIPE,
+                progress=False,
+            )
+
+
+def test_chance() -> None:
+    assert at_chance(0.118, 1000, 10) is not None  # the bound is 0.1 + 2 * sqrt(0.09 / 1000) = 0.119
+    assert at_chance(0.12, 1000, 10) is None
+    assert at_chance(0.2, 20, 10) is not None
+    assert at_chance(0.0, 20, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (98.2, r"own score is 98\.2; .* in percent\? Give it divided by 100"),
+        (-0.4, r"own score is -0\.4; .* loss:\+2%"),
+    ],
+)
+def test_a_score_in_percent_or_a_loss_is_no_accuracy(score: float, message: str) -> None:
+    model = train_reference(make_task())
+    with pytest.raises(ac.InvalidInputError, match=message):
+        ac.Compressor(
+            model,
+            torch.optim.SGD(model.parameters(), 0.1),
+            target="drop:5",
+            total_steps=3,
+            evaluate=lambda network: score,
+        )
+
+
+def test_finish_with_validation_data_that_do_not_fit_loses_nothing() -> None:
+    model = regressor()
+    compressor = ac.Compressor(model, torch.optim.SGD(model.parameters(), 0.01), target="90%", total_steps=3)
+    for _ in range(3):
+        F.mse_loss(model(X), NUMBERS[1]).backward()
+        compressor.step()
+    with pytest.raises(ac.InvalidInputError, match=r"val= decides by the accuracy, and the target .* give evaluate="):
+        compressor.finish(val=[NUMBERS])
+    result = compressor.finish(evaluate=lambda network: -float(F.mse_loss(network(X), NUMBERS[1]).detach()))
+    assert result.gradient_steps == 3
+
+
+def test_a_task_of_ones_own_takes_its_loss_from_the_networks_output() -> None:
+    task = load_task("test_checks:LanguageModel", "test_checks:text_loaders", device="cpu")
+    assert task.loss is carried_loss
+    assert type(task.metric) is MinusLoss
+    with pytest.raises(ac.InvalidInputError, match=r"the default loss, cross-entropy, does not fit the training data"):
+        load_task("test_checks:regressor", "test_checks:number_loaders", device="cpu")
+
+
+def text_loaders():
+    return [TEXT], [TEXT]
+
+
+def number_loaders():
+    return [NUMBERS], [NUMBERS]
