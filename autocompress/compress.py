@@ -26,6 +26,7 @@ from autocompress.training.batches import check_batches, default_device, input_e
 from autocompress.training.callbacks import Callback
 from autocompress.training.checks import check_task, guesses
 from autocompress.training.evaluate import evaluate
+from autocompress.training.losses import Distillation, classification_loss
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
@@ -141,6 +142,7 @@ def compress(
         loss=loss,
         device=where,
         seed=seed,
+        distillation=_distillation(reference, loss, where, constants),
         checkpoint=_checkpoint(resume),
         progress=progress,
     )
@@ -171,6 +173,16 @@ def compress(
     result.wall_seconds = time.perf_counter() - started
     result.device, result.seed = str(where), seed
     return result
+
+
+def _distillation(
+    reference: nn.Module, loss: Callable[[Any, Tensor], Tensor], device: torch.device, constants: SolverConstants
+) -> Distillation | None:
+    """Returns what is learned from the network as it was given; nothing where the loss is one of the user's own."""
+    if loss is not classification_loss or not constants.distillation_weight:
+        return None
+    teacher = copy_network(reference, device=device)
+    return Distillation(teacher, constants.distillation_weight, constants.distillation_temperature)
 
 
 def _some_batches(model: nn.Module, train: Iterable[Any], seed: int) -> list[Any]:

@@ -20,7 +20,7 @@ from autocompress.errors import AutocompressError, InvalidInputError, TrainingDi
 from autocompress.task import Task, load_task
 from autocompress.training import Callback, Recipe, Trainer, evaluate, forward, refit_batch_norm, split_batch, to_device
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
-from autocompress.training.losses import classification_loss, correct_predictions, distillation_loss
+from autocompress.training.losses import Distillation, classification_loss, correct_predictions
 from autocompress.training.reference import reference_network
 
 RECIPE = Recipe("sgd", 0.05, batch_size=16, reference_epochs=2)
@@ -223,14 +223,15 @@ def test_distillation_against_its_formula() -> None:
     student, teacher = torch.randn(5, 3), torch.randn(5, 3)
     p, q = F.softmax(teacher / 4, 1), F.softmax(student / 4, 1)
     expected = 0.5 * 16 * (p * (p / q).log()).sum(1).mean() + 0.5 * 2.0
-    assert float(distillation_loss(student, teacher, torch.tensor(2.0))) == pytest.approx(float(expected), rel=1e-5)
-    assert float(distillation_loss(student, student, torch.tensor(0.0))) == pytest.approx(0, abs=1e-6)
+    distillation = Distillation(nn.Identity())
+    assert float(distillation.loss(student, teacher, torch.tensor(2.0))) == pytest.approx(float(expected), rel=1e-5)
+    assert float(distillation.loss(student, student, torch.tensor(0.0))) == pytest.approx(0, abs=1e-6)
 
 
 def test_teacher_is_not_trained() -> None:
     teacher, student = network(1), network(2)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    trainer(student, teacher=teacher).fit()
+    trainer(student, distillation=Distillation(teacher)).fit()
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 

@@ -23,6 +23,9 @@ class SolverConstants:
         path_ceiling: no budget on the path is above this part of the original float32 weights.
         fine_tuning_fraction: the last part of a run: assignments are fixed, codebook values and vectors are trained.
         fine_tuning_step: its peak step as a part of the root mean square of a layer's codebook.
+        distillation_weight: in `compress`, where the loss is the default: the part of the loss that is the distance to
+            the outputs of the network as it was given, in [0, 1].
+        distillation_temperature: of that distance.
         admm_contraction: of "admm", the share of the distance from W to V - U that is taken back between two updates.
     """
 
@@ -35,6 +38,8 @@ class SolverConstants:
     path_ceiling: float = 0.08
     fine_tuning_fraction: float = 0.1
     fine_tuning_step: float = 0.005
+    distillation_weight: float = 0.5
+    distillation_temperature: float = 4.0
     admm_contraction: float = 0.5
 
     def __post_init__(self) -> None:

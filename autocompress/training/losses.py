@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
 from autocompress.live_network import tensors_in
 
-# Hinton, Vinyals, Dean 2015 ("Distilling the knowledge in a neural network"): soft targets at a raised temperature.
-DISTILLATION_WEIGHT = 0.5
-DISTILLATION_TEMPERATURE = 4.0
 IGNORED_TARGET = -100  # torch's own convention for targets that do not count
 
 
@@ -81,16 +79,30 @@ def correct_predictions(output: Any, target: Tensor) -> Tensor:
     return (right.flatten(1) * counted).sum(1) / counted.sum(1).clamp(min=1)
 
 
-def distillation_loss(output: Any, teacher_output: Any, hard_loss: Tensor) -> Tensor:
-    """Returns a * T^2 * KL(teacher || student at temperature T) + (1 - a) * hard_loss, a scalar.
+@dataclass(frozen=True)
+class Distillation:
+    """Learning from a network's outputs beside the targets (Hinton, Vinyals & Dean 2015).
 
-    T^2 keeps the gradient of the soft part on the scale of the hard one (Hinton et al. 2015, section 2).
-
-    Args:
-        output: the student's logits [n, ..., classes].
-        teacher_output: the teacher's, in the same shape.
-        hard_loss: the loss on the true targets, a scalar.
+    Attributes:
+        teacher: the network; left as it is.
+        weight: of the teacher's part, in [0, 1]; the targets have the rest.
+        temperature: T, by which the logits of both are divided.
     """
-    student, teacher = (logits_of(each).flatten(0, -2) / DISTILLATION_TEMPERATURE for each in (output, teacher_output))
-    soft = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean")
-    return DISTILLATION_WEIGHT * DISTILLATION_TEMPERATURE**2 * soft + (1 - DISTILLATION_WEIGHT) * hard_loss
+
+    teacher: nn.Module
+    weight: float = 0.5
+    temperature: float = 4.0
+
+    def loss(self, output: Any, teacher_output: Any, hard_loss: Tensor) -> Tensor:
+        """Returns weight * T^2 * KL(teacher || student at T) + (1 - weight) * hard_loss, a scalar.
+
+        T^2 keeps the gradient of the soft part on the scale of the hard one (Hinton et al., section 2).
+
+        Args:
+            output: the student's logits [n, ..., classes].
+            teacher_output: the teacher's, in the same shape.
+            hard_loss: the loss on the true targets, a scalar.
+        """
+        student, teacher = (logits_of(each).flatten(0, -2) / self.temperature for each in (output, teacher_output))
+        soft = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean")
+        return self.weight * self.temperature**2 * soft + (1 - self.weight) * hard_loss

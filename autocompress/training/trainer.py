@@ -20,7 +20,7 @@ from autocompress.training.batches import batches_of_epoch, check_batches, defau
 from autocompress.training.callbacks import TrainerCallback
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.training.learning_rate import find_learning_rate
-from autocompress.training.losses import carried_loss, classification_loss, distillation_loss
+from autocompress.training.losses import Distillation, carried_loss, classification_loss
 from autocompress.training.precision import autocast, uses_bfloat16
 from autocompress.training.random_state import seeded, set_epoch
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
@@ -58,7 +58,7 @@ class Trainer:
         device: torch.device | str | None = None,
         precision: str = "auto",
         seed: int = 0,
-        teacher: nn.Module | None = None,
+        distillation: Distillation | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         checkpoint: Path | None = None,
         state: dict[str, Any] | None = None,
@@ -75,7 +75,7 @@ class Trainer:
             device: default: CUDA where there is one.
             precision: "auto" (bfloat16 where the hardware has it), "fp32" or "bf16".
             seed: of every random number of the run; the caller's generators are left as they were.
-            teacher: a network to distil from; the loss is then `losses.distillation_loss`.
+            distillation: a network to learn from beside the targets, and how much.
             callbacks: see `callbacks.TrainerCallback`.
             checkpoint: file to resume from where it exists; rewritten after each epoch.
             state: of `resume.run_state`, to resume from where there is no checkpoint.
@@ -95,7 +95,11 @@ class Trainer:
         convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
         self.memory_format = torch.channels_last if convolves else None
         self.model = model.to(self.device)
-        self.teacher = teacher.to(self.device).eval() if teacher is not None else None
+        self.distillation = distillation
+        if distillation is not None:
+            distillation.teacher.to(self.device).eval()
+            if self.memory_format is not None:
+                lay_out(distillation.teacher, self.memory_format)
         self.callbacks: list[TrainerCallback] = list(callbacks)
         self.step, self.epoch, self.log = 0, 0, TrainingLog()
         if checkpoint is not None:
@@ -160,10 +164,10 @@ class Trainer:
         with autocast(self.bfloat16, self.device):
             output, target = forward_in_training(self.model, batch, with_target=self.loss is carried_loss)
         value = self.loss(output, target)
-        if self.teacher is not None:
+        if self.distillation is not None:
             with torch.no_grad(), autocast(self.bfloat16, self.device):
-                teacher_output, _ = forward(self.teacher, batch)
-            value = distillation_loss(output, teacher_output, value)
+                teacher_output, _ = forward(self.distillation.teacher, batch)
+            value = self.distillation.loss(output, teacher_output, value)
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
         self.optimizer.step()
