@@ -26,6 +26,7 @@ from autocompress.training.batches import check_batches, default_device, input_e
 from autocompress.training.callbacks import Callback
 from autocompress.training.checks import check_task, guesses
 from autocompress.training.evaluate import evaluate
+from autocompress.training.held_out import hold_out
 from autocompress.training.losses import Distillation, classification_loss
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 from autocompress.training.recipe import Recipe
@@ -79,8 +80,8 @@ def compress(
     Args:
         model: a trained network.
         train: batches to train on, gone through once per epoch: (inputs, targets) or dicts with a target.
-        val: batches that decide between candidates; without them the last candidate is taken. A promise is measured on
-            them and cannot do without.
+        val: batches that decide, by their loss, between the trained network and others; without them a twentieth of the
+            training data is kept from training for that. A promise is measured on them and cannot do without.
         test: batches to report on, once, at the end.
         target: "50KB", "50KiB", "1%", "100x", "weights:836x", a promise ("drop:0.5", "loss:+2%"), a target object, or
             several that hold together.
@@ -88,7 +89,7 @@ def compress(
             the target, else cross-entropy.
         metric: (output, target) -> one score per example, higher is better; default: right or wrong where the outputs
             are class scores, else minus the loss.
-        epochs: length of the run; default: the recipe's.
+        epochs: length of the run; default: the recipe's; 0 = no training: the network is pruned and quantized at once.
         seed: of all random numbers.
         ignore: globs over parameter or module names, or module types, not to compress.
         device: default: CUDA where there is one.
@@ -126,41 +127,50 @@ def compress(
     def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
         return evaluate(network, batches, loss=loss, metric=metric, device=where).metric
 
+    epochs = recipe.compress_epochs if epochs is None else whole_number("epochs", epochs, 0)
+    judge, judged_by = val, "the loss on the validation data"
+    if val is None and epochs:
+        parts = hold_out(train, seed)
+        train, judge, judged_by = parts.train, parts.judge, parts.words
+
     def score(network: nn.Module) -> float:
-        outcome = evaluate(network, [] if val is None else val, loss=loss, metric=metric, device=where)
+        outcome = evaluate(network, [] if judge is None else judge, loss=loss, metric=metric, device=where)
         if asked.promise is None:
             return -outcome.loss  # the metric of a few hundred examples moves in steps: equal ones decide nothing
         return outcome.loss if isinstance(asked.promise, LossIncrease) else outcome.metric
 
     some = _some_batches(model, train, seed) if asked.promise is not None else []
 
-    trainer = Trainer(
-        model,
-        train,
-        recipe=recipe,
-        epochs=recipe.compress_epochs if epochs is None else epochs,
-        loss=loss,
-        device=where,
-        seed=seed,
-        distillation=_distillation(reference, loss, where, constants),
-        checkpoint=_checkpoint(resume),
-        progress=progress,
-    )
-    compressor = Compressor(
-        model,
-        trainer.optimizer,
-        target=asked,
-        ignore=ignore,
-        total_steps=trainer.total_steps,
-        evaluate=score if val is not None else None,
-        refit=lambda network: refit_batch_norm(network, some, device=where),
-        constants=constants,
+    settings: dict[str, Any] = {
+        "target": asked,
+        "ignore": ignore,
+        "evaluate": None if judge is None else score,
+        "refit": lambda network: refit_batch_norm(network, some, device=where),
+        "constants": constants,
         **counted,
-    )
-    trainer.callbacks.append(_Compression(compressor))
-    trainer.fit()
+    }
+    curve: list[tuple[int, float]] = []
+    if epochs:
+        trainer = Trainer(
+            model,
+            train,
+            recipe=recipe,
+            epochs=epochs,
+            loss=loss,
+            device=where,
+            seed=seed,
+            distillation=_distillation(reference, loss, where, constants),
+            checkpoint=_checkpoint(resume),
+            progress=progress,
+        )
+        compressor = Compressor(model, trainer.optimizer, total_steps=trainer.total_steps, **settings)
+        trainer.callbacks.append(_Compression(compressor))
+        curve = trainer.fit().curve
+    else:
+        untouched = torch.optim.SGD(model.parameters(), lr=0.0)  # takes no step
+        compressor = Compressor(model, untouched, total_steps=0, **settings)
     with seeded(seed):  # a loader that shuffles by torch's own generator gives the same batches in every run
-        result = compressor.finish(train=train, evaluate=score if val is not None else None)
+        result = compressor.finish(train=train, judged_by=judged_by)
     if val is not None:
         result.validation_accuracy = accuracy(result.model, val)
     if test is not None:
@@ -169,7 +179,7 @@ def compress(
     if held_out is not None and after is not None:
         result.reference_accuracy = accuracy(copy_network(reference), held_out)
         warn_of_loss(result.reference_accuracy, after)
-    result.curve = trainer.log.curve
+    result.curve = curve
     result.wall_seconds = time.perf_counter() - started
     result.device, result.seed = str(where), seed
     return result

@@ -21,6 +21,7 @@ from autocompress.methods.base import Method, Network, Projection
 from autocompress.methods.choice import count_energy, make_method
 from autocompress.methods.ending import finished_file, start_finishing
 from autocompress.methods.weight_bits import InPlaceWeightBitsMethod
+from autocompress.outcome import BEFORE_FINE_TUNING, ONE_SHOT, TRAINED, Outcome, zero_layers
 from autocompress.plain_numbers import whole_number
 from autocompress.relative_rate import RelativeRate
 from autocompress.result import Result
@@ -36,8 +37,6 @@ from autocompress.training.evaluate import refit_batch_norm
 
 logger = logging.getLogger(__name__)
 
-# The networks that `finish` chooses between.
-TRAINED, BEFORE_FINE_TUNING, ONE_SHOT = "trained", "before fine-tuning", "one-shot"
 # Training batches that batch norm statistics are refitted on.
 REFIT_BATCHES = 50
 
@@ -123,6 +122,7 @@ class Compressor:
         self.steps = 0
         self.finishing: Finishing | None = None
         self.history: list[dict[str, float]] = []
+        self.greedy = False
 
     def _make_solver(self) -> LazyProjection | Admm:
         """Returns the iteration: the published one where W itself is projected, and where the constants say so."""
@@ -171,7 +171,7 @@ class Compressor:
     def _update(self, fraction: float) -> None:
         points = self._checked_points()
         projection = self.method.project(self.network.weights, points, fraction)
-        residual = self.solver.update(projection.coded, projection.pruned)
+        residual = self.solver.update(projection.coded, projection.pruned, self.method.rules())
         self._record(projection, residual)
         if self.steering is not None:
             self.steering.watch(projection.coded, self.rate.now())
@@ -186,6 +186,7 @@ class Compressor:
         return points
 
     def _record(self, projection: Projection, residual: float) -> None:
+        self.greedy = projection.greedy
         nonzeros = sum(c.nonzeros for c in projection.coded)
         entry = {"step": self.steps, "residual": residual, "error": projection.error, "price": projection.price}
         self.history.append(entry | {"nonzeros": nonzeros})
@@ -234,6 +235,7 @@ class Compressor:
         train: Iterable[Any] | None = None,
         val: Iterable[Any] | None = None,
         evaluate: Callable[[nn.Module], float] | None = None,
+        judged_by: str = "evaluate=",
     ) -> Result:
         """Returns the compressed network, within its target, and puts its weights into the model.
 
@@ -242,6 +244,7 @@ class Compressor:
             val: batches that decide between the trained network, the one before fine-tuning and the one as it was
                 given, pruned and quantized at once, by their loss (cross-entropy).
             evaluate: the same by a score of a network, higher is better.
+            judged_by: what `evaluate` measures, in words, for the report.
 
         With neither, the trained network is what is returned. Where the target is a promise, all that is decided is
         decided during the run, by the compressor's own `evaluate`, and none of these is used.
@@ -264,7 +267,7 @@ class Compressor:
         evaluate = evaluate or self.evaluate
         if val is not None and evaluate is None:
             check_validation(self.network.model, val, next(self.network.model.parameters()).device)
-            evaluate = partial(_minus_loss, batches=val)
+            evaluate, judged_by = partial(_minus_loss, batches=val), "the loss on val="
         candidates = {TRAINED: self._file(self.finishing, self.method, train)}
         if evaluate is not None and self.steps:
             if self.finishing.step_count:
@@ -278,8 +281,17 @@ class Compressor:
             for name, (state, _) in candidates.items()
         }
         chosen = max(candidates, key=lambda name: scores[name] if math.isfinite(scores[name]) else -math.inf)
+        state = candidates[chosen][0]
         result = self._result_of(*candidates[chosen])
-        result.candidates, result.chosen = scores, chosen if self.steps else ONE_SHOT
+        result.outcome = Outcome(
+            chosen if self.steps else ONE_SHOT,
+            judged_by=judged_by if evaluate is not None else "",
+            scores=scores if evaluate is not None else {},
+            zero_layers=zero_layers(state),
+            layers=len(state.coded),
+            skipped_steps=self.finishing.skipped_steps,
+            greedy=self.greedy,
+        )
         fill(self.network.model, result.state)
         return result
 
@@ -300,6 +312,14 @@ class Compressor:
             self._consider(steering)
         result = self._result_of(*steering.outcome())
         result.promise = steering.report()
+        result.outcome = Outcome(
+            ONE_SHOT if steering.fell_back else TRAINED,
+            judged_by="the promise",
+            zero_layers=zero_layers(result.state),
+            layers=len(result.state.coded),
+            skipped_steps=self.finishing.skipped_steps,
+            promise_kept=result.promise["kept"],
+        )
         fill(self.network.model, result.state)
         return result
 
@@ -359,7 +379,7 @@ class Compressor:
             self.steering.load_state_dict(state["steering"])
         self.given = list(state["given"])
         if state["solver"] is not None:
-            self.solver.load_state_dict(state["solver"])
+            self.solver.load_state_dict(state["solver"], self.method.rules())
         if state["finishing"] is not None:
             self.finishing = Finishing.from_state_dict(self.network.weights, self.network.sides, state["finishing"])
 

@@ -32,6 +32,7 @@ class Finishing:
 
     Attributes:
         coded: the assignments with their latest values.
+        skipped_steps: those whose gradients were not finite.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Finishing:
                 one-dimensional tensors as a part of the median of those over the layers.
         """
         self.weights, self.sides, self.side_grids = list(weights), list(sides), list(side_grids)
-        self.total_steps, self.step_count = total_steps, 0
+        self.total_steps, self.step_count, self.skipped_steps = total_steps, 0, 0
         self.codes = [_codes_of(c).to(w.device) for c, w in zip(coded, weights, strict=True)]
         self.index = [codes.flatten().nonzero().flatten() for codes in self.codes]
         self.values = [c.values.clone().to(w.device) for c, w in zip(coded, weights, strict=True)]
@@ -118,12 +119,15 @@ class Finishing:
             for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                 group["lr"] = peak * decay
             self.optimizer.step()
+        else:
+            self.skipped_steps += 1
         self.write()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything but the parameters."""
         return {
             "step_count": self.step_count,
+            "skipped_steps": self.skipped_steps,
             "shapes": [list(weight.shape) for weight in self.weights],
             "codes": [codes.to(torch.int16) for codes in self.codes],
             "values": self.values,
@@ -142,7 +146,7 @@ class Finishing:
         coded = [CodedTensor(c, v) for c, v in zip(state["codes"], state["values"], strict=True)]
         grids = [None if grid is None else SideGrid(*grid) for grid in state["side_grids"]]
         phase = cls(weights, coded, sides, grids, state["total_steps"])
-        phase.step_count = state["step_count"]
+        phase.step_count, phase.skipped_steps = state["step_count"], state["skipped_steps"]
         for mine, saved in zip(phase.latents + phase.start, state["latents"] + state["start"], strict=True):
             mine.copy_(saved)
         phase.optimizer.load_state_dict(state["optimizer"])

@@ -12,6 +12,7 @@ from torch import nn
 from autocompress.artifact import save_artifact, size_report
 from autocompress.codebooks import CompressedState
 from autocompress.costs.energy import EnergyUse
+from autocompress.outcome import Outcome
 from autocompress.selection import Selection
 from autocompress.targets import Targets
 
@@ -41,9 +42,7 @@ class Result:
         wall_seconds, device, seed: of the run.
         promise: where one was asked for: `kept`, true or false, the `reference`'s score, the `limit` it allows, what
             was `measured` of this network, and (bytes, score) of all files `tried`.
-        candidates: what was chosen between by validation, by name, and the score of each, higher is better; NaN where
-            there was no validation data.
-        chosen: the name of this one: "trained", "before fine-tuning" or "one-shot".
+        outcome: which network this is of those that the run chose between, and what is odd about it.
     """
 
     model: nn.Module
@@ -62,8 +61,7 @@ class Result:
     device: str | None = None
     seed: int | None = None
     promise: dict[str, Any] | None = None
-    candidates: dict[str, float] = field(default_factory=dict)
-    chosen: str | None = None
+    outcome: Outcome | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -96,6 +94,8 @@ class Result:
             lines.append(f"not in the file, no tensors: {', '.join(self.selection.extra)}")
         if self.energy is not None:
             lines.insert(1, str(self.energy))
+        if self.outcome is not None:
+            lines += [f"note: {note}" for note in self.outcome.notes]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -113,6 +113,7 @@ class Result:
             "device": self.device,
             "seed": self.seed,
             **({} if self.promise is None else {"promise": self.promise}),
+            **({} if self.outcome is None else {"outcome": self.outcome.to_json()}),
             **({} if not self.selection.extra else {"not_in_file": list(self.selection.extra)}),
             **self.extra,
         }

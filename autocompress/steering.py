@@ -207,6 +207,11 @@ class Steering:
             )
         return decode_state(data, layout_of(self.network.model)), data
 
+    @property
+    def fell_back(self) -> bool:
+        """Whether the file that is chosen is of the network as it was given, pruned and quantized at once."""
+        return self.files.chosen is self.files.fallback
+
     def report(self) -> dict[str, Any]:
         """Returns what is said of the promise in the record of the run."""
         chosen = self.files.chosen

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import itertools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
 
 from autocompress.errors import InvalidInputError
+from autocompress.solver.constants import DEFAULTS, SolverConstants
 from autocompress.targets import hold_together
 from baselines.methods import METHODS, find_method, find_space
 from baselines.ray_search import RayAsha
@@ -38,7 +37,7 @@ class Cell:
         final_epochs: of the training that ends in the file.
         trials, trial_epochs: of the search; 0 for the compressor.
         space, pruner: of the search; empty for the compressor.
-        constants: "package.module.NAME" -> value.
+        constants: fields of `SolverConstants` -> value.
         fold: inputs that the network classifies jointly.
         resources: whether energy, MACs and latency are measured.
     """
@@ -53,7 +52,7 @@ class Cell:
     trial_epochs: int = 0
     space: str = ""
     pruner: str = ""
-    constants: Mapping[str, float] = field(default_factory=dict)
+    constants: Mapping[str, float | str] = field(default_factory=dict)
     fold: int = 1
     resources: bool = False
 
@@ -109,42 +108,33 @@ def check_methods(spec: StudySpec) -> None:
         if variant.method != COMPRESSOR:
             find_method(variant.method).make(variant.pruner)
             find_space(variant.method, variant.space)
-        for path, value in variant.constants.items():
-            _constant(path, value)
+        solver_constants(variant.constants)
 
 
-def set_constants(constants: Mapping[str, float]) -> None:
-    """Sets constants of modules, in this process.
+def solver_constants(changed: Mapping[str, float | str]) -> SolverConstants:
+    """Returns the constants of the method with some of them changed.
 
     Raises:
         InvalidInputError: there is no such constant, or it is of another type.
     """
-    for path, value in constants.items():
-        module, name = _constant(path, value)
-        setattr(module, name, value)
-
-
-def _constant(path: str, value: float) -> tuple[Any, str]:
-    """Returns (module, name) of a constant that may be set to a value."""
-    module_name, _, name = path.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-        known = getattr(module, name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidInputError(f"constant {path!r} is not to be found: {error}") from error
-    if isinstance(known, bool) or type(value) is not type(known) or not isinstance(known, int | float):
-        raise InvalidInputError(f"constant {path!r} is {known!r} and cannot be {value!r}, which is of another type")
-    return module, name
+    known = asdict(DEFAULTS)
+    for name, value in changed.items():
+        if name not in known:
+            raise InvalidInputError(f"constant {name!r} is not one of {', '.join(known)}")
+        if isinstance(value, bool) or type(value) is not type(known[name]):
+            raise InvalidInputError(f"constant {name!r} is {known[name]!r} and cannot be {value!r}, of another type")
+    return replace(DEFAULTS, **changed)  # type: ignore[arg-type]
 
 
 def _cell(spec: StudySpec, task: TaskSpec, variant: Variant, target: str, seed: int) -> Cell:
-    common = (task, variant.name, variant.method, str(hold_together(target)), seed, spec.final_epochs)
+    final_epochs = spec.final_epochs if variant.final_epochs is None else variant.final_epochs
+    common = (task, variant.name, variant.method, str(hold_together(target)), seed, final_epochs)
     if variant.method == COMPRESSOR:
         constants = dict(variant.constants)
         return Cell(*common, constants=constants, fold=variant.fold, resources=spec.resources)
     epochs = variant.trial_epochs or spec.trial_epochs * (ASHA_TRIAL_FACTOR if variant.method == RayAsha.name else 1)
     budget = spec.budgets.get(variant.name, spec.budget if variant.budget is None else variant.budget)
-    trials = max(1, round(budget * spec.final_epochs / _expected_epochs(variant.method, epochs)))
+    trials = max(1, round(budget * final_epochs / _expected_epochs(variant.method, epochs)))
     trials = min(trials, METHODS[variant.method].most_trials or trials)
     space = find_space(variant.method, variant.space)
     return Cell(*common, trials, epochs, space, variant.pruner, resources=spec.resources)

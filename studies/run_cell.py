@@ -26,7 +26,7 @@ from autocompress.training.evaluate import Evaluation, evaluate
 from baselines.interface import SearchOutcome, SearchSettings
 from baselines.methods import find_method
 from baselines.systems import system_of
-from studies.cell import Cell, set_constants
+from studies.cell import Cell, solver_constants
 from studies.compressing import compress_task
 from studies.conditions import Conditions, Found
 from studies.measure import device_name, peak_memory_bytes, versions
@@ -36,7 +36,7 @@ from studies.starting import task_and_reference
 
 
 def run_cell(cell: Cell, conditions: Conditions) -> Record:
-    """Returns the record of a cell, which may be that of a failure. Sets the cell's constants in this process.
+    """Returns the record of a cell, which may be that of a failure.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; there is nothing to record.
@@ -116,11 +116,13 @@ def _search(cell: Cell, conditions: Conditions) -> Found:
 
 
 def _finish(cell: Cell, conditions: Conditions, found: Found, started: str) -> Record:
-    set_constants(cell.constants)
     task, reference = task_and_reference(cell.task, cell.seed, cell.fold)
     begun = time.perf_counter()
     if cell.method == COMPRESSOR:
-        result = compress_task(task, reference, cell.target, epochs=cell.final_epochs, seed=cell.seed)
+        constants = solver_constants(cell.constants)
+        result = compress_task(
+            task, reference, cell.target, epochs=cell.final_epochs, seed=cell.seed, constants=constants
+        )
     else:
         result = _trained(cell, task, reference, found)
     assert result.wall_seconds is not None

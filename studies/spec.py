@@ -47,7 +47,8 @@ class Variant:
     Attributes:
         name: in tables.
         method: "compressor" or one of `baselines.methods.METHODS`.
-        constants: "package.module.NAME" -> value, set in the process of the cell; of the compressor only.
+        constants: fields of `SolverConstants` -> value; of the compressor only.
+        final_epochs: instead of the study's; 0 = of the compressor, no training at all.
         targets: those of the study's that it is run for; None = all.
         budget, trial_epochs: of the search, instead of the study's.
         space: that is searched; None = the method's own, or the default.
@@ -58,13 +59,14 @@ class Variant:
 
     name: str
     method: str
-    constants: Mapping[str, float] = field(default_factory=dict)
+    constants: Mapping[str, float | str] = field(default_factory=dict)
     targets: Sequence[str] | None = None
     budget: float | None = None
     trial_epochs: int | None = None
     space: str | None = None
     pruner: str = "none"
     fold: int = 1
+    final_epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,13 @@ class StudySpec:
             name=f"{self.name}-smoke",
             tasks=[replace(task, reference_epochs=small.reference_epochs) for task in self.tasks],
             methods=[
-                replace(variant, budget=None, trial_epochs=None, targets=_common(variant.targets, targets))
+                replace(
+                    variant,
+                    budget=None,
+                    trial_epochs=None,
+                    final_epochs=variant.final_epochs and small.final_epochs,
+                    targets=_common(variant.targets, targets),
+                )
                 for variant in self.variants
                 if variant.targets is None or _common(variant.targets, targets)
             ],
@@ -208,7 +216,9 @@ class StudySpec:
             if target not in self.targets:
                 self._refuse(f"target of {variant.name}", target, f"one of the study's, {', '.join(self.targets)}")
         if variant.constants and variant.method != COMPRESSOR:
-            self._refuse("constants of", variant.name, f"those of the {COMPRESSOR}: trials may run in other processes")
+            self._refuse("constants of", variant.name, f"those of the {COMPRESSOR}; other methods have none")
+        if variant.final_epochs is not None and (variant.final_epochs != 0 or variant.method != COMPRESSOR):
+            self._check_epochs(f"final_epochs of {variant.name}", variant.final_epochs)
         if not isinstance(variant.fold, int) or isinstance(variant.fold, bool) or variant.fold < 1:
             self._refuse(f"fold of {variant.name}", variant.fold, "a whole number of at least 1")
         if variant.fold > 1 and variant.method != COMPRESSOR:

@@ -401,6 +401,6 @@ def test_evaluate_chooses_between_candidates() -> None:
     finished = copy.deepcopy(model.state_dict())
     result = compressor.finish(evaluate=score)
     assert len(seen) == 3
-    assert result.chosen == "trained"
-    assert list(result.candidates.values()) == [-1.0, -2.0, -3.0]
+    assert result.outcome.chosen == "trained"
+    assert list(result.outcome.scores.values()) == [-1.0, -2.0, -3.0]
     assert torch.equal(result.model.second.weight, finished["second.weight"])

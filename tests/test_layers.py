@@ -24,6 +24,7 @@ ROOMS = [
     "finishing",
     "artifact",
     "methods",
+    "outcome",
     "result relative_rate budget_control candidates",
     "steering",
     "compressor",

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from fake_cells import make_spec
 
-from autocompress import admm
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
+from autocompress.solver.constants import DEFAULTS
 from baselines.methods import PLAN_METHODS
-from studies.cell import Cell, cells_of, check_methods, set_constants
+from studies.cell import Cell, cells_of, check_methods, solver_constants
 from studies.checking import check_cells
 from studies.finding import find_study, own_specs
 from studies.spec import Smoke, TaskSpec, Variant
@@ -26,7 +26,7 @@ from studies.spec import Smoke, TaskSpec, Variant
         ({"methods": ["optuna-tpee"]}, "'optuna-tpee' must be one of .* did you mean optuna-tpe"),
         ({"methods": ["random", Variant("random", "uniform")]}, "methods has 'random' twice"),
         ({"methods": [Variant(" a", "random")]}, "method name ' a'"),
-        ({"methods": [Variant("a", "random", {"autocompress.admm.PULL_PER_UPDATE": 0.3})]}, "constants of 'a'"),
+        ({"methods": [Variant("a", "random", {"pruned_rate": 0.3})]}, "constants of 'a'"),
         ({"methods": [Variant("a", "random", budget=0)]}, "budget 0 must be a number above 0"),
         ({"methods": [Variant("a", "random", targets=("9KB",))]}, "target of a '9KB' must be one of the study's, 4KB"),
         ({"tasks": [TaskSpec("lenet", "digits")]}, "model 'lenet' must be .* did you mean lenet5"),
@@ -57,10 +57,11 @@ def test_what_cannot_be_is_refused(changes, message):
     [
         (Variant("a", "random", space="block-wise"), "space 'block-wise' is not one of"),
         (Variant("a", "random", pruner="medium"), "pruner 'medium' is not one of"),
-        (Variant("a", "compressor", {"autocompress.admm.PUL": 0.3}), "'autocompress.admm.PUL' is not to be found"),
-        (Variant("a", "compressor", {"autocompress.adm.A": 0.3}), "No module named 'autocompress.adm'"),
-        (Variant("a", "compressor", {"PULL": 0.3}), "constant 'PULL' is not to be found"),
-        (Variant("a", "compressor", {"autocompress.compressor.UPDATES_PER_RUN": 30.0}), "is 60 and cannot be 30.0"),
+        (Variant("a", "compressor", {"pruned": 0.3}), "constant 'pruned' is not one of iteration, updates"),
+        (Variant("a", "compressor", {"updates": 30.0}), "is 60 and cannot be 30.0"),
+        (Variant("a", "compressor", {"pruned_rate": True}), "is 0.3 and cannot be True"),
+        (Variant("a", "compressor", {"iteration": "newton"}), "iteration is 'newton'; it may be 'lazy' or 'admm'"),
+        (Variant("a", "compressor", {"path_start": -1.0}), "path_start is -1.0; it must be a number of at least 0"),
     ],
 )
 def test_what_a_method_names_is_looked_for(variant, message):
@@ -68,10 +69,18 @@ def test_what_a_method_names_is_looked_for(variant, message):
         check_methods(make_spec(methods=[variant]))
 
 
-def test_constants_are_set(monkeypatch):
-    monkeypatch.setattr(admm, "PULL_PER_UPDATE", 0.5)
-    set_constants({"autocompress.admm.PULL_PER_UPDATE": 0.25})
-    assert admm.PULL_PER_UPDATE == 0.25
+def test_constants_are_fields_of_the_solvers():
+    assert solver_constants({"pruned_rate": 0.25}) == replace(DEFAULTS, pruned_rate=0.25)
+    assert solver_constants({}) == DEFAULTS
+
+
+def test_a_method_may_have_a_length_of_its_own():
+    longer = Variant("longer", "compressor", final_epochs=9)
+    at_once = Variant("at once", "compressor", final_epochs=0)
+    cells = cells_of(make_spec(methods=["compressor", longer, at_once], final_epochs=3, seeds=[0]))
+    assert [cell.final_epochs for cell in cells] == [3, 9, 0]
+    with pytest.raises(InvalidInputError, match="final_epochs of a 0 must be a whole number of at least 1"):
+        make_spec(methods=[Variant("a", "random", final_epochs=0)])
 
 
 def test_targets_must_be_possible():
@@ -124,7 +133,7 @@ def test_a_budget_is_a_number_of_trials():
 def test_golden_digests():
     """Records of former releases are found by these: a change makes every study run anew."""
     plain, search, varied = cells_of(
-        make_spec(1, methods=["compressor", "magnitude", Variant("v", "compressor", {"autocompress.admm.A": 0.25})])
+        make_spec(1, methods=["compressor", "magnitude", Variant("v", "compressor", {"pruned_rate": 0.25})])
     )
     assert [plain.hash, search.hash, varied.hash] == ["b7767e088b6674a7", "8f24a80fa5994803", "fac57a0667465fd3"]
 

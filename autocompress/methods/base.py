@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.codebooks import CompressedState, SideGrid, WeightTensor
+from autocompress.projection.fixed_tables import FixedTables
 from autocompress.selection import Selection
 
 
@@ -23,6 +24,7 @@ class Projection:
         error: ||V - (W + U)||^2.
         relative_error: ||V - (W + U)|| / ||W + U||.
         price: squared error per bit at the solution; 0 where the method has none.
+        greedy: whether a greedy rule gave the answer where an exact one was looked for.
     """
 
     coded: Sequence[WeightTensor]
@@ -30,6 +32,7 @@ class Projection:
     error: float
     relative_error: float
     price: float
+    greedy: bool = False
 
 
 class Method(Protocol):
@@ -37,6 +40,9 @@ class Method(Protocol):
 
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
         """Returns the projection of W + U (`targets`) onto the budget of this moment."""
+
+    def rules(self) -> list[FixedTables] | None:
+        """Returns how V follows W between two projections, by the last one's tables; None = by magnitude."""
 
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
         """Returns the last projection, the one that is finished: it meets the target itself, fully counted."""

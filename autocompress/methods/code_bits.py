@@ -43,7 +43,9 @@ class CodeBitsMethod(WeightsAlone):
         found = project_code_bits(targets, budget_bits, self.starts, closing=closing)
         self.starts = found.starts
         error = found.squared_error
-        return Projection(found.coded, None, error, relative_error(error, targets), 0.0)
+        return Projection(
+            found.coded, None, error, relative_error(error, targets), 0.0, greedy=not found.allocation.exact
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the warm start."""

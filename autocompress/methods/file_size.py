@@ -18,6 +18,7 @@ from autocompress.costs.code_length import CodeLengths, Counts, as_matrix, code_
 from autocompress.methods.base import Network, Projection, relative_error
 from autocompress.methods.file_fit import FileFit
 from autocompress.projection.energy_pruning import EnergyBudget
+from autocompress.projection.fixed_tables import FixedTables, fixed_tables
 from autocompress.projection.priced import PricedState, project_priced
 from autocompress.projection.priced_assignment import LayerTables
 from autocompress.solver.budget_path import Path, budget_on_path, energy_on_path
@@ -84,6 +85,12 @@ class FileSizeMethod:
             self._calibrate(scalar_tensors(projection.coded))
             self.next_calibration = fraction + 1 / CALIBRATIONS
         return projection
+
+    def rules(self) -> list[FixedTables] | None:
+        """Returns how V follows W between two projections, by the last one's tables and price."""
+        if self.state is None:
+            return None
+        return fixed_tables(self.state, self.energy, self.network.weights[0].device)
 
     def _estimated_bits(self, size_bytes: float) -> float:
         """Returns what the coded tensors may take, by the estimate, in a file of so many bytes."""

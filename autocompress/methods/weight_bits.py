@@ -41,7 +41,6 @@ class WeightBitsMethod(WeightsAlone):
         super().__init__(network)
         self.budget_bits, self.constants = budget_bits, constants
         self.state: WeightBitsState | None = None
-        self.gaps: list[tuple[float, float]] = []
 
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
         """Returns V within the budget of this moment."""
@@ -56,23 +55,21 @@ class WeightBitsMethod(WeightsAlone):
         return replace(projection, coded=coded, error=error, relative_error=relative_error(error, targets))
 
     def _taken(self, found: WeightBitsProjection, targets: Sequence[Tensor]) -> Projection:
-        """Keeps the warm start and the knapsacks' gaps to their linear bounds; returns V."""
+        """Keeps the warm start; returns V."""
         self.state = found.state
-        self.gaps.append((found.pruning_gap, found.allocation_gap))
         error = found.squared_error
-        return Projection(found.coded, None, error, relative_error(error, targets), 0.0)
+        return Projection(found.coded, None, error, relative_error(error, targets), 0.0, greedy=not found.exact)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the warm start."""
         if self.state is None:
             return {"bits": None}
-        return {"bits": self.state.bits, "centroids": self.state.centroids, "gaps": self.gaps}
+        return {"bits": self.state.bits, "centroids": self.state.centroids}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         if state["bits"] is not None:
             self.state = WeightBitsState(list(state["bits"]), [list(row) for row in state["centroids"]])
-            self.gaps = [(float(a), float(b)) for a, b in state["gaps"]]
 
 
 class InPlaceWeightBitsMethod(WeightBitsMethod):

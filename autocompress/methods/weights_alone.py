@@ -19,6 +19,10 @@ class WeightsAlone:
         self.network = network
         self.norms = norm_parameters(network.model)
 
+    def rules(self) -> None:
+        """Returns nothing: V follows W by magnitude."""
+        return None
+
     def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
         """Returns the finest grids: what is not counted is not rounded away."""
         return side_grids(sides, self.norms, 0.0, 0.0)

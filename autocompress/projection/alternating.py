@@ -51,8 +51,7 @@ class WeightBitsProjection:
         nonzeros: of each layer.
         used_bits: weight-data bits of V, at most the budget.
         squared_error: sum over all weights of (V - target)^2.
-        pruning_gap: squared error of A above its linear relaxation's, relative to it.
-        allocation_gap: the same of B.
+        exact: whether B's knapsack was solved exactly.
         state: for the next update.
     """
 
@@ -62,8 +61,7 @@ class WeightBitsProjection:
     nonzeros: list[int]
     used_bits: int
     squared_error: float
-    pruning_gap: float
-    allocation_gap: float
+    exact: bool
     state: WeightBitsState
 
 
@@ -87,7 +85,7 @@ def project_weight_bits(
     """
     _check(weights, targets, budget_bits)
     if not weights:
-        return WeightBitsProjection([], [], [], [], 0, 0.0, 0.0, 0.0, WeightBitsState([], []))
+        return WeightBitsProjection([], [], [], [], 0, 0.0, True, WeightBitsState([], []))
     if previous is None or sum(previous.bits) > budget_bits:
         previous = WeightBitsState(joint_bits(targets, budget_bits), [])
     ranked = [rank_weights(weight) for weight in weights]
@@ -112,8 +110,7 @@ def project_weight_bits(
         nonzeros=pruning.nonzeros,
         used_bits=weight_data_bits(coded),
         squared_error=squared_error(coded, targets),
-        pruning_gap=_gap(pruning.squared_error, pruning.bound),
-        allocation_gap=_gap(allocation.error, allocation.bound),
+        exact=allocation.exact,
         state=WeightBitsState([tensor.bits for tensor in coded], [[book.centroids for book in row] for row in books]),
     )
 
@@ -144,10 +141,6 @@ def squared_error(coded: Sequence[WeightTensor], targets: Sequence[Tensor]) -> f
         code.dense().double() - target.detach().double() for code, target in zip(coded, targets, strict=True)
     )
     return sum(float(difference.square().sum()) for difference in differences)
-
-
-def _gap(error: float, bound: float) -> float:
-    return (error - bound) / bound if bound > 0 else 0.0
 
 
 def _check(weights: Sequence[Tensor], targets: Sequence[Tensor], budget_bits: int) -> None:

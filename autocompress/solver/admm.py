@@ -1,4 +1,4 @@
-"""ADMM: the network W, its compressed twin V, the scaled dual U, and one update of the three.
+"""ADMM: the network W, the compressed network V, the scaled dual U, and one update of the three.
 
     minimise  loss(W)   subject to   W = V,   V in C = { cost(V) <= budget }
 
@@ -11,7 +11,7 @@ Scaled form of the augmented Lagrangian (Boyd et al. 2011, section 3.1.1; Yang e
 | symbol | here | shape |
 |---|---|---|
 | W | `weights`, the parameters being trained | any, per layer |
-| V | `twins`, values of a codebook or zero | as W |
+| V | `coded`, values of a codebook or zero | as W |
 | U | `duals` | as W |
 | rho | never set: see `Admm` | |
 """
@@ -68,21 +68,24 @@ class Admm:
         return [w + u for w, u in zip(self.weights, self.duals, strict=True)]
 
     @torch.no_grad()
-    def update(self, twins: Sequence[WeightTensor], pruned: Sequence[Tensor] | None = None) -> float:
+    def update(
+        self, coded: Sequence[WeightTensor], pruned: Sequence[Tensor] | None = None, rules: object = None
+    ) -> float:
         """Takes the projection's V (and W), moves the dual: U <- U + W - V.
 
         Args:
-            twins: V, projections of `points()`.
+            coded: V, projections of `points()`.
             pruned: a new W where the method projects W, too (Yang et al. 2020 prune it in place).
+            rules: not used: between two updates the network runs as W.
 
         Returns:
             The primal residual ||W - V||.
         """
         residual = 0.0
-        for i, (weight, dual, twin) in enumerate(zip(self.weights, self.duals, twins, strict=True)):
+        for i, (weight, dual, tensor) in enumerate(zip(self.weights, self.duals, coded, strict=True)):
             if pruned is not None:
                 weight.copy_(pruned[i])
-            v = twin.dense().to(weight)
+            v = tensor.dense().to(weight)
             dual.add_(weight - v)
             residual += float((weight - v).float().square().sum())
             self.anchors[i].copy_(v - dual)
@@ -98,7 +101,7 @@ class Admm:
         """Returns U and V - U; W is the model's."""
         return {"duals": self.duals, "anchors": self.anchors}
 
-    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+    def load_state_dict(self, state: dict[str, list[Tensor]], rules: object = None) -> None:
         """Restores what `state_dict` returned."""
         for mine, saved in zip(self.duals + self.anchors, state["duals"] + state["anchors"], strict=True):
             mine.copy_(saved)

@@ -3,7 +3,7 @@
     minimise  loss(V)   subject to   V in C = { cost(V) <= budget }
 
     W <- W + D (x - V)          x: where the user's optimizer took the parameters from V
-    V <- P(W)                   the projection, every few steps; in between, the nearest values on the support of V
+    V <- P(W)                   the projection, every few steps; in between, the nearest V that its tables allow
 
 Dual averaging through a projection (Courbariaux et al. 2015; Dockhorn et al. 2021, "ProxConnect"; of pruning alone Lin
 et al. 2020, "dynamic model pruning with feedback"). D is diagonal: 1 where V is not zero and `pruned_rate` where it is.
@@ -19,15 +19,24 @@ largest of hundreds of thousands of such walks push out weights that the network
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from autocompress.codebooks import CodedTensor, WeightTensor
+from autocompress.codebooks import WeightTensor
 from autocompress.kernel_codebooks import KernelTensor
 from autocompress.projection.kernel_kmeans import nearest
+
+
+class Rule(Protocol):
+    """Which weights of one layer are not zero, and what they are, between two projections."""
+
+    def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns flat indices, int64 [m], and values [m] of the nonzeros of V for W, a contiguous tensor."""
 
 
 class LazyProjection:
@@ -47,49 +56,59 @@ class LazyProjection:
         self.weights, self.pruned_rate = list(weights), pruned_rate
         self.hidden = [w.detach().float().clone(memory_format=torch.contiguous_format) for w in self.weights]
         self.shown = [w.clone() for w in self.hidden]
-        self.coded: list[WeightTensor] = []
-        self._index: list[Tensor] = []
+        self.rules: list[Rule] = []
+        self.index: list[Tensor] = []  # of the nonzeros of V
 
     @torch.no_grad()
     def follow(self, relative_lr: float) -> None:
         """Takes what the optimizer did to the parameters since the last call over into W, whatever the rate."""
-        for number, (weight, hidden, shown) in enumerate(zip(self.weights, self.hidden, self.shown, strict=True)):
-            move = torch.sub(weight, shown).flatten()
-            flat, index = hidden.view(-1), self._index[number]
+        for weight, hidden, shown, index in zip(self.weights, self.hidden, self.shown, self.index, strict=True):
+            move, flat = torch.sub(weight, shown).flatten(), hidden.view(-1)
             flat.add_(move, alpha=self.pruned_rate)
             flat.index_add_(0, index, move[index], alpha=1 - self.pruned_rate)
 
     @torch.no_grad()
     def points(self) -> list[Tensor]:
         """Returns W, what a projection is applied to: up to the first update that is what the parameters hold."""
-        if not self.coded:
+        if not self.rules:
             for hidden, weight in zip(self.hidden, self.weights, strict=True):
                 hidden.copy_(weight)
         return self.hidden
 
     @torch.no_grad()
-    def update(self, coded: Sequence[WeightTensor], pruned: Sequence[Tensor] | None = None) -> float:
-        """Takes P(W) as V and puts it into the parameters; returns ||W - V||."""
-        self.coded = list(coded)
-        self._index = [_support(tensor).to(w.device) for tensor, w in zip(self.coded, self.weights, strict=True)]
+    def update(
+        self, coded: Sequence[WeightTensor], pruned: Sequence[Tensor] | None = None, rules: Sequence[Rule] | None = None
+    ) -> float:
+        """Takes P(W) as V and puts it into the parameters.
+
+        Args:
+            coded: V.
+            pruned: not used: W stays dense.
+            rules: of the target, for the steps in between; default: by magnitude, see `Nearest`.
+
+        Returns:
+            ||W - V||.
+        """
         square = 0.0
-        for hidden, shown, tensor in zip(self.hidden, self.shown, self.coded, strict=True):
+        self.rules = (
+            list(rules)
+            if rules is not None
+            else [nearest_rule(tensor, hidden) for tensor, hidden in zip(coded, self.hidden, strict=True)]
+        )
+        self.index = []
+        for hidden, shown, tensor in zip(self.hidden, self.shown, coded, strict=True):
             shown.copy_(tensor.dense())
+            self.index.append(shown.view(-1).nonzero().view(-1))
             square += float((hidden - shown).square().sum())
         self._show()
-        return float(square**0.5)
+        return math.sqrt(square)
 
     @torch.no_grad()
     def between(self) -> None:
-        """Moves V, on its support, to the codebook values nearest to W, and puts it into the parameters."""
-        for hidden, shown, tensor, index in zip(self.hidden, self.shown, self.coded, self._index, strict=True):
-            values = tensor.values.to(hidden.device)
-            if isinstance(tensor, KernelTensor):
-                vectors = hidden.view(-1, tensor.length)
-                shown.copy_(values[nearest(vectors, values)[0]].view(shown.shape))
-            elif index.numel():
-                between = (values[1:] + values[:-1]) / 2
-                shown.view(-1)[index] = values[torch.bucketize(hidden.view(-1)[index], between)]
+        """Moves V to what the rules make of W, and puts it into the parameters."""
+        for number, (hidden, shown, rule) in enumerate(zip(self.hidden, self.shown, self.rules, strict=True)):
+            self.index[number], values = rule.assign(hidden)
+            shown.zero_().view(-1)[self.index[number]] = values
         self._show()
 
     def _show(self) -> None:
@@ -103,32 +122,75 @@ class LazyProjection:
             weight.copy_(hidden)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns W and V."""
-        kernels = [isinstance(tensor, KernelTensor) for tensor in self.coded]
-        return {
-            "hidden": self.hidden,
-            "shown": self.shown,
-            "codes": [tensor.codes for tensor in self.coded],
-            "values": [t.levels if isinstance(t, KernelTensor) else t.values for t in self.coded],
-            "steps": [t.step if isinstance(t, KernelTensor) else 0.0 for t in self.coded],
-            "kernels": kernels,
-        }
+        """Returns W, V and the rules that are not the target's own."""
+        own = [rule.state_dict() if isinstance(rule, Nearest | NearestKernel) else {} for rule in self.rules]
+        return {"hidden": self.hidden, "shown": self.shown, "index": self.index, "rules": own}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
+    def load_state_dict(self, state: dict[str, Any], rules: Sequence[Rule] | None = None) -> None:
+        """Restores what `state_dict` returned; `rules` are the target's, where it has its own."""
         for mine, saved in zip(self.hidden + self.shown, state["hidden"] + state["shown"], strict=True):
             mine.copy_(saved)
-        self.coded = [
-            KernelTensor(codes, values, step, tuple(w.shape)) if kernel else CodedTensor(codes, values)
-            for codes, values, step, kernel, w in zip(
-                state["codes"], state["values"], state["steps"], state["kernels"], self.weights, strict=False
-            )
-        ]
-        self._index = [_support(tensor).to(w.device) for tensor, w in zip(self.coded, self.weights, strict=False)]
+        self.index = list(state["index"])
+        own = [NearestKernel(**each) if "codewords" in each else Nearest(**each) for each in state["rules"] if each]
+        self.rules = own if own or rules is None or not state["rules"] else list(rules)
 
 
-def _support(tensor: WeightTensor) -> Tensor:
-    """Returns the flat indices, int64, of the weights that V can move: those not zero, or all of a kernel codebook."""
+@dataclass(frozen=True)
+class Nearest:
+    """The value nearest to each weight that is kept: those above a magnitude, or those that V kept.
+
+    Attributes:
+        values: float32 [K], ascending.
+        threshold: magnitude above which a weight is kept; None = `support` says which.
+        support: int64 [m], flat indices.
+    """
+
+    values: Tensor
+    threshold: float | None
+    support: Tensor
+
+    def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns indices and values of the nonzeros."""
+        flat = weights.view(-1)
+        index = self.support if self.threshold is None else (flat.abs() > self.threshold).nonzero().view(-1)
+        if not index.numel() or not self.values.numel():
+            return self.support, self.values.new_zeros(self.support.shape)
+        return index, self.values[torch.bucketize(flat[index], (self.values[1:] + self.values[:-1]) / 2)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the fields."""
+        return {"values": self.values, "threshold": self.threshold, "support": self.support}
+
+
+@dataclass(frozen=True)
+class NearestKernel:
+    """The codeword nearest to each kernel.
+
+    Attributes:
+        codewords: float32 [K, d].
+    """
+
+    codewords: Tensor
+
+    def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the indices of all weights, and their values: a zero kernel is a codeword like any other."""
+        chosen = nearest(weights.view(-1, self.codewords.shape[1]), self.codewords)[0]
+        return torch.arange(weights.numel(), device=weights.device), self.codewords[chosen].view(-1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the field."""
+        return {"codewords": self.codewords}
+
+
+def nearest_rule(tensor: WeightTensor, weights: Tensor) -> Nearest | NearestKernel:
+    """Returns the rule that V follows by, a projection of W: by a threshold where V kept the largest weights."""
+    values = tensor.values.to(weights.device)
     if isinstance(tensor, KernelTensor):
-        return torch.arange(len(tensor.codes) * tensor.length)
-    return tensor.codes.flatten().nonzero().flatten()
+        return NearestKernel(values)
+    kept = tensor.codes.to(weights.device).view(-1) != 0
+    magnitudes = weights.view(-1).abs()
+    support = kept.nonzero().view(-1)
+    if not support.numel() or support.numel() == kept.numel():
+        return Nearest(values, None, support)
+    least, most = float(magnitudes[kept].min()), float(magnitudes[~kept].max())
+    return Nearest(values, (least + most) / 2 if least >= most else None, support)

@@ -1,0 +1,101 @@
+"""A part of the training data that is kept from training, where nothing else can decide between two networks."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
+
+from autocompress.data.batches import TensorBatches
+from autocompress.training.random_state import data_order_state, restore_data_order, seeded
+
+# One example (or, of a list, one batch) in so many is kept from training, ...
+ONE_IN = 20
+# ... where there are at least so many.
+FEWEST = 40
+# Training batches that decide where none can be kept from training.
+SEEN_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Training data in two parts.
+
+    Attributes:
+        train: batches to train on.
+        judge: batches that decide.
+        words: what they are, for the report.
+    """
+
+    train: Iterable[Any]
+    judge: Iterable[Any]
+    words: str
+
+
+def hold_out(train: Iterable[Any], seed: int) -> HeldOut:
+    """Returns training data without one in `ONE_IN` examples, and these.
+
+    A list loses its last batches. A stream, and a loader with a sampler of its own, cannot be divided: batches that are
+    trained on as well decide then, and `words` says so.
+    """
+    if isinstance(train, TensorBatches) and len(train.inputs) >= FEWEST:
+        kept, held = _divided(len(train.inputs), seed)
+        parts = [copy.copy(train), copy.copy(train)]
+        for part, index in zip(parts, (kept, held), strict=True):
+            index = index.to(train.inputs.device)
+            part.inputs, part.targets = train.inputs[index], train.targets[index]
+        parts[1].shuffle, parts[1].augment = False, None
+        return HeldOut(*parts, _words(len(held), "examples"))
+    if isinstance(train, DataLoader) and _can_be_divided(train):
+        assert isinstance(train.dataset, Sized)
+        kept, held = _divided(len(train.dataset), seed)
+        shuffled = isinstance(train.sampler, RandomSampler)
+        return HeldOut(
+            _loader(train, kept, shuffle=shuffled), _loader(train, held, shuffle=False), _words(len(held), "examples")
+        )
+    if isinstance(train, Sequence) and len(train) >= FEWEST:
+        count = max(1, len(train) // ONE_IN)
+        return HeldOut(train[:-count], train[-count:], _words(count, "batches"))
+    order = data_order_state(train)
+    with seeded(seed):
+        seen = list(itertools.islice(train, SEEN_BATCHES))
+    restore_data_order(train, order)
+    return HeldOut(train, seen, f"the loss on {len(seen)} training batches, which are trained on as well")
+
+
+def _words(count: int, kind: str) -> str:
+    return f"the loss on {count} {kind} kept from training"
+
+
+def _divided(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the indices of the examples to train on, and of those to judge by, each ascending."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    held = count // ONE_IN
+    return order[held:].sort().values, order[:held].sort().values
+
+
+def _can_be_divided(loader: DataLoader[Any]) -> bool:
+    return (
+        not isinstance(loader.dataset, IterableDataset)
+        and isinstance(loader.dataset, Sized)
+        and len(loader.dataset) >= FEWEST
+        and loader.batch_size is not None
+        and type(loader.sampler) in (RandomSampler, SequentialSampler)
+        and len(loader.sampler) == len(loader.dataset)
+    )
+
+
+def _loader(loader: DataLoader[Any], index: torch.Tensor, *, shuffle: bool) -> DataLoader[Any]:
+    """Returns a loader of some of another's examples, in all else the same."""
+    same = ("batch_size", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator")
+    settings: dict[str, Any] = {name: getattr(loader, name) for name in same}
+    if loader.num_workers:
+        settings |= {name: getattr(loader, name) for name in ("prefetch_factor", "persistent_workers")}
+        settings["multiprocessing_context"] = loader.multiprocessing_context
+    drop_last = loader.drop_last and shuffle
+    return DataLoader(Subset(loader.dataset, index.tolist()), shuffle=shuffle, drop_last=drop_last, **settings)
