@@ -315,7 +315,7 @@ def test_inputs_of_an_unknown_shape(written, tmp_path, capsys):
         [],
         ["squeeze"],
         ["compress", "lenet5"],
-        compress_arguments("net.safetensors", "--epochs", "0"),
+        compress_arguments("net.safetensors", "--epochs", "-1"),
         compress_arguments("net.safetensors", "--seed", "-1"),
         ["export", "net.safetensors", *MODEL, "--to", "onnx", "--out", "o.onnx", "--input-shape", "3,x"],
     ],

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormat
 from importlib import metadata
 from pathlib import Path
 
-from autocompress.console.options import DATA, MODEL, positive, seed
+from autocompress.console.options import DATA, MODEL, not_negative, positive, seed
 
 EXAMPLES = """\
 examples:
@@ -82,7 +82,12 @@ def _add_compress(commands: _SubParsersAction[ArgumentParser]) -> None:
         help="trained weights to start from (.safetensors or .pt state_dict); without it a reference network is "
         "trained first and kept for the next time",
     )
-    parser.add_argument("--epochs", type=positive, metavar="N", help="length of the compression (default: by model)")
+    parser.add_argument(
+        "--epochs",
+        type=not_negative,
+        metavar="N",
+        help="length of the compression (default: by model); 0 = no training: pruned and quantized at once",
+    )
     parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of everything random (default: 0)")
     parser.add_argument(
         "--resume",

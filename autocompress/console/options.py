@@ -21,6 +21,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def not_negative(text: str) -> int:
+    """Returns a whole number of at least 0."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
 def seed(text: str) -> int:
     """Returns a whole number that every random generator takes as its seed."""
     if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) < 2**32):
