@@ -18,7 +18,7 @@ from autocompress.projection import energy_pruning, priced_assignment
 from autocompress.projection.energy_price import find_prices
 from autocompress.projection.energy_pruning import EnergyBudget, prune_to_energy
 from autocompress.projection.priced import project_priced
-from autocompress.projection.priced_assignment import Layer, LayerTables, assign, bits_under_tables, energy_at
+from autocompress.projection.priced_assignment import Layer, LayerTables, Weights, bits_under_tables, energy_at
 
 COSTS = (WeightEnergy(7, 0), WeightEnergy(31, 12), WeightEnergy(210, 0), WeightEnergy(492, 1000))
 
@@ -119,7 +119,7 @@ def small_layer(matrix: torch.Tensor, energy: WeightEnergy, generator: torch.Gen
             torch.rand(matrix.shape[1], generator=generator) + 2,
         ),
     )
-    return Layer(matrix, tables, energy)
+    return Layer(Weights(matrix), tables, energy)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -132,7 +132,7 @@ def test_assignment_at_two_prices_against_every_choice(
     matrix, price = torch.randn(2, 3, generator=generator), 0.05
     layer = small_layer(matrix, WeightEnergy(3, 4), generator)
     layer.energy_price = energy_price
-    index, code, bits = assign(layer, price)
+    kept = layer.assign(price)
 
     def objective(codes: torch.Tensor) -> float:
         values = torch.cat([torch.zeros(1), layer.tables.values])[codes]
@@ -146,9 +146,9 @@ def test_assignment_at_two_prices_against_every_choice(
     choices = (torch.tensor(c).view(2, 3) for c in itertools.product(range(3), repeat=6))
     best = min(objective(codes) for codes in choices if bool(codes.any()))
     codes = torch.zeros(6, dtype=torch.int64)
-    codes[index] = code + 1
+    codes[torch.from_numpy(kept.elements.index)] = torch.from_numpy(kept.code) + 1
     assert objective(codes.view(2, 3)) == pytest.approx(best, rel=1e-5)
-    assert bits <= layer.zero_bits + 6 * 10
+    assert float(kept.bits.sum()) <= 6 * 10
 
 
 def _error(coded: list[CodedTensor], targets: list[torch.Tensor]) -> float:

@@ -11,7 +11,7 @@ from autocompress.projection.priced import project_priced
 from autocompress.projection.priced_assignment import (
     Layer,
     LayerTables,
-    assign,
+    Weights,
     bits_under_tables,
     find_price,
     lower_envelope,
@@ -39,7 +39,7 @@ def test_lower_envelope_agrees_with_trying_every_value(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(7, generator=generator).sort().values
     offsets = torch.rand(7, generator=generator) * 2
-    kept, thresholds = lower_envelope(values, offsets)
+    kept, thresholds = map(torch.from_numpy, lower_envelope(values.numpy(), offsets.numpy()))
     x = torch.linspace(-5, 5, 1001)
     costs = (x[:, None] - values).square() + offsets
     chosen = kept[torch.bucketize(x, thresholds)]
@@ -52,27 +52,28 @@ def test_assignment_is_the_least_error_plus_price_times_bits(seed: int, price: f
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(4, 6, generator=generator)
     tables = random_tables(matrix, 3, generator)
-    index, code, bits = assign(Layer(matrix, tables), price)
+    layer = Layer(Weights(matrix), tables)
+    kept = layer.assign(price)
     position = tables.lengths.position_bits()
     choices = torch.cat([torch.zeros(1), tables.values])
     extra = torch.stack([torch.zeros_like(position)] + [position + b for b in tables.lengths.code_bits])
     objective = (matrix - choices[:, None, None]).square() + price * extra
     codes = torch.zeros(24, dtype=torch.int64)
-    codes[index] = code + 1
+    codes[torch.from_numpy(kept.elements.index)] = torch.from_numpy(kept.code) + 1
     mine = objective.flatten(1).gather(0, codes[None])[0]
     best = objective.flatten(1).min(0).values
     if codes.count_nonzero() > 1:  # at one nonzero the floor of one per tensor may hold it
         torch.testing.assert_close(mine, best, atol=1e-5, rtol=1e-5)
     spent = tables.lengths.zero_bits() + float(extra.flatten(1).gather(0, codes[None]).sum())
-    assert bits == pytest.approx(spent, rel=1e-4, abs=1e-3)
+    assert layer.zero_bits + float(kept.bits.sum()) == pytest.approx(spent, rel=1e-4, abs=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_bits_never_rise_with_the_price_under_fixed_tables(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(20, 30, generator=generator)
-    layer = Layer(matrix, random_tables(matrix, 5, generator))
-    bits = [assign(layer, price)[2] for price in torch.logspace(-5, 2, 60).tolist()]
+    layer = Layer(Weights(matrix), random_tables(matrix, 5, generator))
+    bits = [bits_under_tables([layer], price) for price in torch.logspace(-5, 2, 60).tolist()]
     assert all(later <= earlier + 1e-2 for earlier, later in itertools.pairwise(bits))
 
 
@@ -80,7 +81,7 @@ def test_price_is_the_least_that_fits() -> None:
     generator = torch.Generator().manual_seed(3)
     matrix = torch.randn(40, 50, generator=generator)
     layer = Layer(
-        matrix,
+        Weights(matrix),
         LayerTables(torch.tensor([-1.0, 1.0]), estimate_code_lengths(Counts.of_codes((matrix.abs() > 1).short(), 2))),
     )
     price = find_price([layer], 1500.0, 1e-3)

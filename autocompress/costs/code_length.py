@@ -11,8 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # Nonzeros that the average row or column lends to each one's own count: the coder has to learn densities, too.
@@ -20,6 +23,9 @@ PRIOR_NONZEROS = 1.0
 # What a codebook value costs in the file (an 8-bit integer) and what a tensor costs before its first nonzero.
 CODEBOOK_VALUE_BITS = 8.0
 TENSOR_BITS = 48.0
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.floating[Any]]
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
@@ -49,11 +55,9 @@ class CodeLengths:
     def zero_bits(self) -> float:
         """Returns the bits of an all-zero tensor under these odds."""
         # Most rows have few nonzeros or none, and rows with equally many have equal odds: few sums differ.
-        rows, row_counts = torch.unique(self.row_bits, return_counts=True)
-        columns, column_counts = torch.unique(self.column_bits, return_counts=True)
-        odds = rows.double()[:, None] + columns.double()[None, :]
-        each = torch.nn.functional.softplus(-odds * math.log(2)) / math.log(2)
-        return float(row_counts.double() @ each @ column_counts.double())
+        rows, row_counts = np.unique(self.row_bits.cpu().numpy(), return_counts=True)
+        columns, column_counts = np.unique(self.column_bits.cpu().numpy(), return_counts=True)
+        return _zero_bits(np.exp2(-rows.astype(float)), row_counts, np.exp2(-columns.astype(float)), column_counts)
 
 
 @dataclass(frozen=True)
@@ -65,29 +69,57 @@ class Counts:
         codes: int64 [K], elements of each code.
     """
 
-    rows: Tensor
-    columns: Tensor
-    codes: Tensor
+    rows: Integers
+    columns: Integers
+    codes: Integers
 
     @classmethod
     def of_codes(cls, codes: Tensor, size: int) -> Counts:
         """Counts a matrix of codes, [R, C], 0 for zero and 1..size for a codebook value."""
-        index = codes.flatten().nonzero().flatten()
-        return cls.of_elements(index, codes.flatten()[index].long() - 1, codes.shape, size)
+        flat = codes.flatten()
+        index = flat.nonzero().flatten()
+        code = flat[index].cpu().numpy().astype(np.int64) - 1
+        row, column = np.divmod(index.cpu().numpy(), codes.shape[1])
+        return cls.of_elements(row, column, code, codes.shape, size)
 
     @classmethod
-    def of_elements(cls, index: Tensor, code: Tensor, shape: Sequence[int], size: int) -> Counts:
-        """Counts nonzero elements: flat indices int64 [m] into [R, C] and codes int64 [m] in 0..size-1."""
+    def of_elements(cls, row: Integers, column: Integers, code: Integers, shape: Sequence[int], size: int) -> Counts:
+        """Counts nonzero elements of [R, C]: their rows, columns and codes in 0..size-1, int64 [m] each."""
         rows, columns = shape
         return cls(
-            torch.bincount(index // columns, minlength=rows),
-            torch.bincount(index % columns, minlength=columns),
-            torch.bincount(code, minlength=size),
+            np.bincount(row, minlength=rows), np.bincount(column, minlength=columns), np.bincount(code, minlength=size)
         )
 
 
-def _logit_bits(density: Tensor) -> Tensor:
-    return torch.log2((1 - density) / density)
+def _density(rows: int, columns: int, nonzeros: int) -> float:
+    """Returns the share of nonzeros of a tensor, strictly between 0 and 1."""
+    return (nonzeros + 0.5) / (rows * columns + 1.0)
+
+
+def _odds(nonzeros: Integers, positions: int, density: float, prior: float) -> Floats:
+    """Returns the odds [n] of a nonzero in rows or columns with so many nonzeros among so many positions."""
+    share = (nonzeros + prior) / (positions + prior / density)
+    odds: Floats = share / (1 - share)
+    return odds
+
+
+def _code_bits(codes: Integers) -> Floats:
+    """Returns the bits [K] of each code, given how many elements have it."""
+    shares = codes + 0.5
+    bits: Floats = -np.log2(shares / max(float(shares.sum()), 1.0))
+    return bits
+
+
+def _zero_bits(row_odds: Floats, rows: Integers, column_odds: Floats, columns: Integers) -> float:
+    """Returns the bits of an all-zero tensor; `rows` of its rows have odds `row_odds`, and columns alike."""
+    return float(rows @ np.log2(1 + np.outer(row_odds, column_odds)) @ columns)
+
+
+def _distinct(counts: Integers) -> tuple[Integers, Integers]:
+    """Returns the distinct values of small integers >= 0, ascending, and how often each comes."""
+    times = np.bincount(counts)
+    values = np.flatnonzero(times)
+    return values, times[values]
 
 
 def estimate_code_lengths(counts: Counts, prior: float = PRIOR_NONZEROS) -> CodeLengths:
@@ -97,29 +129,29 @@ def estimate_code_lengths(counts: Counts, prior: float = PRIOR_NONZEROS) -> Code
         counts: of the assignment.
         prior: pseudo-count of nonzeros per row and column.
     """
-    rows, columns = counts.rows.numel(), counts.columns.numel()
-    density = (float(counts.rows.sum()) + 0.5) / (rows * columns + 1.0)
-    row_density = (counts.rows.float() + prior) / (columns + prior / density)
-    column_density = (counts.columns.float() + prior) / (rows + prior / density)
+    rows, columns = counts.rows.size, counts.columns.size
+    density = _density(rows, columns, int(counts.rows.sum()))
     middle = math.log2((1 - density) / density)
-    shares = counts.codes.float() + 0.5
-    return CodeLengths(
-        code_bits=-torch.log2(shares / shares.sum().clamp(min=1.0)),
-        row_bits=_logit_bits(row_density) - middle,
-        column_bits=_logit_bits(column_density),
-    )
+    row_bits = -np.log2(_odds(counts.rows, columns, density, prior)) - middle
+    column_bits = -np.log2(_odds(counts.columns, rows, density, prior))
+    parts = (_code_bits(counts.codes), row_bits, column_bits)
+    return CodeLengths(*(torch.from_numpy(part.astype(np.float32)) for part in parts))
 
 
 def code_length(counts: Counts) -> float:
-    """Returns the estimated bits of a tensor in the file: positions, codes and codebook."""
-    if not bool(counts.rows.any()):
+    """Returns the estimated bits of a tensor in the file: positions, codes and codebook.
+
+    Cost: O(R + C + K) and one logarithm for each pair of a distinct row count and a distinct column count.
+    """
+    nonzeros = int(counts.rows.sum())
+    if not nonzeros:
         return TENSOR_BITS
-    lengths = estimate_code_lengths(counts)
-    bits = lengths.zero_bits()
-    for each, count in (
-        (lengths.row_bits, counts.rows),
-        (lengths.column_bits, counts.columns),
-        (lengths.code_bits, counts.codes),
-    ):
-        bits += float(each.double() @ count.double())
-    return bits + CODEBOOK_VALUE_BITS * counts.codes.numel() + TENSOR_BITS
+    density = _density(counts.rows.size, counts.columns.size, nonzeros)
+    row_counts, rows = _distinct(counts.rows)
+    column_counts, columns = _distinct(counts.columns)
+    row_odds = _odds(row_counts, counts.columns.size, density, PRIOR_NONZEROS) * ((1 - density) / density)
+    column_odds = _odds(column_counts, counts.rows.size, density, PRIOR_NONZEROS)
+    bits = _zero_bits(row_odds, rows, column_odds, columns)
+    bits -= float((rows * row_counts) @ np.log2(row_odds) + (columns * column_counts) @ np.log2(column_odds))
+    bits += float(counts.codes @ _code_bits(counts.codes))
+    return bits + CODEBOOK_VALUE_BITS * counts.codes.size + TENSOR_BITS

@@ -4,89 +4,98 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from autocompress.codebooks import round_codebook
 from autocompress.costs.code_length import CODEBOOK_VALUE_BITS, CodeLengths, Counts, estimate_code_lengths
 from autocompress.projection.codebook_size import merge_codes, split_codes
-from autocompress.projection.priced_assignment import LayerTables
+from autocompress.projection.priced_assignment import Kept, Layer, LayerTables, Weights
 
 MAX_CODES = 255
 NEW_CODE_BITS = 2.0  # what a code that nothing uses yet is expected to cost
 
 
-def re_estimate(matrix: Tensor, codes: Tensor, size: int, price: float, *, merge: bool) -> tuple[Tensor, LayerTables]:
-    """Returns the assignment with its codebook made better, and the tables that fit it.
-
-    Values become centroids; codes that nothing uses go, and with `merge` those that are not worth their place.
+def re_estimate(layer: Layer, kept: Kept, price: float) -> LayerTables:
+    """Returns the tables that fit an assignment: its centroids, as many as are worth their place, and code lengths.
 
     Args:
-        matrix: X [R, C].
-        codes: int16 [R, C], 0 for zero, 1..size.
-        size: codebook values so far.
+        layer: X and the tables of the assignment.
+        kept: the assignment.
         price: squared error per bit.
-        merge: see `codebook_size.merge_codes`.
     """
-    index = codes.flatten().nonzero().flatten()
-    code = codes.flatten()[index].long() - 1
-    x = matrix.flatten()[index].double()
-    counts = torch.bincount(code, minlength=size)
-    sums = torch.zeros(size, dtype=torch.float64, device=x.device).scatter_add_(0, code, x)
-    zeros = codes.numel() - index.numel()
-    worth = price if merge else 0.0
-    place, means = merge_codes(counts.tolist(), sums.tolist(), zeros, worth * CODEBOOK_VALUE_BITS, worth)
-    table = torch.tensor(place, dtype=torch.int16, device=x.device)
-    codes = torch.zeros_like(codes.flatten()).index_put((index,), table[code]).view(codes.shape)
-    values = torch.tensor(means, dtype=torch.float32, device=x.device)
-    return codes, LayerTables(values, estimate_code_lengths(Counts.of_codes(codes, len(means))))
+    size = layer.values.size
+    counts = np.bincount(kept.code, minlength=size)
+    sums = np.bincount(kept.code, kept.elements.x, size)
+    zeros = layer.weights.matrix.numel() - kept.count
+    place, means = merge_codes(counts.tolist(), sums.tolist(), zeros, price * CODEBOOK_VALUE_BITS, price)
+    code = np.array(place, np.int64)[kept.code] - 1
+    live = code >= 0
+    elements = kept.elements[live]
+    counted = Counts.of_elements(elements.row, elements.column, code[live], layer.shape, len(means))
+    return LayerTables(round_codebook(torch.tensor(means, dtype=torch.float32)), estimate_code_lengths(counted))
 
 
-def with_splits(matrix: Tensor, codes: Tensor, tables: LayerTables, price: float) -> LayerTables:
+def used_tables(layer: Layer, kept: Kept) -> LayerTables:
+    """Returns the layer's tables without the values that nothing uses, on the grid on which they are written."""
+    used = torch.from_numpy(np.bincount(kept.code, minlength=layer.values.size) > 0)
+    values, lengths = layer.tables.values.cpu(), layer.tables.lengths
+    code_bits = lengths.code_bits.cpu()[used]
+    return LayerTables(round_codebook(values[used]), CodeLengths(code_bits, lengths.row_bits, lengths.column_bits))
+
+
+def _with_splits(layer: Layer, kept: Kept, price: float) -> LayerTables:
     """Returns tables in which codes too wide for the price are split in two; the next assignment uses them."""
-    size = tables.values.numel()
-    if not size:
-        return tables
-    index = codes.flatten().nonzero().flatten()
-    code = codes.flatten()[index].long() - 1
-    spread = (matrix.flatten()[index] - tables.values[code]).double().square()
-    counts = torch.bincount(code, minlength=size)
-    sums = torch.zeros(size, dtype=torch.float64, device=spread.device).scatter_add_(0, code, spread)
+    size = layer.values.size
+    counts = np.bincount(kept.code, minlength=size)
+    spread = np.bincount(kept.code, (kept.elements.x - layer.values[kept.code]).astype(np.float64) ** 2, size)
     values, parents = split_codes(
-        tables.values.tolist(), counts.tolist(), sums.tolist(), price * CODEBOOK_VALUE_BITS, price, MAX_CODES
+        layer.values.tolist(), counts.tolist(), spread.tolist(), price * CODEBOOK_VALUE_BITS, price, MAX_CODES
     )
     if len(values) == size:
-        return tables
-    source = torch.tensor(parents, device=tables.values.device)
-    code_bits = tables.lengths.code_bits[source] + (torch.bincount(source, minlength=size)[source] > 1).float()
-    lengths = CodeLengths(code_bits, tables.lengths.row_bits, tables.lengths.column_bits)
-    return LayerTables(torch.tensor(values, dtype=torch.float32, device=source.device), lengths)
+        return layer.tables
+    source = torch.tensor(parents)
+    lengths = layer.tables.lengths
+    code_bits = lengths.code_bits.cpu()[source] + (torch.bincount(source, minlength=size)[source] > 1).float()
+    lengths = CodeLengths(code_bits, lengths.row_bits, lengths.column_bits)
+    return LayerTables(torch.tensor(values, dtype=torch.float32), lengths)
 
 
-def with_births(matrix: Tensor, codes: Tensor, tables: LayerTables, price: float) -> LayerTables:
+def _with_births(weights: Weights, kept: Kept, tables: LayerTables, price: float) -> LayerTables:
     """Returns tables with a small new value on either side of zero where the weights now zero are worth it."""
     lengths = tables.lengths
     value_bits = float(lengths.row_bits.mean() + lengths.column_bits.mean()) + NEW_CODE_BITS
-    flat = matrix.flatten()[(codes == 0).flatten()]
     values, code_bits = tables.values, lengths.code_bits
     # Below a quarter of the smallest value zero is the nearer neighbour of anything that could be added.
     least = max(math.sqrt(max(price * value_bits, 0.0)), float(values.abs().min()) / 4 if values.numel() else 0.0)
     for side in (-1, 1):
-        x = side * flat
-        x = x[x > least]
-        if not x.numel() or values.numel() >= MAX_CODES:
+        if values.numel() >= MAX_CODES:
             continue
-        mean = float(x.double().mean())
-        saved = mean**2 * x.numel() - price * (value_bits * x.numel() + CODEBOOK_VALUE_BITS)
+        beyond = weights.beyond(least)[(side + 1) // 2].x
+        mine = kept.elements.x[side * kept.elements.x > least]
+        count = beyond.size - mine.size
+        if not count:
+            continue
+        mean = side * float(beyond.sum(dtype=np.float64) - mine.sum(dtype=np.float64)) / count
+        saved = mean**2 * count - price * (value_bits * count + CODEBOOK_VALUE_BITS)
         if saved > 0 and not bool((values == side * mean).any()):
             values = torch.cat([values, values.new_tensor([side * mean])])
             code_bits = torch.cat([code_bits, code_bits.new_tensor([NEW_CODE_BITS])])
+    if values.numel() == tables.values.numel():
+        return tables
     order = values.argsort()
     return LayerTables(values[order], CodeLengths(code_bits[order], lengths.row_bits, lengths.column_bits))
 
 
-def grown_tables(matrix: Tensor, codes: Tensor, tables: LayerTables, price: float) -> LayerTables:
-    """Returns tables with all the values that are worth their place at a price: splits, then births."""
-    return with_births(matrix, codes, with_splits(matrix, codes, tables, price), price)
+def grown_tables(layer: Layer, kept: Kept, price: float) -> LayerTables:
+    """Returns tables with all the values that are worth their place at a price: splits, then births.
+
+    The same tables where there are none.
+    """
+    if not layer.values.size:
+        return layer.tables
+    return _with_births(layer.weights, kept, _with_splits(layer, kept, price), price)
 
 
 def cold_tables(matrices: list[Tensor], budget_bits: float) -> tuple[float, list[LayerTables]]:
@@ -118,5 +127,6 @@ def cold_tables(matrices: list[Tensor], budget_bits: float) -> tuple[float, list
         values = values if values.numel() else torch.tensor([high if high else 1e-12], device=matrix.device)
         codes = (torch.bucketize(matrix, 0.5 * (values[1:] + values[:-1])) + 1).to(torch.int16)
         codes = torch.where(matrix.abs() > threshold, codes, torch.zeros_like(codes))
-        tables.append(LayerTables(values.float(), estimate_code_lengths(Counts.of_codes(codes, values.numel()))))
+        counted = Counts.of_codes(codes, values.numel())
+        tables.append(LayerTables(values.float().cpu(), estimate_code_lengths(counted)))
     return price, tables

@@ -48,6 +48,14 @@ class _Search:
             self.best, self.close = (self.price, energy_price), left < LIMIT_TOLERANCE * self.limit
         return left >= 0
 
+    def holds_below(self) -> bool:
+        """Tells whether the limit holds at a price of energy a little below the best, from the best's price of a bit.
+
+        The best is kept where it does not.
+        """
+        self.price = self.best[0]
+        return self.holds(self.best[1] / (1 + PRICE_TOLERANCE))
+
 
 def find_prices(
     layers: Sequence[Layer],
@@ -58,6 +66,8 @@ def find_prices(
 ) -> tuple[float, float]:
     """Returns (price of a bit, price of energy) at which both budgets hold; the layers keep the latter.
 
+    A start that is such a pair is returned as it is.
+
     Args:
         layers: each with its energy.
         budget_bits: most bits.
@@ -66,10 +76,21 @@ def find_prices(
         bits_at: see `find_price`.
     """
     search = _Search(layers, budget_bits, limit, start[0], bits_at)
-    if search.holds(0.0):
-        return search.best
-    low = high = start[1] or _guess(layers)
-    width = 1.2 if start[1] else 4.0
+    if not search.holds(start[1]) or not (start[1] == 0 or search.close or not search.holds_below()):
+        _search(search, start[1])
+        while search.best[1] > 0 and not search.close and search.holds_below():
+            pass
+    for layer in layers:
+        layer.energy_price = search.best[1]
+    return search.best
+
+
+def _search(search: _Search, start: float) -> None:
+    """Finds the least price of energy that holds the limit, within a tolerance, by bisection from near a price."""
+    if start > 0 and search.holds(0.0):
+        return
+    low = high = start or _guess(search.layers)
+    width = 1.2 if start else 4.0
     if search.holds(high):
         low = high / width
         while not search.close and low > LOWEST and search.holds(low):
@@ -83,13 +104,10 @@ def find_prices(
     while not search.close and high / low > 1 + PRICE_TOLERANCE:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if search.holds(middle) else (middle, high)
-    for layer in layers:
-        layer.energy_price = search.best[1]
-    return search.best
 
 
 def _guess(layers: Sequence[Layer]) -> float:
     """Returns the mean square of a weight over the mean energy of one."""
-    squares = sum(float(layer.matrix.square().sum()) for layer in layers)
-    energy = sum(layer.energy.of(layer.matrix.numel()) for layer in layers if layer.energy is not None)
+    squares = sum(layer.weights.square for layer in layers)
+    energy = sum(layer.energy.of(layer.weights.matrix.numel()) for layer in layers if layer.energy is not None)
     return max(squares / energy, 1e-30)

@@ -6,37 +6,48 @@ the static code length of `costs.code_length`: positions, codes and codebooks.
 
 With the code tables (codebook values, code lengths, row and column odds) held fixed, the Lagrangian separates over
 weights: each takes the value of least `error + price * bits`, and the used bits fall as the price rises, so the price
-follows by bisection, exactly. Where the energy of the nonzeros is limited, too, it has a price of its own, found by a
+follows by a search, exactly. Where the energy of the nonzeros is limited, too, it has a price of its own, found by a
 bisection around that one (`energy_price`). The tables are then re-estimated from the assignment (Lloyd's algorithm for
-entropy-constrained quantization, Chou, Lookabaugh and Gray 1989) and the two are alternated. The alternation is a
-heuristic for a non-convex problem; of its last two candidates, both within the budget, the better is returned.
+entropy-constrained quantization, Chou, Lookabaugh and Gray 1989), with codebooks merged and grown at the price.
+
+The alternation is a heuristic for a non-convex problem, but a descent: new tables are taken only where the error at
+the budget falls by more than `LEAST_IMPROVEMENT`, and the search goes on until none do. So a projection with the
+state it has returned is the same projection, and nearly the same X has nearly the same answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from autocompress.codebooks import CodedTensor, coded_tensor
+from autocompress.codebooks import CodedTensor, round_codebook
 from autocompress.costs.code_length import Counts, as_matrix, code_length, estimate_code_lengths
-from autocompress.projection.code_tables import cold_tables, grown_tables, re_estimate
+from autocompress.projection.code_tables import cold_tables, grown_tables, re_estimate, used_tables
 from autocompress.projection.energy_price import find_prices
 from autocompress.projection.energy_pruning import EnergyBudget
 from autocompress.projection.priced_assignment import (
+    Kept,
     Layer,
     LayerTables,
+    Weights,
     bits_of_assignment,
     bits_under_tables,
-    codes_at,
     find_price,
+    used_counts,
 )
 
-WARM_ROUNDS = 2  # re-estimations of the tables per projection, before the last
-COLD_ROUNDS = 8  # the same, without tables to start from
-LARGEST_PRICE_MOVE = 2.0  # factor per round
+ROUNDS = 40  # of new tables in one projection, at most
+LARGEST_PRICE_MOVE = 2.0  # factor per step towards another budget
+ADAPTED_PRICE = 1.05  # a price that has moved by more than this factor asks for tables made for it
+MERGED_AT = (1.0, 0.25, 0.0)  # parts of the price at which codes are merged
+COLD_STEPS, WARM_STEPS = 8, 2  # of the tables towards another budget
+LEAST_IMPROVEMENT = 1e-3  # of the error, for which tables are changed
 
 
 @dataclass(frozen=True)
@@ -66,73 +77,158 @@ class PricedProjection:
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """An assignment at its prices: codes int16 [R, C] of each layer, and the tables that fit them."""
+class _Problem:
+    """The weights X_l and both budgets."""
 
-    price: float
-    codes: list[Tensor]
-    tables: list[LayerTables]
-    energy_price: float = 0.0
+    weights: list[Weights]
+    budget_bits: float
+    energy: EnergyBudget | None
 
-    def within(self, budget_bits: float, energy: EnergyBudget | None) -> bool:
+    @cached_property
+    def square(self) -> float:
+        """||X||^2."""
+        return sum(weights.square for weights in self.weights)
+
+    def layers(self, tables: Sequence[LayerTables]) -> list[Layer]:
+        """Returns the layers under these tables."""
+        costs = [None] * len(self.weights) if self.energy is None else self.energy.costs
+        return [Layer(*parts) for parts in zip(self.weights, tables, costs, strict=True)]
+
+    def prices(
+        self, layers: Sequence[Layer], start: tuple[float, float], bits_at: Callable[[Sequence[Layer], float], float]
+    ) -> tuple[float, float]:
+        """Returns the prices of a bit and of energy at which the budgets hold; the layers keep the latter."""
+        if self.energy is None:
+            return find_price(layers, self.budget_bits, start[0], bits_at), 0.0
+        return find_prices(layers, self.budget_bits, self.energy.limit, start, bits_at)
+
+    def solve(self, layers: list[Layer], start: tuple[float, float]) -> _Candidate | None:
+        """Returns the assignment at the prices that fit the budgets under the layers' tables; None: nothing fits.
+
+        Values that come out unused go, as they are not written; the prices are then looked for again.
+        """
+        while True:
+            prices = self.prices(layers, start, bits_of_assignment)
+            found = _Candidate(layers, [layer.assign(prices[0]) for layer in layers], *prices)
+            used = [used_tables(layer, kept) for layer, kept in zip(layers, found.kept, strict=True)]
+            if all(torch.equal(new.values, layer.tables.values) for new, layer in zip(used, layers, strict=True)):
+                return found if self.holds(found) else None
+            layers = [layer.with_tables(tables) for layer, tables in zip(layers, used, strict=True)]
+            start = prices
+
+    def as_it_is(self, layers: list[Layer], start: tuple[float, float]) -> _Candidate | None:
+        """Returns X itself where all its elements are values of the tables, or zero, and it is within the budgets."""
+        for layer in layers:
+            if not np.isin(layer.weights.matrix.cpu().numpy(), np.append(layer.values, np.float32(0))).all():
+                return None
+        found = _Candidate(layers, [layer.assign(0.0) for layer in layers], *start)
+        used = all(np.unique(kept.code).size == y.values.size for kept, y in zip(found.kept, layers, strict=True))
+        return found if used and self.holds(found) else None
+
+    def holds(self, found: _Candidate) -> bool:
         """Tells whether both budgets hold."""
-        if self.bits > budget_bits:
+        if found.bits > self.budget_bits:
             return False
-        return energy is None or energy.holds([int(torch.count_nonzero(codes)) for codes in self.codes])
+        return self.energy is None or self.energy.holds([kept.count for kept in found.kept])
+
+    def error(self, found: _Candidate) -> float:
+        """Returns ||V - X||^2."""
+        return max(self.square - found.gain, 0.0)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """An assignment at its prices."""
+
+    layers: list[Layer]
+    kept: list[Kept]
+    price: float
+    energy_price: float
 
     @property
     def bits(self) -> float:
-        return sum(
-            code_length(Counts.of_codes(c, t.values.numel())) for c, t in zip(self.codes, self.tables, strict=True)
-        )
+        """Estimated bits."""
+        return sum(code_length(used_counts(*pair)) for pair in zip(self.layers, self.kept, strict=True))
+
+    @cached_property
+    def gain(self) -> float:
+        """What the nonzeros take off the squared error."""
+        return sum(float(kept.gain.sum(dtype=float)) for kept in self.kept)
+
+    def coded(self) -> list[CodedTensor]:
+        """Returns V as matrices."""
+        coded = []
+        for layer, kept in zip(self.layers, self.kept, strict=True):
+            codes = torch.zeros_like(layer.weights.matrix, dtype=torch.int16).flatten()
+            codes[torch.from_numpy(kept.elements.index).to(codes.device)] = torch.from_numpy(kept.code + 1).to(codes)
+            coded.append(CodedTensor(codes.view(layer.shape), layer.tables.values.to(codes.device)))
+        return coded
 
 
-def _re_assign(
-    matrices: list[Tensor],
-    tables: list[LayerTables],
-    budget_bits: float,
-    energy: EnergyBudget | None,
-    start: tuple[float, float],
-    *,
-    last: bool,
-) -> _Candidate:
-    """Returns the assignment at the prices that fit the budgets under these tables, and the tables that fit it.
+def _refitted(found: Sequence[Layer], assigned_at: float, price: float) -> list[Layer]:
+    """Returns layers with tables that fit the assignment at one price, codebooks merged at another."""
+    return [layer.with_tables(re_estimate(layer, layer.assign(assigned_at), price)) for layer in found]
 
-    The last time the bits are counted as they come out, and codebooks keep their sizes. Before, the price that decides
-    over sizes moves by `LARGEST_PRICE_MOVE` at most: tables too small for the budget make bits look free, and what is
-    bought then at once would be thrown away in the next round.
+
+def _grown(found: Sequence[Layer], assigned_at: float, price: float) -> list[Layer]:
+    """Returns layers with codebooks grown at a price; the same layer where nothing is worth its place."""
+    layers = []
+    for layer in found:
+        tables = grown_tables(layer, layer.assign(assigned_at), price)
+        layers.append(layer if tables is layer.tables else layer.with_tables(tables))
+    return layers
+
+
+def _proposals(found: _Candidate) -> Iterator[list[Layer]]:
+    """Yields tables that may be better: those that fit the assignment, merged ever less, and codebooks grown.
+
+    Under tables that do not fit yet the price is too high, and so is what is merged at it.
     """
-    bits_at = bits_of_assignment if last else bits_under_tables
-    if energy is None:
-        layers = [Layer(matrix, table) for matrix, table in zip(matrices, tables, strict=True)]
-        price, energy_price = find_price(layers, budget_bits, start[0], bits_at), 0.0
-    else:
-        layers = [Layer(*parts) for parts in zip(matrices, tables, energy.costs, strict=True)]
-        price, energy_price = find_prices(layers, budget_bits, energy.limit, start, bits_at)
-    damped = min(max(price, start[0] / LARGEST_PRICE_MOVE), start[0] * LARGEST_PRICE_MOVE)
-    pairs = [
-        re_estimate(layer.matrix, codes_at(layer, price), layer.tables.values.numel(), damped, merge=not last)
-        for layer in layers
-    ]
-    return _Candidate(damped, [codes for codes, _ in pairs], [table for _, table in pairs], energy_price)
+    price = found.price
+    fitted = [_refitted(found.layers, price, part * price) for part in MERGED_AT]
+    sizes = [[layer.values.size for layer in layers] for layers in fitted]
+    for i, layers in enumerate(fitted):
+        if sizes[i] not in sizes[:i]:
+            yield layers
+    grown = _grown(fitted[0], price, price)
+    if any(new is not old for new, old in zip(grown, fitted[0], strict=True)):
+        yield _refitted(grown, price, price)
 
 
-def _error(matrices: list[Tensor], found: _Candidate) -> float:
-    error = 0.0
-    for matrix, codes, table in zip(matrices, found.codes, found.tables, strict=True):
-        values = torch.cat([table.values.new_zeros(1), table.values])
-        error += float((matrix - values[codes.long()]).square().sum())
-    return error
+def _adapted(problem: _Problem, layers: list[Layer], price: float, steps: int) -> Iterator[tuple[list[Layer], float]]:
+    """Yields tables made for another budget, and a price, from tables and a price that are not; two of them.
+
+    The price that decides over sizes moves by `LARGEST_PRICE_MOVE` a step at most: under tables made for another budget
+    only a far too high price fits, or bits look free, and what is merged or bought then at once would be missed later.
+    """
+    grown = layers
+    for _ in range(steps):
+        layers = grown
+        fits = problem.prices(layers, (price, layers[0].energy_price), bits_under_tables)[0]
+        price = min(max(fits, price / LARGEST_PRICE_MOVE), price * LARGEST_PRICE_MOVE)
+        layers = _refitted(layers, fits, price)
+        grown = _grown(layers, price, price)
+    yield layers, price
+    yield grown, price
 
 
-def _nothing(matrices: list[Tensor], price: float) -> _Candidate:
+def _improved(problem: _Problem, found: _Candidate) -> _Candidate | None:
+    """Returns a candidate of less error, or None where no proposal has one."""
+    error = problem.error(found)
+    if error <= 1e-12 * problem.square:
+        return None
+    for layers in _proposals(found):
+        other = problem.solve(layers, (found.price, found.energy_price))
+        if other is not None and problem.error(other) < error * (1 - LEAST_IMPROVEMENT):
+            return other
+    return None
+
+
+def _nothing(matrices: list[Tensor], price: float) -> tuple[list[CodedTensor], PricedState]:
     """Returns the all-zero assignment: what is left when not even one nonzero per tensor fits."""
-    codes = [torch.zeros(m.shape, dtype=torch.int16, device=m.device) for m in matrices]
-    tables = [
-        LayerTables(m.new_zeros(0), estimate_code_lengths(Counts.of_codes(c, 0)))
-        for m, c in zip(matrices, codes, strict=True)
-    ]
-    return _Candidate(price, codes, tables)
+    coded = [CodedTensor(torch.zeros(m.shape, dtype=torch.int16, device=m.device), m.new_zeros(0)) for m in matrices]
+    tables = [LayerTables(torch.zeros(0), estimate_code_lengths(Counts.of_codes(c.codes, 0))) for c in coded]
+    return coded, PricedState(price, tables)
 
 
 def project_priced(
@@ -152,25 +248,35 @@ def project_priced(
         energy: of the nonzeros, where that is limited, too; one nonzero per tensor fits.
     """
     matrices = [as_matrix(x.detach().float()) for x in targets]
+    problem = _Problem([Weights(matrix) for matrix in matrices], budget_bits, energy)
     warm = previous is not None and all(table.values.numel() for table in previous.tables)
     price, tables = (previous.price, previous.tables) if warm and previous else cold_tables(matrices, budget_bits)
-    energy_price = previous.energy_price if previous else 0.0
-    grown = tables
-    for _ in range(WARM_ROUNDS if warm else COLD_ROUNDS):
-        found = _re_assign(matrices, grown, budget_bits, energy, (price, energy_price), last=False)
-        price, tables, energy_price = found.price, found.tables, found.energy_price
-        grown = [grown_tables(m, c, t, price) for m, c, t in zip(matrices, found.codes, tables, strict=True)]
-    prices = (price, energy_price)
-    ends = [_re_assign(matrices, start, budget_bits, energy, prices, last=True) for start in (tables, grown)]
-    feasible = [end for end in ends if end.within(budget_bits, energy)] or [_nothing(matrices, price)]
-    best = min(feasible, key=lambda end: _error(matrices, end))
-    coded = [
-        coded_tensor(codes.view(x.shape), table.values)
-        for codes, table, x in zip(best.codes, best.tables, targets, strict=True)
-    ]
+    energy_price = previous.energy_price if warm and previous else 0.0
+    layers = problem.layers(_rounded(tables))
+    found = (warm and problem.as_it_is(layers, (price, energy_price))) or problem.solve(layers, (price, energy_price))
+    if not warm or found is None or abs(math.log(found.price / price)) > math.log(ADAPTED_PRICE):
+        for adapted, at in _adapted(problem, layers, price, WARM_STEPS if warm else COLD_STEPS):
+            other = problem.solve(adapted, (at, adapted[0].energy_price))
+            if found is None or (other is not None and problem.error(other) < problem.error(found)):
+                found = other
+    for _ in range(ROUNDS if found else 0):
+        better = _improved(problem, found)
+        if better is None:
+            break
+        found = better
+    if found is None:
+        coded, state = _nothing(matrices, price)
+    else:
+        coded, state = found.coded(), PricedState(found.price, [y.tables for y in found.layers], found.energy_price)
+    coded = [CodedTensor(c.codes.view(x.shape), c.values) for c, x in zip(coded, targets, strict=True)]
     return PricedProjection(
         coded,
         bits=sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in coded),
         error=sum(float((c.dense() - x).square().sum()) for c, x in zip(coded, targets, strict=True)),
-        state=PricedState(best.price, best.tables, best.energy_price),
+        state=state,
     )
+
+
+def _rounded(tables: Sequence[LayerTables]) -> list[LayerTables]:
+    """Returns tables with their values as they are written."""
+    return [LayerTables(round_codebook(table.values.cpu()), table.lengths) for table in tables]
