@@ -4,13 +4,14 @@ import itertools
 
 import pytest
 import torch
-from autocompress.methods.path import PATH_FRACTION, PATH_START, budget_on_path
 from torch import nn
 
 from autocompress.compressor import Compressor
 from autocompress.methods.base import Network
 from autocompress.methods.weight_bits import InPlaceWeightBitsMethod, WeightBitsMethod
 from autocompress.selection import select
+from autocompress.solver.budget_path import budget_on_path
+from autocompress.solver.constants import DEFAULTS
 from autocompress.targets import WeightBits, parse_target
 
 
@@ -39,8 +40,8 @@ def test_dense_follows_the_path_and_ends_at_the_target() -> None:
     method = WeightBitsMethod(net, 60)
     start = method.project(weights(net), weights(net), 0.0)
     assert start.pruned is None
-    assert 60 < sum(c.weight_data_bits for c in start.coded) <= 60 * PATH_START
-    end = method.project(weights(net), weights(net), PATH_FRACTION)
+    assert 60 < sum(c.weight_data_bits for c in start.coded) <= 60 * DEFAULTS.path_start
+    end = method.project(weights(net), weights(net), DEFAULTS.path_fraction)
     assert sum(c.weight_data_bits for c in end.coded) <= 60
     closed = method.close(weights(net), weights(net))
     assert sum(c.weight_data_bits for c in closed.coded) <= 60
@@ -48,12 +49,12 @@ def test_dense_follows_the_path_and_ends_at_the_target() -> None:
 
 
 def test_the_path_is_geometric_and_never_below_the_target() -> None:
-    budgets = [budget_on_path(100.0, 1e9, fraction / 20) for fraction in range(21)]
-    assert budgets[0] == pytest.approx(100 * PATH_START)
+    budgets = [budget_on_path(100.0, 1e9, fraction / 20, DEFAULTS) for fraction in range(21)]
+    assert budgets[0] == pytest.approx(100 * DEFAULTS.path_start)
     assert budgets[-1] == 100.0
     assert all(later <= earlier for earlier, later in itertools.pairwise(budgets))
-    assert budget_on_path(100.0, 150.0, 0.0) == 150.0
-    assert budget_on_path(100.0, 50.0, 0.0) == 100.0
+    assert budget_on_path(100.0, 150.0, 0.0, DEFAULTS) == 150.0
+    assert budget_on_path(100.0, 50.0, 0.0, DEFAULTS) == 100.0
 
 
 @pytest.mark.parametrize("word", ["weights", "weights-in-place"])
