@@ -128,7 +128,14 @@ class Compressor:
         """Returns the iteration: the published one where W itself is projected, and where the constants say so."""
         if isinstance(self.method, InPlaceWeightBitsMethod) or self.constants.iteration == ADMM:
             return Admm(self.network.weights, self.steps_per_update, self.constants.admm_contraction)
-        return LazyProjection(self.network.weights, self.constants.pruned_rate)
+        dense = {
+            id(parameter)
+            for module in self.network.model.modules()
+            if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+            for parameter in module.parameters(recurse=False)
+        }
+        fading = [id(weight) in dense for weight in self.network.weights]
+        return LazyProjection(self.network.weights, self.constants.pruned_rate, self.constants.idle_decay, fading)
 
     @property
     def _tensors(self) -> list[Tensor]:

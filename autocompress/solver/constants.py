@@ -18,6 +18,7 @@ class SolverConstants:
         updates: projections of a run, in which tables and multiplier are estimated anew, whatever its length.
         min_steps_per_update: ... but not more often than once in so many optimizer steps.
         pruned_rate: the part of the optimizer's move that reaches a weight which is zero in V.
+        idle_decay: what is left, after each update, of a weight whose gradient was exactly zero since the last.
         path_start: the budget begins at so many times the target ...
         path_fraction: ... and falls to it, geometrically, over this part of the steps before fine-tuning.
         path_ceiling: no budget on the path is above this part of the original float32 weights.
@@ -33,6 +34,7 @@ class SolverConstants:
     updates: int = 60
     min_steps_per_update: int = 3
     pruned_rate: float = 0.3
+    idle_decay: float = 0.5
     path_start: float = 8.0
     path_fraction: float = 0.5
     path_ceiling: float = 0.08

@@ -46,14 +46,24 @@ class LazyProjection:
         hidden: W, float32.
     """
 
-    def __init__(self, weights: Sequence[Tensor], pruned_rate: float) -> None:
+    def __init__(
+        self, weights: Sequence[Tensor], pruned_rate: float, idle_decay: float = 1.0, fading: Sequence[bool] = ()
+    ) -> None:
         """Starts at V = W.
 
         Args:
             weights: the parameters; from the first `update` on they are overwritten by V.
             pruned_rate: D where V is zero.
+            idle_decay: what is left, after each update, of a weight whose gradient was exactly zero since the last:
+                it reads a unit that is never active or feeds one that nothing reads, and would be written for nothing.
+            fading: whether each tensor may have such weights; not those that most batches do not touch (embeddings).
         """
-        self.weights, self.pruned_rate = list(weights), pruned_rate
+        self.weights, self.pruned_rate, self.idle_decay = list(weights), pruned_rate, idle_decay
+        self.fading = list(fading) or [False] * len(self.weights)
+        self.touched = [
+            torch.zeros(w.numel() if fades else 0, dtype=torch.bool, device=w.device)
+            for w, fades in zip(self.weights, self.fading, strict=True)
+        ]
         self.hidden = [w.detach().float().clone(memory_format=torch.contiguous_format) for w in self.weights]
         self.shown = [w.clone() for w in self.hidden]
         self.rules: list[Rule] = []
@@ -62,6 +72,9 @@ class LazyProjection:
     @torch.no_grad()
     def follow(self, relative_lr: float) -> None:
         """Takes what the optimizer did to the parameters since the last call over into W, whatever the rate."""
+        for weight, touched in zip(self.weights, self.touched, strict=True):
+            if touched.numel() and weight.grad is not None:
+                touched.logical_or_(weight.grad.flatten() != 0)
         for weight, hidden, shown, index in zip(self.weights, self.hidden, self.shown, self.index, strict=True):
             move, flat = torch.sub(weight, shown).flatten(), hidden.view(-1)
             flat.add_(move, alpha=self.pruned_rate)
@@ -73,6 +86,11 @@ class LazyProjection:
         if not self.rules:
             for hidden, weight in zip(self.hidden, self.weights, strict=True):
                 hidden.copy_(weight)
+            return self.hidden
+        for hidden, touched in zip(self.hidden, self.touched, strict=True):
+            if touched.numel() and self.idle_decay < 1 and bool(touched.any()):
+                hidden.view(-1)[~touched] *= self.idle_decay
+                touched.zero_()
         return self.hidden
 
     @torch.no_grad()
@@ -124,12 +142,13 @@ class LazyProjection:
     def state_dict(self) -> dict[str, Any]:
         """Returns W, V and the rules that are not the target's own."""
         own = [rule.state_dict() if isinstance(rule, Nearest | NearestKernel) else {} for rule in self.rules]
-        return {"hidden": self.hidden, "shown": self.shown, "index": self.index, "rules": own}
+        return {"hidden": self.hidden, "shown": self.shown, "index": self.index, "touched": self.touched, "rules": own}
 
     def load_state_dict(self, state: dict[str, Any], rules: Sequence[Rule] | None = None) -> None:
         """Restores what `state_dict` returned; `rules` are the target's, where it has its own."""
-        for mine, saved in zip(self.hidden + self.shown, state["hidden"] + state["shown"], strict=True):
-            mine.copy_(saved)
+        mine, saved = self.hidden + self.shown + self.touched, state["hidden"] + state["shown"] + state["touched"]
+        for tensor, value in zip(mine, saved, strict=True):
+            tensor.copy_(value)
         self.index = list(state["index"])
         own = [NearestKernel(**each) if "codewords" in each else Nearest(**each) for each in state["rules"] if each]
         self.rules = own if own or rules is None or not state["rules"] else list(rules)
