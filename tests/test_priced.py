@@ -1,13 +1,16 @@
 """The priced projection: exact for fixed tables, always feasible, monotone, and a descent on its problem."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from autocompress.codebooks import round_codebook
+from autocompress.costs.accelerator import WeightEnergy
 from autocompress.costs.code_length import CodeLengths, Counts, as_matrix, code_length, estimate_code_lengths
-from autocompress.projection.priced import project_priced
+from autocompress.projection.energy_pruning import EnergyBudget
+from autocompress.projection.priced import PricedProjection, project_priced
 from autocompress.projection.priced_assignment import (
     Layer,
     LayerTables,
@@ -143,3 +146,62 @@ def test_a_structured_tensor_costs_less_than_a_scattered_one() -> None:
     assert code_length(Counts.of_codes(structured.short(), 1)) < 0.6 * code_length(
         Counts.of_codes(scattered.short(), 1)
     )
+
+
+def assert_same(first: PricedProjection, second: PricedProjection) -> None:
+    assert (first.state.price, first.state.energy_price) == (second.state.price, second.state.energy_price)
+    for one, other in zip(first.coded, second.coded, strict=True):
+        assert torch.equal(one.codes, other.codes)
+        assert torch.equal(one.values, other.values)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("budget_bits", [400, 1500, 4000])
+@pytest.mark.parametrize("energy_part", [None, 0.3])
+def test_a_projection_with_its_own_state_changes_nothing(
+    seed: int, budget_bits: int, energy_part: float | None
+) -> None:
+    layers = random_layers(seed)
+    energy = None
+    if energy_part is not None:
+        costs = (WeightEnergy(500, 100), WeightEnergy(210, 0), WeightEnergy(210, 0))
+        energy = EnergyBudget(costs, energy_part * EnergyBudget(costs, 0).used([x.numel() for x in layers]))
+    first = project_priced(layers, budget_bits, None, energy)
+    assert_same(first, project_priced(layers, budget_bits, first.state, energy))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("budget_bits", [400, 1500, 4000])
+def test_what_is_projected_is_its_own_projection(seed: int, budget_bits: int) -> None:
+    first = project_priced(random_layers(seed), budget_bits)
+    assert_same(first, project_priced([c.dense() for c in first.coded], budget_bits, first.state))
+
+
+def test_nearly_the_same_weights_have_nearly_the_same_price() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = [torch.randn(100, 200, generator=generator) ** 3, torch.randn(50, 100, generator=generator) * 0.3]
+    found = project_priced(x, 8000)
+    prices = [found.state.price]
+    for _ in range(12):
+        x = [w + 0.01 * w.norm() * (d := torch.randn(w.shape, generator=generator)) / d.norm() for w in x]
+        found = project_priced(x, 8000, found.state)
+        assert found.bits <= 8000
+        prices.append(found.state.price)
+    moves = sorted(abs(later / earlier - 1) for earlier, later in itertools.pairwise(prices))
+    assert moves[len(moves) // 2] < 0.02
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_error_against_every_pair_of_values_and_choice_of_zeros(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 4, generator=generator) * 10
+    budget, best = 75.0, math.inf  # room for at most two values
+    for groups in itertools.product(range(3), repeat=8):
+        codes, size = torch.tensor(groups, dtype=torch.int16).view(2, 4), max(groups)
+        known = size > 0 and all(k + 1 in groups for k in range(size))
+        if known and code_length(Counts.of_codes(codes, size)) <= budget:
+            means = torch.tensor([0.0] + [float(x[codes == k + 1].mean()) for k in range(size)])
+            best = min(best, float((x - means[codes.long()]).square().sum()))
+    found = project_priced([x], budget)
+    assert found.bits <= budget
+    assert best * 0.999 <= found.error <= best * 1.05

@@ -42,33 +42,32 @@ class Symbols:
     def __init__(self, size: int, contexts: int = 1) -> None:
         self.counts = np.zeros((contexts, size), np.int64)
 
-    def weights(self, context: int) -> Array:
-        """Returns the integer weights [size] of the next symbol in a context, all positive."""
+    def weights(self) -> Array:
+        """Returns the integer weights [contexts, size] of the next symbol, all positive."""
         common: Array = 2 * self.counts.sum(0) + 1
-        own: Array = self.counts[context]
         if len(self.counts) == 1:
-            weights = common * (_OBSERVATION // 2)
+            weights = common[None] * (_OBSERVATION // 2)
         else:
             borrowed = (common * (_OBSERVATION * _BORROWED)) // int(common.sum())
-            weights = own * _OBSERVATION + borrowed + 1
-        total = int(weights.sum())
-        return weights if total < _LIMIT else weights * _LIMIT // total + 1
+            weights = self.counts * _OBSERVATION + (borrowed + 1)
+        totals = weights.sum(1, keepdims=True)
+        if int(totals.max()) >= _LIMIT:
+            weights = np.where(totals < _LIMIT, weights, weights * _LIMIT // totals + 1)
+        return weights
 
     def code(self, coder: Coder, values: Array, contexts: Array | None = None) -> Array:
         """Codes one block of values [n] with contexts [n] and learns from it. Returns the values."""
+        size = self.counts.shape[1]
+        weights = self.weights()  # of all contexts before any is coded: their order must not matter
         if contexts is None:
-            values = coder.symbols(self.weights(0), values)
-            self.counts[0] += np.bincount(values, minlength=self.counts.shape[1])
+            values = coder.symbols(weights[0], values)
+            self.counts[0] += np.bincount(values, minlength=size)
             return values
         values = values.copy()
-        # All weights first: the order of the contexts must not matter.
-        weights = {int(c): self.weights(int(c)) for c in np.unique(contexts)}
-        for context, weight in weights.items():
+        for context in np.flatnonzero(np.bincount(contexts)):
             inside = contexts == context
-            values[inside] = coder.symbols(weight, values[inside])
-        size = self.counts.size
-        seen = np.bincount(contexts * self.counts.shape[1] + values, minlength=size)
-        self.counts += seen.reshape(self.counts.shape)
+            values[inside] = coder.symbols(weights[context], values[inside])
+        self.counts += np.bincount(contexts * size + values, minlength=self.counts.size).reshape(self.counts.shape)
         return values
 
     def fade(self, keep: int | None = None) -> None:
@@ -151,5 +150,7 @@ class Integers:
 
 def fixed_point(odds: Floats) -> Array:
     """Returns the probabilities odds / (1 + odds) in units of 1 / ONE, kept away from 0 and 1."""
-    scaled = (odds / (1.0 + odds) * ONE).astype(np.int64)
+    share = 1.0 + odds
+    np.divide(odds, share, out=share)
+    scaled = np.multiply(share, ONE, out=share).astype(np.int64)
     return np.minimum(np.maximum(scaled, 1, out=scaled), ONE - 1, out=scaled)

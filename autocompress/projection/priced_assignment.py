@@ -176,7 +176,7 @@ class Layer:
         if self._candidates is None or price < self._candidates[0]:
             least, code_bits = price / CANDIDATE_MARGIN, float(self._code_bits.min())
             fewest = float(self._row_bits.min() + self._column_bits.min()) + code_bits
-            parts = self.weights.beyond(math.sqrt(least * fewest)) if fewest > 0 else self.weights.beyond(0.0)
+            parts = self.weights.beyond(math.sqrt(max(least * fewest, 0.0)))
             found = [self._worthwhile(part, least, code_bits) for part in parts]
             (low, low_bits), (high, high_bits) = found
             both = (np.concatenate(pair) for pair in zip(vars(low).values(), vars(high).values(), strict=True))
