@@ -24,7 +24,7 @@ from autocompress.methods.ending import finished_file, start_finishing
 from autocompress.plain_numbers import whole_number
 from autocompress.relative_rate import RelativeRate
 from autocompress.result import Result
-from autocompress.selection import Ignore, original_bytes, select
+from autocompress.selection import Ignore, check_trainable, is_moderate, original_bytes, select
 from autocompress.steering import SEARCH_FRACTION, Steering, make_steering
 from autocompress.targets import Target, Targets, hold_together
 from autocompress.training.checks import check_validation
@@ -94,9 +94,7 @@ class Compressor:
         self.model, self.optimizer, self.total_steps, self.evaluate = model, optimizer, total_steps, evaluate
         self.network = Network(unwrap(model), select(model, ignore))
         check_copyable(self.network.model)
-        for name, parameter in [*self.network.selection.weights, *self.network.selection.sides]:
-            if not bool(torch.isfinite(parameter).all()):
-                raise InvalidInputError(f"{name} holds NaN or infinite values; give a trained network")
+        check_trainable(self.network.selection)
         mine = {id(parameter) for parameter in self.network.model.parameters()}
         if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
             raise InvalidInputError("the optimizer holds no parameter of the model; make it from model.parameters()")
@@ -158,9 +156,9 @@ class Compressor:
     def _checked_targets(self) -> list[torch.Tensor]:
         targets = self.admm.targets()
         for (name, _), x in zip(self.network.selection.weights, targets, strict=True):
-            if not bool(torch.isfinite(x).all()):
+            if not is_moderate(x):
                 raise TrainingDivergedError(
-                    f"{name} became NaN or infinite by step {self.steps}: the training diverged"
+                    f"{name} became NaN, infinite or enormous by step {self.steps}: the training diverged"
                 )
         return targets
 
