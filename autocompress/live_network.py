@@ -28,6 +28,13 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def dense_gradients(parameters: Iterable[Tensor]) -> None:
+    """Makes the sparse gradients of `EmbeddingBag(sparse=True)` and its like plain tensors."""
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """Returns all tensors of a network's output in their order, out of tuples, dicts and dataclasses of any depth."""
     if isinstance(value, Tensor):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autocompress.errors import TrainingDivergedError
+from autocompress.live_network import dense_gradients
 from autocompress.plain_numbers import whole_number
 from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import batches_of_epoch, check_batches, default_device, forward, to_device
@@ -163,6 +164,7 @@ class Trainer:
                 teacher_output, _ = forward(self.teacher, batch)
             value = distillation_loss(output, teacher_output, value)
         value.backward()  # type: ignore[no-untyped-call]
+        dense_gradients(self.model.parameters())
         nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
         self.optimizer.step()
         self.step += 1
