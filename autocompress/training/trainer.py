@@ -17,7 +17,7 @@ from autocompress.errors import TrainingDivergedError
 from autocompress.live_network import dense_gradients
 from autocompress.plain_numbers import whole_number
 from autocompress.training.batch_norm import forward_in_training
-from autocompress.training.batches import batches_of_epoch, check_batches, default_device, forward, to_device
+from autocompress.training.batches import check_batches, default_device, forward, to_device
 from autocompress.training.callbacks import TrainerCallback
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.training.learning_rate import find_learning_rate
@@ -25,7 +25,7 @@ from autocompress.training.losses import carried_loss, classification_loss, dist
 from autocompress.training.precision import autocast, uses_bfloat16
 from autocompress.training.random_state import seeded, set_epoch
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
-from autocompress.training.resume import TrainingLog, restore_run, run_state
+from autocompress.training.resume import OpenEpoch, TrainingLog, begin_epoch, restore_run, run_state
 from autocompress.training.schedule import make_scheduler
 from autocompress.whole_file import remove_leftovers
 
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # Reading a loss waits for the device: on a GPU NaN is looked for once in so many steps (the step it names is exact).
 _STEPS_BETWEEN_CHECKS = 16
+# A long epoch is not lost for being under way.
+SECONDS_BETWEEN_CHECKPOINTS = 300.0
 
 
 class Trainer:
@@ -45,6 +47,7 @@ class Trainer:
         total_steps: optimizer steps of the whole run.
         step: optimizer steps done.
         epoch: epochs done.
+        open_epoch: the one that is under way, else None.
         callbacks: called in order; may be appended to before `fit`.
     """
 
@@ -78,7 +81,7 @@ class Trainer:
             seed: of every random number of the run; the caller's generators are left as they were.
             teacher: a network to distil from; the loss is then `losses.distillation_loss`.
             callbacks: see `callbacks.TrainerCallback`.
-            checkpoint: file to resume from where it exists; rewritten after each epoch.
+            checkpoint: file to resume from where it exists; rewritten after each epoch, and every few minutes in one.
             state: of `resume.run_state`, to resume from where there is no checkpoint.
             progress: a bar on stderr, where that is a terminal.
 
@@ -97,6 +100,7 @@ class Trainer:
         self.teacher = teacher.to(self.device).eval() if teacher is not None else None
         self.callbacks: list[TrainerCallback] = list(callbacks)
         self.step, self.epoch, self.log = 0, 0, TrainingLog()
+        self.open_epoch: OpenEpoch | None = None
         if checkpoint is not None:
             remove_leftovers(checkpoint)
         self._saved = load_checkpoint(checkpoint) if checkpoint and checkpoint.exists() else state
@@ -126,12 +130,13 @@ class Trainer:
         return self.log
 
     def _run_epoch(self, bar: Any) -> None:
-        started = time.perf_counter()
+        started = saved = time.perf_counter()
         bar.set_description(f"epoch {self.epoch + 1}/{self.epochs}", refresh=False)
         set_epoch(self.train_batches, self.epoch)
         self.model.train()
-        losses: list[Tensor] = []
-        for batch in batches_of_epoch(self.train_batches, self.steps_per_epoch):
+        self.open_epoch, batches = begin_epoch(self)
+        losses = self.open_epoch.losses
+        for batch in batches:
             losses.append(self._train_step(batch))
             interval = 1 if self.device.type == "cpu" else _STEPS_BETWEEN_CHECKS
             if len(losses) % interval == 0:
@@ -142,8 +147,13 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             self.scheduler.step()
             bar.update()
+            now = time.perf_counter()
+            if self.checkpoint is not None and now - saved >= SECONDS_BETWEEN_CHECKPOINTS:
+                self._check_finite(losses)
+                self.log.wall_seconds, started, saved = self.log.wall_seconds + now - started, now, now
+                save_checkpoint(self.checkpoint, run_state(self))
         self._check_finite(losses)
-        self.epoch += 1
+        self.epoch, self.open_epoch = self.epoch + 1, None
         for callback in self.callbacks:
             callback.on_epoch_end(self)
         self.log.losses.append(float(torch.stack(losses).mean()))
