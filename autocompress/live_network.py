@@ -160,10 +160,10 @@ def _shared(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 
 def _copy_tied(group: list[Tensor], memo: dict[int, Any]) -> None:
     """Notes copies of tensors over one storage that lie over one storage again."""
-    storage = group[0].untyped_storage().clone()
+    storage = group[0].untyped_storage().clone()  # type: ignore[no-untyped-call]
     for tensor in group:
         view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        view = view.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())  # type: ignore[call-overload]
+        view = view.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
         memo[id(tensor)] = nn.Parameter(view, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
 
 
@@ -204,7 +204,7 @@ def refuse_partial_overlap(tensors: Mapping[str, Tensor]) -> None:
     Raises:
         InvalidInputError: naming the pair.
     """
-    names = {id(tensor): name for name, tensor in reversed(tensors.items())}
+    names = {id(tensor): name for name, tensor in reversed(list(tensors.items()))}
     for group in _shared([tensor for tensor in tensors.values() if id(tensor) in names]):
         distinct = list({storage_key(tensor): tensor for tensor in group}.values())
         for first, second in itertools.combinations(distinct, 2):

@@ -9,8 +9,9 @@ from small_task import batches, make_model, make_task, train_reference
 from torch import Tensor, nn
 
 import autocompress as ac
+from autocompress.live_network import copy_network
 from autocompress.task import load_task
-from autocompress.training.checks import at_chance, check_task
+from autocompress.training.checks import at_chance, check_finite, check_task
 from autocompress.training.losses import MinusLoss, carried_loss, classification_loss, correct_predictions
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
@@ -195,6 +196,17 @@ def test_a_promise_about_a_network_at_chance_is_refused() -> None:
                 recipe=RECIPE,
                 progress=False,
             )
+
+
+def test_a_network_with_outputs_that_are_not_finite_is_not_returned() -> None:
+    model = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(8, 3)))
+    broken = copy_network(model)
+    with torch.no_grad():
+        broken[2].parametrizations.weight.original1[1] = 0  # a row without a direction
+    check_finite(model, model, [CLASSES])
+    check_finite(broken, broken, [CLASSES])  # as it was given
+    with pytest.raises(ac.TrainingDivergedError, match=r"infinite outputs from layer '2\.?.*' on, where the given one"):
+        check_finite(broken, model, [CLASSES])
 
 
 def test_chance() -> None:
