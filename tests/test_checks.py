@@ -9,6 +9,7 @@ from small_task import batches, make_model, make_task, train_reference
 from torch import Tensor, nn
 
 import autocompress as ac
+from autocompress.console.output import accuracy_lines
 from autocompress.live_network import copy_network
 from autocompress.task import load_task
 from autocompress.training.checks import at_chance, check_finite, check_task
@@ -115,6 +116,11 @@ def test_a_regressor_is_judged_by_its_loss() -> None:
     data = [NUMBERS]
     result = ac.compress(
         regressor(), train=data, val=data, target="90%", loss=F.mse_loss, epochs=3, recipe=RECIPE, progress=False
+    )
+    assert result.to_json()["metric"] == "minus the loss"
+    assert result.to_json()["reference_split"] == "validation"
+    assert accuracy_lines(result.to_json())[0].startswith(
+        f"validation minus the loss  {result.validation_accuracy}, ref"
     )
     assert result.validation_accuracy == pytest.approx(-float(F.mse_loss(result.model(X), NUMBERS[1]).detach()))
 

@@ -303,6 +303,13 @@ def guesses(
     return at_chance(scores.metric, len(scores.scores), logits_of(output).shape[-1])
 
 
+def name_of(metric: Metric) -> str:
+    """Returns what a metric is called in reports and records."""
+    if metric is correct_predictions:
+        return "accuracy"
+    return "minus the loss" if isinstance(metric, MinusLoss) else getattr(metric, "__name__", type(metric).__name__)
+
+
 def _cause(error: Exception) -> str:
     text = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -23,7 +23,7 @@ from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.training.learning_rate import find_learning_rate
 from autocompress.training.losses import carried_loss, classification_loss, distillation_loss
 from autocompress.training.precision import autocast, uses_bfloat16
-from autocompress.training.random_state import seeded, set_epoch
+from autocompress.training.random_state import seed_data_order, seeded, set_epoch
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
 from autocompress.training.resume import OpenEpoch, TrainingLog, begin_epoch, restore_run, run_state
 from autocompress.training.schedule import make_scheduler
@@ -78,7 +78,8 @@ class Trainer:
             loss: (output, target) -> scalar.
             device: default: CUDA where there is one.
             precision: "auto" (bfloat16 where the hardware has it), "fp32" or "bf16".
-            seed: of every random number of the run; the caller's generators are left as they were.
+            seed: of every random number of the run, a loader's own generator included; the caller's others are left as
+                they were.
             teacher: a network to distil from; the loss is then `losses.distillation_loss`.
             callbacks: see `callbacks.TrainerCallback`.
             checkpoint: file to resume from where it exists; rewritten after each epoch, and every few minutes in one.
@@ -118,6 +119,7 @@ class Trainer:
             self.model.to(memory_format=self.memory_format)
         try:
             with seeded(self.seed):
+                seed_data_order(self.train_batches, self.seed)
                 if self._saved is not None:
                     restore_run(self, self._saved)
                 with self._bar() as bar:
@@ -198,6 +200,7 @@ class Trainer:
             return float(self._saved["learning_rate"])
         set_epoch(self.train_batches, 0)  # the same rate, whatever was trained on these batches before
         with seeded(self.seed):
+            seed_data_order(self.train_batches, self.seed)
             return find_learning_rate(
                 self.model,
                 self.train_batches,
