@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.codebooks import CodedTensor, CompressedState, GridTensor, SideGrid, WeightTensor
+from autocompress.coding.state import code_length
 from autocompress.live_network import copy_network, named_modules, named_tensors
 from autocompress.selection import Selection, folded_parameters
 
@@ -23,6 +25,8 @@ FINEST_SIDE = 256.0
 # ... and no norm parameter more coarsely than over this; between them it follows the weights' relative error.
 COARSEST_NORM = 64.0
 NORM_REFINEMENT = 32.0
+# Tensors named that fill the smallest file.
+FILLS_SHOWN = 3
 
 
 def uniform_step(price: float) -> float:
@@ -118,20 +122,45 @@ def _folded_statistics(selection: Selection) -> set[str]:
     return {f"{name}.{key}" if name else key for name, _ in selection.folded for key in keys}
 
 
+def _changing(model: nn.Module) -> set[str]:
+    """Returns the names of the tensors that training changes, beside those that are compressed or rounded."""
+    tensors = named_tensors(model)
+    changing = {name for name, tensor in tensors.items() if tensor.requires_grad or tensor.numel() == 1}
+    for name, module in named_modules(model):
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            changing |= {f"{name}.{key}" if name else key for key in ("running_mean", "running_var")}
+    return changing
+
+
+def what_fills(state: CompressedState) -> str:
+    """Returns what takes most of a file that holds nothing compressed, for a message; empty where nothing stands out.
+
+    Args:
+        state: as `empty_state` returns it.
+    """
+    sizes: dict[str, float] = defaultdict(float)
+    for (_, name), bits in code_length(state).items():
+        sizes[name] += bits / 8
+    largest = sorted(((size, name) for name, size in sizes.items() if name in state.raw and size >= 1), reverse=True)
+    shown = [f"{name} {list(state.raw[name].shape)} ({size:,.0f} bytes)" for size, name in largest[:FILLS_SHOWN]]
+    more = f" and {len(largest) - FILLS_SHOWN} more" if len(largest) > FILLS_SHOWN else ""
+    return f"; most of it is what is kept as it is: {', '.join(shown)}{more}" if shown else ""
+
+
 def empty_state(model: nn.Module, selection: Selection) -> CompressedState:
     """Returns the state whose file is the smallest: every coded and rounded tensor is zero.
 
-    Tensors that are kept as they are but may change until the end count at their worst, as random bytes: those with
-    a gradient or of floating point, and counters of one element.
+    Tensors that are kept as they are but change until the end count at their worst, as random bytes: those that are
+    trained, the statistics of norms, and counters of one element. Other buffers, such as masks and tables, count as
+    they are.
     """
     coded = [CodedTensor(torch.zeros(p.shape, dtype=torch.int16), torch.zeros(0)) for _, p in selection.weights]
     sides = {name: torch.zeros(p.shape) for name, p in selection.sides}
     state = build_state(model, selection, coded, sides, dict.fromkeys(sides, SideGrid(1.0)))
-    folded = _folded_statistics(selection)
+    changing = _changing(model) - _folded_statistics(selection)
     generator = torch.Generator().manual_seed(0)
     for name, tensor in state.raw.items():
-        changes = tensor.is_floating_point() or tensor.is_complex() or tensor.numel() == 1
-        if name not in folded and changes and tensor.dtype != torch.bool:
+        if name in changing and tensor.dtype != torch.bool:
             size = tensor.numel() * tensor.element_size()
             noise = torch.randint(256, (size,), dtype=torch.uint8, generator=generator)
             state.raw[name] = noise.view(tensor.dtype).reshape(tensor.shape)

@@ -24,7 +24,7 @@ from autocompress.targets import LossIncrease, Target, Targets, hold_together
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import check_batches, default_device, input_example
 from autocompress.training.callbacks import Callback
-from autocompress.training.checks import check_task, guesses
+from autocompress.training.checks import check_finite, check_task, guesses, name_of
 from autocompress.training.evaluate import evaluate
 from autocompress.training.held_out import hold_out
 from autocompress.training.losses import Distillation, classification_loss
@@ -171,6 +171,8 @@ def compress(
         compressor = Compressor(model, untouched, total_steps=0, **settings)
     with seeded(seed):  # a loader that shuffles by torch's own generator gives the same batches in every run
         result = compressor.finish(train=train, judged_by=judged_by)
+    result.metric = name_of(metric)
+    check_finite(result.model, reference, train if val is None else val, device=where, seed=seed)
     if val is not None:
         result.validation_accuracy = accuracy(result.model, val)
     if test is not None:
@@ -178,7 +180,8 @@ def compress(
     held_out, after = (val, result.validation_accuracy) if test is None else (test, result.test_accuracy)
     if held_out is not None and after is not None:
         result.reference_accuracy = accuracy(copy_network(reference), held_out)
-        warn_of_loss(result.reference_accuracy, after)
+        result.reference_split = "validation" if test is None else "test"
+        warn_of_loss(result.reference_accuracy, after, result.metric)
     result.curve = curve
     result.wall_seconds = time.perf_counter() - started
     result.device, result.seed = str(where), seed

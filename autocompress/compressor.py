@@ -25,7 +25,7 @@ from autocompress.outcome import BEFORE_FINE_TUNING, ONE_SHOT, TRAINED, Outcome,
 from autocompress.plain_numbers import whole_number
 from autocompress.relative_rate import RelativeRate
 from autocompress.result import Result
-from autocompress.selection import Ignore, original_bytes, select
+from autocompress.selection import Ignore, check_trainable, is_moderate, original_bytes, select
 from autocompress.solver.admm import Admm
 from autocompress.solver.constants import ADMM, DEFAULTS, SolverConstants
 from autocompress.solver.lazy_projection import LazyProjection
@@ -98,9 +98,7 @@ class Compressor:
         self.model, self.optimizer, self.total_steps, self.evaluate = model, optimizer, total_steps, evaluate
         self.network = Network(unwrap(model), select(model, ignore))
         check_copyable(self.network.model)
-        for name, parameter in [*self.network.selection.weights, *self.network.selection.sides]:
-            if not bool(torch.isfinite(parameter).all()):
-                raise InvalidInputError(f"{name} holds NaN or infinite values; give a trained network")
+        check_trainable(self.network.selection)
         mine = {id(parameter) for parameter in self.network.model.parameters()}
         if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
             raise InvalidInputError("the optimizer holds no parameter of the model; make it from model.parameters()")
@@ -186,9 +184,9 @@ class Compressor:
     def _checked_points(self) -> list[Tensor]:
         points = self.solver.points()
         for (name, _), x in zip(self.network.selection.weights, points, strict=True):
-            if not bool(torch.isfinite(x).all()):
+            if not is_moderate(x):
                 raise TrainingDivergedError(
-                    f"{name} became NaN or infinite by step {self.steps}: the training diverged"
+                    f"{name} became NaN, infinite or enormous by step {self.steps}: the training diverged"
                 )
         return points
 

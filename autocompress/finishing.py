@@ -19,6 +19,7 @@ from torch import Tensor
 from autocompress.codebooks import CodedTensor, SideGrid, WeightTensor, coded_tensor, round_codebook
 from autocompress.errors import InvalidInputError
 from autocompress.kernel_codebooks import KernelTensor, kernel_levels, kernel_tensor
+from autocompress.live_network import dense_gradients
 from autocompress.solver.constants import DEFAULTS
 
 
@@ -104,6 +105,7 @@ class Finishing:
             InvalidInputError: there are no gradients.
         """
         self.step_count += 1
+        dense_gradients([*self.weights, *self.sides])
         gradients = [w.grad for w in self.weights] + [s.grad for s in self.sides]
         if all(g is None for g in gradients):
             raise InvalidInputError("the model has no gradients: call compressor.step() before optimizer.zero_grad()")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +33,8 @@ def import_function(reference: str) -> Callable[..., Any]:
     """Returns the function that `package.module:function` names; the current folder is importable.
 
     Raises:
-        InvalidInputError: no such module, no such function in it, or it cannot be called.
+        InvalidInputError: no such module, one that cannot be imported, no such function in it, or one that takes
+            arguments.
     """
     module_name, _, name = reference.partition(":")
     if not module_name or not name:
@@ -44,10 +47,30 @@ def import_function(reference: str) -> Callable[..., Any]:
         raise InvalidInputError(
             f"cannot import {module_name!r} of {reference!r} ({error}); it must be installed or lie in {os.getcwd()}"
         ) from error
+    except Exception as error:  # whatever the user's module raises when it is imported
+        raise InvalidInputError(
+            f"cannot import {module_name!r} of {reference!r}: {type(error).__name__}: {error} ({_place_of(error)})"
+        ) from error
     function = getattr(module, name, None)
     if not callable(function):
         named = ", ".join(
             sorted(key for key in vars(module) if not key.startswith("_") and callable(getattr(module, key)))
         )
         raise InvalidInputError(f"{module_name!r} has no function {name!r}; it has {named or 'none'}")
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise InvalidInputError(
+            f"{reference!r} cannot be called without arguments ({error}); give a function that takes none"
+        ) from error
+    except ValueError:  # a built-in that does not say what it takes
+        pass
     return function  # type: ignore[no-any-return]
+
+
+def _place_of(error: Exception) -> str:
+    """Returns file and line of an error in a module that is being imported."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}, line {last.lineno}"

@@ -28,6 +28,13 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def dense_gradients(parameters: Iterable[Tensor]) -> None:
+    """Makes the sparse gradients of `EmbeddingBag(sparse=True)` and its like plain tensors."""
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """Returns all tensors of a network's output in their order, out of tuples, dicts and dataclasses of any depth."""
     if isinstance(value, Tensor):
@@ -153,10 +160,10 @@ def _shared(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 
 def _copy_tied(group: list[Tensor], memo: dict[int, Any]) -> None:
     """Notes copies of tensors over one storage that lie over one storage again."""
-    storage = group[0].untyped_storage().clone()
+    storage = group[0].untyped_storage().clone()  # type: ignore[no-untyped-call]
     for tensor in group:
         view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        view = view.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())  # type: ignore[call-overload]
+        view = view.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
         memo[id(tensor)] = nn.Parameter(view, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
 
 
@@ -197,7 +204,7 @@ def refuse_partial_overlap(tensors: Mapping[str, Tensor]) -> None:
     Raises:
         InvalidInputError: naming the pair.
     """
-    names = {id(tensor): name for name, tensor in reversed(tensors.items())}
+    names = {id(tensor): name for name, tensor in reversed(list(tensors.items()))}
     for group in _shared([tensor for tensor in tensors.values() if id(tensor) in names]):
         distinct = list({storage_key(tensor): tensor for tensor in group}.values())
         for first, second in itertools.combinations(distinct, 2):

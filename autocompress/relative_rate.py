@@ -24,7 +24,10 @@ class RelativeRate:
         self.peaks: list[float] = []
 
     def now(self) -> float:
-        """Returns the present rate as a part of the peak, in [0, 1], averaged over the groups; 1 without any."""
+        """Returns the present rate as a part of the peak, in [0, 1], averaged over the groups; 1 without any.
+
+        A group whose rate is and was zero is frozen: it says nothing of the others.
+        """
         groups = [g for g in self.optimizer.param_groups if any(id(p) in self.weights for p in g["params"])]
         if not groups:
             return 1.0
@@ -32,5 +35,5 @@ class RelativeRate:
         if len(self.peaks) != len(groups):
             self.peaks = known
         self.peaks = [max(peak, rate) for peak, rate in zip(self.peaks, known, strict=True)]
-        parts = [float(g["lr"]) / peak if peak else 0.0 for g, peak in zip(groups, self.peaks, strict=True)]
-        return sum(parts) / len(parts)
+        parts = [float(group["lr"]) / peak for group, peak in zip(groups, self.peaks, strict=True) if peak]
+        return sum(parts) / len(parts) if parts else 0.0

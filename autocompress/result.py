@@ -38,7 +38,10 @@ class Result:
         history: one entry per projection of the run.
         energy: of a forward pass before and after, where the target speaks of it.
         curve: (gradient steps, mean training loss) after each epoch, where the training was ours.
-        reference_accuracy, validation_accuracy, test_accuracy: scores, fractions of 1, where they were measured.
+        reference_accuracy, validation_accuracy, test_accuracy: scores by the metric, where they were measured; of the
+            default metric fractions of 1.
+        metric: its name: "accuracy", "minus the loss", or that of the function that was given.
+        reference_split: what the reference was scored on, "test" or "validation".
         wall_seconds, device, seed: of the run.
         promise: where one was asked for: `kept`, true or false, the `reference`'s score, the `limit` it allows, what
             was `measured` of this network, and (bytes, score) of all files `tried`.
@@ -57,6 +60,8 @@ class Result:
     reference_accuracy: float | None = None
     validation_accuracy: float | None = None
     test_accuracy: float | None = None
+    metric: str = "accuracy"
+    reference_split: str | None = None
     wall_seconds: float | None = None
     device: str | None = None
     seed: int | None = None
@@ -108,6 +113,8 @@ class Result:
             "reference_accuracy": self.reference_accuracy,
             "validation_accuracy": self.validation_accuracy,
             "test_accuracy": self.test_accuracy,
+            "metric": self.metric,
+            "reference_split": self.reference_split,
             "gradient_steps": self.gradient_steps,
             "wall_seconds": self.wall_seconds,
             "device": self.device,
@@ -119,9 +126,9 @@ class Result:
         }
 
 
-def warn_of_loss(before: float, after: float) -> None:
-    """Says so where a target was met at the cost of what the network is for."""
-    if after < before - WARNING_DROP:
+def warn_of_loss(before: float, after: float, metric: str = "accuracy") -> None:
+    """Says so where a target was met at the cost of what the network is for; of another metric no scale is known."""
+    if metric == "accuracy" and after < before - WARNING_DROP:
         logger.warning(
             "the metric fell from %.4f to %.4f: try a larger target, or more epochs for the network to adapt",
             before,

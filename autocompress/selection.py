@@ -93,7 +93,8 @@ def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
 
     Args:
         model: the network, wrapped or not.
-        ignore: globs over parameter and module names, or module types, to keep out of compression.
+        ignore: globs over parameter and module names, or module types, to keep out of compression. Frozen parameters
+            are kept out as well, unless all are frozen.
 
     Raises:
         InvalidInputError: `ignore` matches nothing, or nothing is left to compress.
@@ -102,13 +103,16 @@ def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
     lazy = [name for name, parameter in named_parameters(model) if is_lazy(parameter)]
     if lazy:
         raise InvalidInputError(f"{lazy[0]} has no shape yet; pass a batch through the network first")
-    ignored = _ignored(model, ignore)
     parameters = dict(named_parameters(model))
+    kept = dict.fromkeys(_ignored(model, ignore), "ignored")
+    frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+    if len(frozen) < len(parameters):  # else nothing is trained at all, which says nothing about any one of them
+        kept = dict.fromkeys(frozen, "frozen: requires_grad is False") | kept
     owners = Counter(id(tensor) for module in model.modules() for tensor in _own_tensors(module))
     folded = [
         (name, module)
         for name, module in _once(named_modules(model))
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and _can_fold(name, module, ignored, owners)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and _can_fold(name, module, set(kept), owners)
     ]
     statistics = {f"{name}.{key}" if name else key for name, _ in folded for key in ("running_mean", "running_var")}
     first: dict[tuple[object, ...], str] = {}
@@ -124,8 +128,8 @@ def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
             result.raw[name] = "folded into the norm's weight and bias"
         elif parameter is None:
             result.raw[name] = "buffer"
-        elif name in ignored:
-            result.raw[name] = "ignored"
+        elif name in kept:
+            result.raw[name] = kept[name]
         elif not parameter.is_floating_point() or parameter.dim() == 0 or not parameter.numel():
             result.raw[name] = f"{str(parameter.dtype).removeprefix('torch.')} of {parameter.dim()} dimensions"
         elif parameter.dim() == 1:
@@ -137,9 +141,38 @@ def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
     if not result.weights:
         raise InvalidInputError(
             f"the model has nothing to compress: none of its {len(parameters)} parameters is a floating-point tensor "
-            f"of two or more dimensions{' that is not ignored' if ignored else ''}"
+            f"of two or more dimensions{' that is not ignored or frozen' if kept else ''}"
         )
     return result
+
+
+# Squares of larger magnitudes are no float32 numbers.
+LARGEST_WEIGHT = 1e18
+
+
+def check_trainable(selection: Selection) -> None:
+    """Returns if the tensors to be compressed are those of a trained network, in a type that can be trained.
+
+    Raises:
+        InvalidInputError: NaN, infinite or enormous values, or float16: naming the tensor.
+    """
+    for name, parameter in [*selection.weights, *selection.sides]:
+        if parameter.dtype == torch.float16:
+            raise InvalidInputError(
+                f"{name} is float16, in which a step of training is lost or overflows; give model.float() (and float32 "
+                "inputs): the file does not grow, and load() fills a float16 network as well"
+            )
+        if not bool(torch.isfinite(parameter).all()):
+            raise InvalidInputError(f"{name} holds NaN or infinite values; give a trained network")
+        if not is_moderate(parameter):
+            raise InvalidInputError(
+                f"{name} holds values of {float(parameter.detach().abs().max()):.1e}; give a trained network"
+            )
+
+
+def is_moderate(tensor: Tensor) -> bool:
+    """Tells whether all values of a tensor are finite and small enough to be squared in float32."""
+    return bool((tensor.abs() <= LARGEST_WEIGHT).all())
 
 
 def _check_has_values(name: str, parameter: nn.Parameter) -> None:

@@ -15,7 +15,7 @@ from autocompress.errors import InvalidInputError
 from autocompress.live_network import accepted_arguments
 from autocompress.models import MODEL_NAMES, make_model
 from autocompress.training.batches import check_batches, default_device, input_example
-from autocompress.training.checks import check_task
+from autocompress.training.checks import Loss, Metric, check_task
 from autocompress.training.losses import classification_loss, correct_predictions
 from autocompress.training.random_state import seeded
 from autocompress.training.recipe import Recipe, recipe_for
@@ -76,7 +76,8 @@ def load_task(model: str, data: str, *, device: str | torch.device | None = None
     make = partial(_seeded_model, model, splits.num_classes or 0, channels, seed)
     network = make()
     _check_fit(network, example, model, data)
-    loss, metric = classification_loss, correct_predictions
+    loss: Loss = classification_loss
+    metric: Metric = correct_predictions
     if not built_in or data not in DATA_NAMES:
         named = {"the training data": splits.train, "the validation data": splits.validation}
         loss, metric = check_task(network, named | {"the test data": splits.test}, device=where, seed=seed)

@@ -18,6 +18,7 @@ from autocompress.selection import Ignore
 from autocompress.targets import Target, Targets
 from autocompress.task import Task
 from autocompress.training.batches import default_device
+from autocompress.training.checks import name_of
 from autocompress.training.evaluate import evaluate
 from baselines.interface import Values
 from baselines.objective import PlanObjective, PlanRun
@@ -130,7 +131,8 @@ def written(
         evaluate(each, held_out, loss=task.loss, metric=task.metric, device=device).metric
         for each in (networks[best], copy_network(reference))
     )
-    warn_of_loss(result.reference_accuracy, after)
+    result.metric, result.reference_split = name_of(task.metric), "validation" if task.test is None else "test"
+    warn_of_loss(result.reference_accuracy, after, result.metric)
     result.test_accuracy = None if task.test is None else after
     result.wall_seconds = time.perf_counter() - started
     return result

@@ -330,3 +330,13 @@ def test_the_golden_file_of_version_1_stays_readable():
     for name, tensor in dense.items():
         assert tensor.numpy().dtype == expected[name].dtype
         assert tensor.numpy().tobytes() == expected[name].tobytes()
+
+
+def test_what_is_read_without_a_model_is_bounded_by_the_files_size():
+    model = nn.Linear(8192, 8192, bias=False)
+    codes = CodedTensor(torch.zeros(8192, 8192, dtype=torch.int16), torch.zeros(0))
+    data = encode_state(CompressedState({"weight": codes}, {}, {}, {}), names=True)
+    assert len(data) < 200
+    with pytest.raises(CorruptArtifactError, match=r"announces 67,108,864 elements; without a model at most 65,536"):
+        decode_state(data)
+    assert decode_state(data, layout_of(model)).coded["weight"].shape == (8192, 8192)

@@ -141,3 +141,12 @@ class Example:
 def test_a_batch_that_is_neither_is_refused() -> None:
     with pytest.raises(ac.InvalidInputError, match="a batch is a Example; it must be a tuple"):
         forward(make_model(), Example(torch.zeros(1, 20)))
+
+
+def test_a_loader_with_its_own_generator_gives_the_same_file_whatever_was_drawn_from_it() -> None:
+    inputs, labels = next(iter(batches(96, 1)))
+    data = torch.utils.data.TensorDataset(inputs, labels)
+    loader = DataLoader(data, batch_size=32, shuffle=True, generator=torch.Generator().manual_seed(4))
+    first = run(loader)
+    list(loader)
+    assert run(loader).data == first.data

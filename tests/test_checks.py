@@ -9,8 +9,10 @@ from small_task import batches, make_model, make_task, train_reference
 from torch import Tensor, nn
 
 import autocompress as ac
+from autocompress.console.output import accuracy_lines
+from autocompress.live_network import copy_network
 from autocompress.task import load_task
-from autocompress.training.checks import at_chance, check_task
+from autocompress.training.checks import at_chance, check_finite, check_task
 from autocompress.training.losses import MinusLoss, carried_loss, classification_loss, correct_predictions
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
@@ -115,6 +117,11 @@ def test_a_regressor_is_judged_by_its_loss() -> None:
     result = ac.compress(
         regressor(), train=data, val=data, target="90%", loss=F.mse_loss, epochs=3, recipe=RECIPE, progress=False
     )
+    assert result.to_json()["metric"] == "minus the loss"
+    assert result.to_json()["reference_split"] == "validation"
+    assert accuracy_lines(result.to_json())[0].startswith(
+        f"validation minus the loss  {result.validation_accuracy}, ref"
+    )
     assert result.validation_accuracy == pytest.approx(-float(F.mse_loss(result.model(X), NUMBERS[1]).detach()))
 
 
@@ -195,6 +202,17 @@ def test_a_promise_about_a_network_at_chance_is_refused() -> None:
                 recipe=RECIPE,
                 progress=False,
             )
+
+
+def test_a_network_with_outputs_that_are_not_finite_is_not_returned() -> None:
+    model = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(8, 3)))
+    broken = copy_network(model)
+    with torch.no_grad():
+        broken[2].parametrizations.weight.original1[1] = 0  # a row without a direction
+    check_finite(model, model, [CLASSES])
+    check_finite(broken, broken, [CLASSES])  # as it was given
+    with pytest.raises(ac.TrainingDivergedError, match=r"infinite outputs from layer '2\.?.*' on, where the given one"):
+        check_finite(broken, model, [CLASSES])
 
 
 def test_chance() -> None:

@@ -238,6 +238,22 @@ def test_bad_options(tmp_path, capsys, more, message):
     assert os.listdir(tmp_path) == []
 
 
+def test_the_meta_device_computes_nothing(tmp_path, capsys):
+    arguments = compress_arguments(tmp_path / "net.safetensors", "--weights", "dense.pt", "--device", "meta")
+    assert main(arguments) == 2
+    assert "device 'meta' cannot be used here (it computes nothing); try 'cpu'" in capsys.readouterr().err
+
+
+def test_a_wrong_input_shape_is_bad_input(written, tmp_path, capsys):
+    out = tmp_path / "net.onnx"
+    arguments = ["export", str(written[0]), *MODEL, "--to", "onnx", "--out", str(out), "--input-shape", "3,5"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "the network does not take the example given" in error
+    assert len(error.splitlines()) == 1
+    assert not out.exists()
+
+
 def test_weights_of_another_network(tmp_path, capsys):
     arguments = compress_arguments(tmp_path / "net.safetensors", "--weights", "dense.pt", model="clinets:make_other")
     assert main(arguments) == 2

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from autocompress.errors import InvalidInputError
-from autocompress.importing import own_source
+from autocompress.importing import import_function, own_source
 
 
 @pytest.fixture
@@ -39,3 +39,25 @@ def test_what_is_built_in_needs_nothing(name):
 def test_what_cannot_be_imported(here):
     with pytest.raises(InvalidInputError, match="cannot import 'nothing_here'"):
         own_source("nothing_here:make")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def make(:\n    pass\n", r"cannot import 'faulty' .*: SyntaxError: .*faulty\.py, line 1\)"),
+        ("import os\n\nx = undefined\n", r"cannot import 'faulty' .*: NameError: .*faulty\.py, line 3\)"),
+        ("def make(size, depth=3): ...\n", r"'faulty:make' cannot be called without arguments \(missing .*'size'\)"),
+        ("make = 3\n", r"'faulty' has no function 'make'"),
+    ],
+)
+def test_a_faulty_module_of_the_users_is_told_in_one_sentence(here, source, message):
+    (here / "faulty.py").write_text(source)
+    with pytest.raises(InvalidInputError, match=message) as error:
+        import_function("faulty:make")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_class_and_a_built_in_are_functions(here):
+    (here / "fine.py").write_text("class Make:\n    pass\n\nmake = dict\n")
+    assert import_function("fine:Make")() is not None
+    assert import_function("fine:make")() == {}

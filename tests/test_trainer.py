@@ -353,6 +353,41 @@ def test_resumed_is_undisturbed(tmp_path: Path, make, optimizer: str) -> None:
     assert again.gradient_steps == counter.seen == 12
 
 
+class Noisy(torch.utils.data.Dataset):
+    """Draws noise for each example as it is asked for."""
+
+    def __init__(self) -> None:
+        self.inputs, self.labels = dataset()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int):
+        return self.inputs[index] + 0.1 * torch.randn(8), self.labels[index]
+
+
+def noisy_loader() -> DataLoader:
+    return DataLoader(Noisy(), batch_size=16, shuffle=True)
+
+
+@pytest.mark.parametrize("at", [2, 7, 8, 9])
+@pytest.mark.parametrize("make", [batches, loader, loader_with_generator, noisy_loader])
+def test_resumed_within_an_epoch_is_undisturbed(tmp_path: Path, monkeypatch, make, at: int) -> None:
+    monkeypatch.setattr("autocompress.training.trainer.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    path = tmp_path / "run.checkpoint"
+    whole, broken, resumed = network(), network(), network()
+    log = trainer(whole, make(), callbacks=[Interrupt()]).fit()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(broken, make(), callbacks=[Interrupt(at=at)], checkpoint=path).fit()
+    assert load_checkpoint(path)["step"] == at - 1
+    torch.rand(3)
+    counter = Interrupt()
+    again = trainer(resumed, make(), callbacks=[counter], checkpoint=path).fit()
+    assert_equal_states(whole, resumed)
+    assert again.losses == log.losses
+    assert counter.seen == 12
+
+
 def run_on_digits(checkpoint: Path | None, kill_at: int = 0) -> nn.Module:
     """Trains LeNet-5 on some digits; kills the process in step `kill_at`."""
 

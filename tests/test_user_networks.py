@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import autocompress as ac
 from autocompress.live_network import check_copyable, copy_network, named_modules, named_tensors
+from autocompress.relative_rate import RelativeRate
+from autocompress.selection import select
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 
@@ -199,3 +201,111 @@ def test_an_expanded_buffer_is_filled(tmp_path: Path) -> None:
     loaded = ac.load(tmp_path / "net.safetensors", into=WithExpandedBuffer(1.0))
     assert loaded.scale.tolist() == [2.0, 2.0, 2.0]
     assert torch.equal(loaded(INPUT), result.model(INPUT))
+
+
+def compressor(model: nn.Module, target: str = "50%", steps: int = 3, **settings) -> ac.Compressor:
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01)
+    return ac.Compressor(model, optimizer, target=target, total_steps=steps, **settings)
+
+
+class WithMask(nn.Module):
+    """A float mask as large as the weights: constant but for its triangle."""
+
+    def __init__(self, size: int = 64) -> None:
+        super().__init__()
+        self.last = nn.Linear(size, size)
+        self.register_buffer("mask", torch.ones(size, size).tril())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ (self.last.weight * self.mask) + self.last.bias
+
+
+def test_a_float_buffer_counts_as_it_is_and_the_message_names_it() -> None:
+    model = WithMask()
+    with pytest.raises(ac.InfeasibleTargetError, match=r"at zero; .* kept as it is: mask \[64, 64\] \(") as error:
+        compressor(model, "100B")
+    assert error.value.smallest < 4 * 64 * 64 / 8  # as random bytes it would be eight times as much
+    result = compressor(model, f"{int(error.value.smallest)}B").finish()
+    assert result.file_bytes <= error.value.smallest
+    assert torch.equal(result.model.mask, model.mask)
+
+
+def test_norm_statistics_still_count_as_what_they_may_become() -> None:
+    model = nn.Sequential(nn.Linear(20, 256), nn.BatchNorm1d(256, affine=False), nn.Linear(256, 3))
+    with pytest.raises(ac.InfeasibleTargetError) as error:
+        compressor(model, "100B")
+    assert error.value.smallest > 2 * 4 * 256
+
+
+def test_frozen_parameters_are_kept_as_they_are_and_listed() -> None:
+    model = nn.Sequential(nn.Linear(20, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    model[0].requires_grad_(False)
+    model[1].weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    run = compressor(model, "95%")
+    result = run.finish()
+    assert [name for name, _ in run.network.selection.weights] == ["3.weight"]
+    assert "not compressed, frozen: requires_grad is False: 0.weight, 0.bias, 1.weight" in result.report()
+    for name in ("0.weight", "0.bias", "1.weight"):
+        assert torch.equal(result.model.state_dict()[name], before[name])
+
+
+def test_a_network_that_is_frozen_whole_is_compressed_whole() -> None:
+    model = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 3)).requires_grad_(False)
+    assert [name for name, _ in select(model).weights] == ["0.weight", "2.weight"]
+
+
+def test_a_group_with_rate_zero_says_nothing_of_the_others() -> None:
+    first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([{"params": [first], "lr": 0.0}, {"params": [second], "lr": 0.4}])
+    rate = RelativeRate(optimizer, [first, second])
+    assert rate.now() == 1.0
+    optimizer.param_groups[1]["lr"] = 0.1
+    assert rate.now() == 0.25
+    optimizer.param_groups[0]["lr"] = 0.2  # unfrozen
+    assert rate.now() == (1 + 0.25) / 2
+
+
+def test_a_float16_network_is_refused_with_the_cause() -> None:
+    with pytest.raises(ac.InvalidInputError, match=r"0\.weight is float16, .*give model\.float\(\)"):
+        compressor(nn.Sequential(nn.Linear(20, 3)).half())
+
+
+@pytest.mark.parametrize("value", [1e19, 3e38])
+def test_enormous_weights_are_refused(value: float) -> None:
+    model = nn.Sequential(nn.Linear(20, 3))
+    with torch.no_grad():
+        model[0].weight[0, 0] = value
+    with pytest.raises(ac.InvalidInputError, match=r"0\.weight holds values of .*e\+\d+; give a trained network"):
+        compressor(model)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_weights_that_become_enormous_are_a_divergence(steps: int) -> None:
+    model = nn.Sequential(nn.Linear(20, 3))
+    run = compressor(model, steps=steps)
+    model(INPUT).sum().backward()
+    with torch.no_grad():
+        model[0].weight[0, 0] = 1e20
+    with pytest.raises(ac.TrainingDivergedError, match=r"0\.weight became NaN, infinite or enormous by step 1"):
+        run.step()
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SparseAdam, torch.optim.SGD])
+def test_sparse_gradients_go_through_a_run(optimizer) -> None:
+    model = nn.Sequential(nn.EmbeddingBag(30, 4, sparse=True))
+    run = ac.Compressor(model, optimizer(model.parameters(), lr=0.01), target="50%", total_steps=10)
+    for step in range(10):
+        run.optimizer.zero_grad()
+        model(torch.arange(step, step + 8).view(2, 4)).square().sum().backward()
+        run.optimizer.step()
+        run.step()
+    assert run.finish().file_bytes <= 60 * 4
+
+
+def test_a_network_with_sparse_gradients_is_compressed_by_any_recipe() -> None:
+    model = nn.Sequential(nn.EmbeddingBag(30, 4, sparse=True), nn.Linear(4, 3))
+    data = [(torch.arange(32).view(8, 4) % 30, torch.arange(8) % 3)]
+    for recipe in (Recipe("sgd"), Recipe("adamw", 0.01)):
+        result = ac.compress(model, train=data, target="80%", epochs=4, recipe=recipe, progress=False, device="cpu")
+        assert result.gradient_steps == 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,7 @@ def _more_inputs(layer: nn.Module, fold: int) -> nn.Module:
     """Returns a layer of `fold` times the inputs, whose outputs vary as before."""
     if getattr(layer, "groups", 1) != 1:
         raise InvalidInputError(f"a network that begins with a grouped convolution ({layer}) cannot be aggregated")
-    wider: Any = copy_network(layer)
+    wider = copy_network(layer)
     weight = cast(Tensor, layer.weight).detach()
     for name in ("in_channels", "in_features"):
         if hasattr(layer, name):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autocompress.artifact.container import Payload, pack, unpack
-from autocompress.artifact.layout import Layout, fingerprint, read_table, write_table
+from autocompress.artifact.layout import ELEMENTS_PER_BYTE, Layout, fingerprint, read_table, write_table
 from autocompress.codebooks import CompressedState
 from autocompress.coding.state import decode_kinds, decode_stream, encode_stream, entries_of, has_kernels
 from autocompress.coding.weights import Choice
@@ -56,6 +56,11 @@ def decode_state(data: bytes, layout: Layout | None = None) -> CompressedState:
         raise InvalidInputError("the file holds no tensor names: give the model that it was made from")
     chosen = layout or table
     assert chosen is not None
+    if layout is None and chosen.elements > ELEMENTS_PER_BYTE * len(data):
+        raise CorruptArtifactError(
+            f"a file of {len(data)} bytes announces {chosen.elements:,} elements; without a model at most "
+            f"{ELEMENTS_PER_BYTE:,} are read for each byte: if it is sound, give the model that it was made from"
+        )
     ordered = decode_kinds(payload.stream, chosen.entries)
     if fingerprint(ordered, chosen.aliases) != payload.fingerprint:
         if layout is None:

@@ -17,6 +17,8 @@ from autocompress.live_network import named_tensors, storage_key
 
 # Without a model to compare with, a file may ask for at most this many elements, and a table for this many bytes.
 MAX_ELEMENTS = 1 << 28
+# ... and for so many for each of its own bytes: a hundred bytes shall not take half a gigabyte of memory.
+ELEMENTS_PER_BYTE = 1 << 16
 MAX_TABLE_TEXT_BYTES = 1 << 24
 MAX_DIMENSIONS = 16
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from autocompress.artifact import load, read_state, size_report
 from autocompress.codebooks import CompressedState
 from autocompress.console.output import check_output, percent, to_json
+from autocompress.costs.energy import run_example
 from autocompress.errors import InvalidInputError
 from autocompress.live_network import named_tensors
 from autocompress.models import make_model
@@ -82,6 +83,7 @@ def export_command(options: Namespace) -> str:
     if options.to == "onnx":
         from autocompress.integrations.onnx import export_onnx
 
+        run_example(model, example)  # a wrong --input-shape is told by the network itself
         difference = export_onnx(model, example, options.out)
     else:
         save_state_dict(model, options.out)

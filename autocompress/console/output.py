@@ -91,9 +91,14 @@ def percent(fraction: float | None) -> str:
 
 
 def accuracy_lines(answer: Mapping[str, Any]) -> list[str]:
-    """Returns the accuracies as text; the reference's is of the test data where there are some."""
-    reference = f", reference {percent(answer['reference_accuracy'])}"
-    validation = f"validation accuracy  {percent(answer['validation_accuracy'])}"
+    """Returns the scores as text; the reference's is of the test data where there are some."""
+    metric = answer.get("metric", "accuracy")
+
+    def text(key: str) -> str:
+        return percent(answer[key]) if metric == "accuracy" else str(answer[key])
+
+    reference = f", reference {text('reference_accuracy')}"
+    validation = f"validation {metric}  {text('validation_accuracy')}"
     if answer["test_accuracy"] is None:
         return [validation + reference]
-    return [validation, f"test accuracy        {percent(answer['test_accuracy'])}{reference}"]
+    return [validation, f"{f'test {metric}':<{len(validation.partition('  ')[0])}}  {text('test_accuracy')}{reference}"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from autocompress.artifact import encode_state
-from autocompress.assemble import build_state, empty_state, norm_parameters, side_grids, zero_state
+from autocompress.assemble import build_state, empty_state, norm_parameters, side_grids, what_fills, zero_state
 from autocompress.codebooks import CodedTensor, CompressedState, SideGrid, WeightTensor, scalar_tensors
 from autocompress.coding import Choice
 from autocompress.costs.code_length import Counts, as_matrix, code_length, estimate_code_lengths
@@ -55,7 +55,7 @@ class FileFit:
         if budget_bytes < self.smallest:
             raise InfeasibleTargetError(
                 f"the target is {budget_bytes} bytes, but the smallest file for this model is {self.smallest} bytes, "
-                "and that with every weight at zero",
+                f"and that with every weight at zero{what_fills(empty_state(network.model, network.selection))}",
                 self.smallest,
             )
         self.norms = norm_parameters(network.model)

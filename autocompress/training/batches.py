@@ -144,6 +144,8 @@ def default_device(device: torch.device | str | None = None) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
+        if chosen.type == "meta":
+            raise RuntimeError("it computes nothing")
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InvalidInputError(f"device {str(device)!r} cannot be used here ({reason}); try 'cpu'") from error

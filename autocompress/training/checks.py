@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import AutocompressError, InvalidInputError
+from autocompress.errors import AutocompressError, InvalidInputError, TrainingDivergedError
 from autocompress.live_network import copy_network, tensors_in
 from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import check_repeatable, default_device, forward, target_field, to_device
@@ -216,6 +216,49 @@ def _no_classes(output: Any, target: Any) -> str | None:
     return None
 
 
+def check_finite(
+    compressed: nn.Module,
+    reference: nn.Module,
+    batches: Iterable[Any],
+    *,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+) -> None:
+    """Returns if a finished network's outputs are finite on a batch, or the given network's were not either.
+
+    Raises:
+        TrainingDivergedError: naming the layer from which on they are not.
+    """
+    where = default_device(device)
+    batch = to_device(_first_batch(batches, seed, "the data"), where)
+    layer = _first_not_finite(copy_network(compressed, device=where), batch)
+    if layer is not None and _first_not_finite(copy_network(reference, device=where), batch) is None:
+        raise TrainingDivergedError(
+            f"the compressed network gives NaN or infinite outputs from layer {layer!r} on, where the given one gives "
+            "none, and is not returned; a layer that divides by the norm of its weights must keep some of them: try a "
+            "larger target, or ignore= this layer"
+        )
+
+
+@torch.no_grad()
+def _first_not_finite(network: nn.Module, batch: Any) -> str | None:
+    """Returns the first module, innermost, whose output is not finite for a batch; None where the network's own is."""
+    found: list[str] = []
+
+    def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(output)):
+                found.append(name or type(module).__name__)
+
+        return hook
+
+    for name, module in network.named_modules():
+        module.register_forward_hook(look(name))
+    output, _ = forward(network.eval(), batch)
+    finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(output))
+    return None if finite else found[0]
+
+
 def at_chance(accuracy: float, examples: int, classes: int) -> str | None:
     """Returns what to say of an accuracy that guessing reaches, None for one above it.
 
@@ -258,6 +301,13 @@ def guesses(
         output, _ = forward(network, batch, with_target=loss is carried_loss)
     scores = scores or evaluate(network, batches, loss=loss, metric=metric, device=where)
     return at_chance(scores.metric, len(scores.scores), logits_of(output).shape[-1])
+
+
+def name_of(metric: Metric) -> str:
+    """Returns what a metric is called in reports and records."""
+    if metric is correct_predictions:
+        return "accuracy"
+    return "minus the loss" if isinstance(metric, MinusLoss) else getattr(metric, "__name__", type(metric).__name__)
 
 
 def _cause(error: Exception) -> str:

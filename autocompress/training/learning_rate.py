@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import TrainingDivergedError
-from autocompress.live_network import copy_network
+from autocompress.live_network import copy_network, dense_gradients
 from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import to_device
 from autocompress.training.losses import carried_loss
@@ -112,6 +112,7 @@ def range_test(
             break
         rates.append(optimizer.param_groups[0]["lr"])
         losses.append(smooth)
+        dense_gradients(model.parameters())
         nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT_NORM)
         optimizer.step()
     return rates, losses

@@ -71,6 +71,12 @@ def restore_data_order(batches: Any, states: list[torch.Tensor]) -> None:
         generator.set_state(state)
 
 
+def seed_data_order(batches: Any, seed: int) -> None:
+    """Seeds the loader's own generators, so that the order does not depend on what was drawn from them before."""
+    for generator in _generators(batches):
+        generator.manual_seed(seed)
+
+
 def set_epoch(batches: Any, epoch: int) -> None:
     """Tells the loader, or its sampler, which epoch comes next, where it wants to know."""
     for holder in (batches, getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None)):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from autocompress.errors import InvalidInputError
+from autocompress.training.batches import batches_of_epoch
 from autocompress.training.random_state import (
     data_order_state,
     random_states,
@@ -38,8 +43,24 @@ class TrainingLog:
         return [(per_epoch * (number + 1), loss) for number, loss in enumerate(self.losses)]
 
 
+@dataclass
+class OpenEpoch:
+    """An epoch that is under way.
+
+    Attributes:
+        random: the states of all generators at its start, of which its order of the data follows.
+        data_order: the same of the loader's own generators.
+        losses: of the steps done in it, scalars on the device of the run.
+    """
+
+    random: dict[str, Any]
+    data_order: list[Tensor]
+    losses: list[Tensor] = field(default_factory=list)
+
+
 def run_state(trainer: Trainer) -> dict[str, Any]:
-    """Returns the state of a run at the end of an epoch: tensors, numbers, strings and containers of them."""
+    """Returns the state of a run between two steps: tensors, numbers, strings and containers of them."""
+    within = trainer.open_epoch
     return {
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
@@ -52,6 +73,7 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
         "total_steps": trainer.total_steps,
         "step": trainer.step,
         "epoch": trainer.epoch,
+        "within": None if within is None else vars(within) | {"losses": torch.stack(within.losses).cpu()},
     }
 
 
@@ -78,3 +100,25 @@ def restore_run(trainer: Trainer, saved: dict[str, Any]) -> None:
     restore_data_order(trainer.train_batches, saved["data_order"])
     trainer.log = TrainingLog(**saved["log"])
     trainer.step, trainer.epoch = saved["step"], saved["epoch"]
+    if saved.get("within") is not None:
+        within = saved["within"]
+        trainer.open_epoch = OpenEpoch(
+            within["random"], within["data_order"], list(within["losses"].to(trainer.device))
+        )
+
+
+def begin_epoch(trainer: Trainer) -> tuple[OpenEpoch, Iterator[Any]]:
+    """Returns the epoch that is begun or gone on with, and its batches that are left.
+
+    Of one that was broken off the batches that are done are drawn once more, in the order of its start, and left out;
+    then all generators go on from where they were.
+    """
+    now, batches = random_states(), batches_of_epoch(trainer.train_batches, trainer.steps_per_epoch)
+    if trainer.open_epoch is None:
+        return OpenEpoch(now, data_order_state(trainer.train_batches)), batches
+    restore_random_states(trainer.open_epoch.random)
+    restore_data_order(trainer.train_batches, trainer.open_epoch.data_order)
+    for _ in trainer.open_epoch.losses:
+        next(batches)
+    restore_random_states(now)
+    return trainer.open_epoch, batches

@@ -14,17 +14,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autocompress.errors import TrainingDivergedError
+from autocompress.live_network import dense_gradients
 from autocompress.plain_numbers import whole_number
 from autocompress.training.batch_norm import forward_in_training
-from autocompress.training.batches import batches_of_epoch, check_batches, default_device, forward, to_device
+from autocompress.training.batches import check_batches, default_device, forward, to_device
 from autocompress.training.callbacks import TrainerCallback
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.training.learning_rate import find_learning_rate
 from autocompress.training.losses import Distillation, carried_loss, classification_loss
 from autocompress.training.precision import autocast, uses_bfloat16
-from autocompress.training.random_state import seeded, set_epoch
+from autocompress.training.random_state import seed_data_order, seeded, set_epoch
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
-from autocompress.training.resume import TrainingLog, restore_run, run_state
+from autocompress.training.resume import OpenEpoch, TrainingLog, begin_epoch, restore_run, run_state
 from autocompress.training.schedule import make_scheduler
 from autocompress.whole_file import remove_leftovers
 
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # Reading a loss waits for the device: on a GPU NaN is looked for once in so many steps (the step it names is exact).
 _STEPS_BETWEEN_CHECKS = 16
+# A long epoch is not lost for being under way.
+SECONDS_BETWEEN_CHECKPOINTS = 300.0
 
 
 class Trainer:
@@ -44,6 +47,7 @@ class Trainer:
         total_steps: optimizer steps of the whole run.
         step: optimizer steps done.
         epoch: epochs done.
+        open_epoch: the one that is under way, else None.
         callbacks: called in order; may be appended to before `fit`.
     """
 
@@ -74,10 +78,11 @@ class Trainer:
             loss: (output, target) -> scalar.
             device: default: CUDA where there is one.
             precision: "auto" (bfloat16 where the hardware has it), "fp32" or "bf16".
-            seed: of every random number of the run; the caller's generators are left as they were.
+            seed: of every random number of the run, a loader's own generator included; the caller's others are left as
+                they were.
             distillation: a network to learn from beside the targets, and how much.
             callbacks: see `callbacks.TrainerCallback`.
-            checkpoint: file to resume from where it exists; rewritten after each epoch.
+            checkpoint: file to resume from where it exists; rewritten after each epoch, and every few minutes in one.
             state: of `resume.run_state`, to resume from where there is no checkpoint.
             progress: a bar on stderr, where that is a terminal.
 
@@ -102,6 +107,7 @@ class Trainer:
                 lay_out(distillation.teacher, self.memory_format)
         self.callbacks: list[TrainerCallback] = list(callbacks)
         self.step, self.epoch, self.log = 0, 0, TrainingLog()
+        self.open_epoch: OpenEpoch | None = None
         if checkpoint is not None:
             remove_leftovers(checkpoint)
         self._saved = load_checkpoint(checkpoint) if checkpoint and checkpoint.exists() else state
@@ -119,6 +125,7 @@ class Trainer:
             lay_out(self.model, self.memory_format)
         try:
             with seeded(self.seed):
+                seed_data_order(self.train_batches, self.seed)
                 if self._saved is not None:
                     restore_run(self, self._saved)
                 with self._bar() as bar:
@@ -131,12 +138,13 @@ class Trainer:
         return self.log
 
     def _run_epoch(self, bar: Any) -> None:
-        started = time.perf_counter()
+        started = saved = time.perf_counter()
         bar.set_description(f"epoch {self.epoch + 1}/{self.epochs}", refresh=False)
         set_epoch(self.train_batches, self.epoch)
         self.model.train()
-        losses: list[Tensor] = []
-        for batch in batches_of_epoch(self.train_batches, self.steps_per_epoch):
+        self.open_epoch, batches = begin_epoch(self)
+        losses = self.open_epoch.losses
+        for batch in batches:
             losses.append(self._train_step(batch))
             interval = 1 if self.device.type == "cpu" else _STEPS_BETWEEN_CHECKS
             if len(losses) % interval == 0:
@@ -147,8 +155,13 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             self.scheduler.step()
             bar.update()
+            now = time.perf_counter()
+            if self.checkpoint is not None and now - saved >= SECONDS_BETWEEN_CHECKPOINTS:
+                self._check_finite(losses)
+                self.log.wall_seconds, started, saved = self.log.wall_seconds + now - started, now, now
+                save_checkpoint(self.checkpoint, run_state(self))
         self._check_finite(losses)
-        self.epoch += 1
+        self.epoch, self.open_epoch = self.epoch + 1, None
         for callback in self.callbacks:
             callback.on_epoch_end(self)
         self.log.losses.append(float(torch.stack(losses).mean()))
@@ -169,6 +182,7 @@ class Trainer:
                 teacher_output, _ = forward(self.distillation.teacher, batch)
             value = self.distillation.loss(output, teacher_output, value)
         value.backward()  # type: ignore[no-untyped-call]
+        dense_gradients(self.model.parameters())
         nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
         self.optimizer.step()
         self.step += 1
@@ -192,6 +206,7 @@ class Trainer:
             return float(self._saved["learning_rate"])
         set_epoch(self.train_batches, 0)  # the same rate, whatever was trained on these batches before
         with seeded(self.seed):
+            seed_data_order(self.train_batches, self.seed)
             return find_learning_rate(
                 self.model,
                 self.train_batches,
