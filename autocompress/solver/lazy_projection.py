@@ -73,7 +73,7 @@ class LazyProjection:
     def follow(self, relative_lr: float) -> None:
         """Takes what the optimizer did to the parameters since the last call over into W, whatever the rate."""
         for weight, touched in zip(self.weights, self.touched, strict=True):
-            if touched.numel() and weight.grad is not None:
+            if touched.numel() and weight.grad is not None and not weight.grad.is_sparse:
                 touched.logical_or_(weight.grad.flatten() != 0)
         for weight, hidden, shown, index in zip(self.weights, self.hidden, self.shown, self.index, strict=True):
             move, flat = torch.sub(weight, shown).flatten(), hidden.view(-1)
