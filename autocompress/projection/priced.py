@@ -259,8 +259,8 @@ def project_priced(
             other = problem.solve(adapted, (at, adapted[0].energy_price))
             if found is None or (other is not None and problem.error(other) < problem.error(found)):
                 found = other
-    for _ in range(ROUNDS if found else 0):
-        better = _improved(problem, found)
+    for _ in range(ROUNDS):
+        better = _improved(problem, found) if found else None
         if better is None:
             break
         found = better
