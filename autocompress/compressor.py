@@ -304,7 +304,8 @@ class Compressor:
     def _one_shot(self, train: Iterable[Any] | None) -> tuple[CompressedState, bytes]:
         """Returns the file of the network as it was given, projected at once: no training need end below it."""
         for tensor, given in zip(self._tensors, self.given, strict=True):
-            tensor.copy_(given)
+            if not torch.equal(tensor, given.to(tensor.device)):  # an expanded buffer cannot be written to
+                tensor.copy_(given)
         method = make_method(self.target, self.network, self.original_bytes, self.energy, self.constants)
         weights = [w.detach().float().clone() for w in self.network.weights]
         phase = self._fine_tuning(method.close(self.network.weights, weights), method, 1)

@@ -287,8 +287,8 @@ def test_the_smallest_file_seen_that_keeps_the_promise():
     assert promise["reference"] == 0.9
     assert promise["measured"] == accuracy_by_size(result.model) >= promise["limit"] == pytest.approx(0.88)
     assert result.file_bytes == min(size for size, score in promise["tried"] if score >= promise["limit"])
-    # the limit is at 300 * 2^-0.2 = 261 nonzeros; of a few more in fewer values the file can be smaller
-    assert 261 <= nonzeros(result.model) < 1.5 * 261
+    # the limit is at 300 * 2^-0.2 = 261 nonzeros; of more in fewer values the file can be smaller
+    assert 261 <= nonzeros(result.model) < 2 * 261
     assert result.gradient_steps == 80
     assert result.to_json()["promise"] == promise
     json.dumps(result.to_json())

@@ -31,7 +31,7 @@ class SolverConstants:
     """
 
     iteration: str = LAZY
-    updates: int = 60
+    updates: int = 30
     min_steps_per_update: int = 3
     pruned_rate: float = 0.3
     idle_decay: float = 0.5
@@ -39,7 +39,7 @@ class SolverConstants:
     path_fraction: float = 0.5
     path_ceiling: float = 0.08
     fine_tuning_fraction: float = 0.1
-    fine_tuning_step: float = 0.005
+    fine_tuning_step: float = 0.002
     distillation_weight: float = 0.5
     distillation_temperature: float = 4.0
     admm_contraction: float = 0.5
