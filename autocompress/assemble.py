@@ -21,10 +21,12 @@ HIGHEST_PRICE = 1e12
 # What a bias that is not zero costs in bits: it has to be worth them at the price.
 BIAS_BITS = 5.0
 # No one-dimensional tensor is rounded more finely than its largest magnitude over this, ...
-FINEST_SIDE = 256.0
-# ... and no norm parameter more coarsely than over this; between them it follows the weights' relative error.
-COARSEST_NORM = 64.0
-NORM_REFINEMENT = 32.0
+FINEST_SIDE = 2048.0
+# ... and no norm parameter more coarsely than over this; between them it follows the weights' relative error. With the
+# statistics folded in, the scales of one norm differ by factors of tens: at a hundredth of the largest, ResNet-20
+# pruned and quantized at once to 54 KB has 82.9 % on CIFAR-10, at a thousandth 88.3 %, unrounded 88.9 %.
+COARSEST_NORM = 256.0
+NORM_REFINEMENT = 256.0
 # Tensors named that fill the smallest file.
 FILLS_SHOWN = 3
 

@@ -27,7 +27,7 @@ from autocompress.solver.constants import DEFAULTS, SolverConstants
 logger = logging.getLogger(__name__)
 
 # Real encodings per run that correct the static estimate, and rounds that close the loop on the file at the end.
-CALIBRATIONS = 8
+CALIBRATIONS = 4
 CLOSING_ROUNDS = 8
 # The last projection ends its search where the file is this close below the budget, as a part of it.
 CLOSING_SLACK = 0.002

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from autocompress.codebooks import WeightTensor
 from autocompress.kernel_codebooks import KernelTensor
+from autocompress.projection.fixed_tables import indices_beyond
 from autocompress.projection.kernel_kmeans import nearest
 
 
@@ -60,9 +61,9 @@ class LazyProjection:
         """
         self.weights, self.pruned_rate, self.idle_decay = list(weights), pruned_rate, idle_decay
         self.fading = list(fading) or [False] * len(self.weights)
-        self.touched = [
-            torch.zeros(w.numel() if fades else 0, dtype=torch.bool, device=w.device)
-            for w, fades in zip(self.weights, self.fading, strict=True)
+        self.activity = [  # the sum of the gradient's magnitudes since the last update
+            torch.zeros(weight.numel() if fades else 0, device=weight.device)
+            for weight, fades in zip(self.weights, self.fading, strict=True)
         ]
         self.hidden = [w.detach().float().clone(memory_format=torch.contiguous_format) for w in self.weights]
         self.shown = [w.clone() for w in self.hidden]
@@ -72,9 +73,9 @@ class LazyProjection:
     @torch.no_grad()
     def follow(self, relative_lr: float) -> None:
         """Takes what the optimizer did to the parameters since the last call over into W, whatever the rate."""
-        for weight, touched in zip(self.weights, self.touched, strict=True):
-            if touched.numel() and weight.grad is not None and not weight.grad.is_sparse:
-                touched.logical_or_(weight.grad.flatten() != 0)
+        for weight, activity in zip(self.weights, self.activity, strict=True):
+            if activity.numel() and weight.grad is not None and not weight.grad.is_sparse:
+                activity.add_(weight.grad.abs().flatten())
         for weight, hidden, shown, index in zip(self.weights, self.hidden, self.shown, self.index, strict=True):
             move, flat = torch.sub(weight, shown).flatten(), hidden.view(-1)
             flat.add_(move, alpha=self.pruned_rate)
@@ -87,10 +88,10 @@ class LazyProjection:
             for hidden, weight in zip(self.hidden, self.weights, strict=True):
                 hidden.copy_(weight)
             return self.hidden
-        for hidden, touched in zip(self.hidden, self.touched, strict=True):
-            if touched.numel() and self.idle_decay < 1 and bool(touched.any()):
-                hidden.view(-1)[~touched] *= self.idle_decay
-                touched.zero_()
+        for hidden, activity in zip(self.hidden, self.activity, strict=True):
+            if self.idle_decay < 1 and bool(activity.any()):
+                hidden.view(-1)[activity == 0] *= self.idle_decay
+                activity.zero_()
         return self.hidden
 
     @torch.no_grad()
@@ -142,11 +143,17 @@ class LazyProjection:
     def state_dict(self) -> dict[str, Any]:
         """Returns W, V and the rules that are not the target's own."""
         own = [rule.state_dict() if isinstance(rule, Nearest | NearestKernel) else {} for rule in self.rules]
-        return {"hidden": self.hidden, "shown": self.shown, "index": self.index, "touched": self.touched, "rules": own}
+        return {
+            "hidden": self.hidden,
+            "shown": self.shown,
+            "index": self.index,
+            "activity": self.activity,
+            "rules": own,
+        }
 
     def load_state_dict(self, state: dict[str, Any], rules: Sequence[Rule] | None = None) -> None:
         """Restores what `state_dict` returned; `rules` are the target's, where it has its own."""
-        mine, saved = self.hidden + self.shown + self.touched, state["hidden"] + state["shown"] + state["touched"]
+        mine, saved = self.hidden + self.shown + self.activity, state["hidden"] + state["shown"] + state["activity"]
         for tensor, value in zip(mine, saved, strict=True):
             tensor.copy_(value)
         self.index = list(state["index"])
@@ -171,7 +178,7 @@ class Nearest:
     def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Returns indices and values of the nonzeros."""
         flat = weights.view(-1)
-        index = self.support if self.threshold is None else (flat.abs() > self.threshold).nonzero().view(-1)
+        index = self.support if self.threshold is None else indices_beyond(flat, self.threshold)
         if not index.numel() or not self.values.numel():
             return self.support, self.values.new_zeros(self.support.shape)
         return index, self.values[torch.bucketize(flat[index], (self.values[1:] + self.values[:-1]) / 2)]
