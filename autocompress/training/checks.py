@@ -22,7 +22,7 @@ from autocompress.training.losses import (
     correct_predictions,
     logits_of,
 )
-from autocompress.training.random_state import data_order_state, restore_data_order, seeded
+from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 
 Loss = Callable[[Any, Tensor], Tensor]
 Metric = Callable[[Any, Tensor], Tensor]
@@ -103,10 +103,12 @@ def check_validation(model: nn.Module, batches: Iterable[Any], device: torch.dev
 def _first_batch(batches: Iterable[Any], seed: int, name: str) -> Any:
     """Returns a loader's first batch; its random numbers are left as they were."""
     check_repeatable(batches, name)
-    order = data_order_state(batches)
+    order, epoch = data_order_state(batches), getattr(batches, "epoch", None)
     with seeded(seed):
         batch = next(iter(batches), None)
     restore_data_order(batches, order)
+    if epoch is not None:
+        set_epoch(batches, epoch)
     if batch is None:
         raise InvalidInputError(f"{name} gives no batch at all; it must give at least one")
     return batch
