@@ -186,7 +186,7 @@ class Compressor:
         for (name, _), x in zip(self.network.selection.weights, points, strict=True):
             if not is_moderate(x):
                 raise TrainingDivergedError(
-                    f"{name} became NaN, infinite or enormous by step {self.steps}: the training diverged"
+                    f"{name} became NaN or infinite, or above 1e18, by step {self.steps}: the training diverged"
                 )
         return points
 

@@ -172,6 +172,12 @@ def test_the_loss_that_the_output_carries_is_the_loss() -> None:
     assert given[1] is correct_predictions
 
 
+def test_fields_that_the_network_never_sees_are_said(caplog) -> None:
+    with caplog.at_level("INFO"):
+        check(LanguageModel(), TEXT | {"index": torch.arange(16), "attention_masks": torch.ones(16)})
+    assert "does not take these fields of a batch: attention_masks, index" in caplog.text
+
+
 def test_a_causal_language_model_is_compressed_by_its_own_loss() -> None:
     model = LanguageModel()
     Trainer(

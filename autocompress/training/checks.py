@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,9 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import AutocompressError, InvalidInputError, TrainingDivergedError
-from autocompress.live_network import copy_network, tensors_in
+from autocompress.live_network import accepted_arguments, copy_network, tensors_in
 from autocompress.training.batch_norm import forward_in_training
-from autocompress.training.batches import check_repeatable, default_device, forward, target_field, to_device
+from autocompress.training.batches import (
+    check_repeatable,
+    default_device,
+    forward,
+    split_batch,
+    target_field,
+    to_device,
+)
 from autocompress.training.evaluate import Evaluation, evaluate
 from autocompress.training.losses import (
     IGNORED_TARGET,
@@ -22,7 +30,9 @@ from autocompress.training.losses import (
     correct_predictions,
     logits_of,
 )
-from autocompress.training.random_state import data_order_state, restore_data_order, seeded
+from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
+
+logger = logging.getLogger(__name__)
 
 Loss = Callable[[Any, Tensor], Tensor]
 Metric = Callable[[Any, Tensor], Tensor]
@@ -65,6 +75,7 @@ def check_task(
         if batches is not None:
             found[name] = to_device(_first_batch(batches, seed, name), where)
     trained_on = next(iter(found), "")
+    _say_what_is_left_out(model, found.get(trained_on))
     network = copy_network(model, device=where)
     with seeded(seed):
         if loss is None:
@@ -100,13 +111,24 @@ def check_validation(model: nn.Module, batches: Iterable[Any], device: torch.dev
         raise InvalidInputError(f"val= decides by the accuracy, and {reason}; give evaluate=, the score of a network")
 
 
+def _say_what_is_left_out(model: nn.Module, batch: Any) -> None:
+    """Says which fields of a dict batch the network never sees: one of them may be misspelt."""
+    if isinstance(batch, Mapping):
+        fields = split_batch(batch)[1]
+        others = sorted(set(fields) - set(accepted_arguments(model, fields)))
+        if others:
+            logger.info("the network's forward does not take these fields of a batch: %s", ", ".join(others))
+
+
 def _first_batch(batches: Iterable[Any], seed: int, name: str) -> Any:
     """Returns a loader's first batch; its random numbers are left as they were."""
     check_repeatable(batches, name)
-    order = data_order_state(batches)
+    order, epoch = data_order_state(batches), getattr(batches, "epoch", None)
     with seeded(seed):
         batch = next(iter(batches), None)
     restore_data_order(batches, order)
+    if epoch is not None:
+        set_epoch(batches, epoch)
     if batch is None:
         raise InvalidInputError(f"{name} gives no batch at all; it must give at least one")
     return batch
