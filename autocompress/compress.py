@@ -22,12 +22,12 @@ from autocompress.selection import Ignore
 from autocompress.solver.constants import DEFAULTS, SolverConstants
 from autocompress.targets import LossIncrease, Target, Targets, hold_together
 from autocompress.training.batch_norm import refit_batch_norm
-from autocompress.training.batches import check_batches, default_device, input_example
+from autocompress.training.batches import TaughtBatches, check_batches, default_device, input_example
 from autocompress.training.callbacks import Callback
 from autocompress.training.checks import check_finite, check_task, guesses, name_of
 from autocompress.training.evaluate import evaluate
 from autocompress.training.held_out import hold_out
-from autocompress.training.losses import Distillation, classification_loss
+from autocompress.training.losses import Distillation, OutputDistillation, classification_loss, output_distance
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
@@ -86,7 +86,8 @@ def compress(
         target: "50KB", "50KiB", "1%", "100x", "weights:836x", a promise ("drop:0.5", "loss:+2%"), a target object, or
             several that hold together.
         loss: (output, target) -> scalar; default: the one that the network's output carries as `loss` when it is given
-            the target, else cross-entropy.
+            the target, else cross-entropy, or where the outputs are numbers like the targets (regression) the distance
+            to the outputs of the network as it was given. Cross-entropy is joined by distillation from that network.
         metric: (output, target) -> one score per example, higher is better; default: right or wrong where the outputs
             are class scores, else minus the loss.
         epochs: length of the run; default: the recipe's; 0 = no training: the network is pruned and quantized at once.
@@ -118,7 +119,10 @@ def compress(
     counted: dict[str, Any] = {"example": first_example(asked, train, seed), "energy_model": energy_model}
     check_target(model, asked, ignore, **counted)
     splits = {"the training data": train, "the validation data": val, "the test data": test}
-    loss, metric = check_task(model, splits, loss=loss, metric=metric, device=where, seed=seed)
+    loss, metric = check_task(model, splits, loss=loss, metric=metric, device=where, seed=seed, taught=True)
+    teacher = copy_network(reference, device=where).eval()
+    if loss is output_distance:  # the targets say nothing of the loss that the network was trained with
+        val, test = (each if each is None else TaughtBatches(each, teacher, where) for each in (val, test))
     if asked.promise is not None and val is not None:
         guess = guesses(reference, val, loss=loss, metric=metric, device=where, seed=seed)
         if guess is not None:  # nothing can be lost of it, so the smallest file would keep the promise
@@ -131,7 +135,8 @@ def compress(
     judge, judged_by = val, "the loss on the validation data"
     if val is None and epochs:
         parts = hold_out(train, seed)
-        train, judge, judged_by = parts.train, parts.judge, parts.words
+        train, judged_by = parts.train, parts.words
+        judge = TaughtBatches(parts.judge, teacher, where) if loss is output_distance else parts.judge
 
     def score(network: nn.Module) -> float:
         outcome = evaluate(network, [] if judge is None else judge, loss=loss, metric=metric, device=where)
@@ -159,7 +164,7 @@ def compress(
             loss=loss,
             device=where,
             seed=seed,
-            distillation=_distillation(reference, loss, where, constants),
+            distillation=_distillation(teacher, loss, constants),
             checkpoint=_checkpoint(resume),
             progress=progress,
         )
@@ -189,12 +194,13 @@ def compress(
 
 
 def _distillation(
-    reference: nn.Module, loss: Callable[[Any, Tensor], Tensor], device: torch.device, constants: SolverConstants
-) -> Distillation | None:
+    teacher: nn.Module, loss: Callable[[Any, Tensor], Tensor], constants: SolverConstants
+) -> Distillation | OutputDistillation | None:
     """Returns what is learned from the network as it was given; nothing where the loss is one of the user's own."""
+    if loss is output_distance:
+        return OutputDistillation(teacher)
     if loss is not classification_loss or not constants.distillation_weight:
         return None
-    teacher = copy_network(reference, device=device)
     return Distillation(teacher, constants.distillation_weight, constants.distillation_temperature)
 
 

@@ -269,6 +269,8 @@ class Compressor:
         assert self.finishing is not None
         if self.steering is not None:
             return self._promised(self.steering)
+        if 0 < self.finishing.step_count == self.finishing.skipped_steps:
+            raise TrainingDivergedError("no step of fine-tuning had a finite gradient: the training diverged")
         evaluate = evaluate or self.evaluate
         if val is not None and evaluate is None:
             check_validation(self.network.model, val, next(self.network.model.parameters()).device)

@@ -58,6 +58,29 @@ def to_device(batch: Any, device: torch.device | str, memory_format: torch.memor
     return batch
 
 
+class TaughtBatches:
+    """Batches whose targets are the outputs of a network."""
+
+    def __init__(self, batches: Iterable[Any], teacher: nn.Module, device: torch.device) -> None:
+        """Holds them; the network is in evaluation mode and on the device."""
+        self.batches, self.teacher, self.device = batches, teacher, device
+
+    def __len__(self) -> int:
+        """Returns the number of batches."""
+        return check_batches(self.batches, "the data")
+
+    def __iter__(self) -> Iterator[Any]:
+        """Returns the batches, on the device."""
+        for batch in self.batches:
+            moved = to_device(batch, self.device)
+            with torch.no_grad():
+                output, _ = forward(self.teacher, moved)
+            if isinstance(moved, Mapping):
+                yield {**moved, next(key for key in TARGET_KEYS if key in moved): output}
+            else:
+                yield (*moved[:-1], output)
+
+
 def target_field(model: nn.Module, batch: Any) -> str | None:
     """Returns the key of a dict batch's target where the model's `forward` takes it by that name, else None."""
     if not isinstance(batch, Mapping):

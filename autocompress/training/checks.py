@@ -29,6 +29,7 @@ from autocompress.training.losses import (
     classification_loss,
     correct_predictions,
     logits_of,
+    output_distance,
 )
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 
@@ -52,6 +53,7 @@ def check_task(
     metric: Metric | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
+    taught: bool = False,
 ) -> tuple[Loss, Metric]:
     """Returns loss and metric after taking one batch of every split through network, loss and metric.
 
@@ -65,6 +67,8 @@ def check_task(
         metric: (output, target) -> one score per example, higher is better.
         device: default: CUDA where there is one.
         seed: of the loaders' random numbers.
+        taught: whether a network whose outputs are numbers like the targets (a regressor) may be trained to give the
+            outputs of another where no loss is given; the loss returned is then `losses.output_distance`.
 
     Raises:
         InvalidInputError: naming what does not fit, its shape, and what would be right.
@@ -78,12 +82,15 @@ def check_task(
     _say_what_is_left_out(model, found.get(trained_on))
     network = copy_network(model, device=where)
     with seeded(seed):
+        default = loss is None
         if loss is None:
             loss = _default_loss(network, found[trained_on])
         given = metric
         for name, batch in found.items():
             network.train(name == trained_on)
             output, target = _output(network, batch, loss, name)
+            if default and taught and name == trained_on and _are_numbers(output, target):
+                loss = output_distance
             value = _loss_value(loss, output, target, name)
             if name == trained_on:
                 _check_gradient(value, network, name)
@@ -220,6 +227,12 @@ def _default_metric(loss: Loss, output: Any, target: Any) -> Metric:
         if not math.isclose(own, plain, rel_tol=SAME_LOSS):
             return MinusLoss(loss)  # the classes are not those at the same place: the next token's
     return correct_predictions
+
+
+def _are_numbers(output: Any, target: Any) -> bool:
+    """Tells whether outputs and targets are floating-point tensors with equally many elements."""
+    tensors = isinstance(output, Tensor) and isinstance(target, Tensor)
+    return tensors and target.is_floating_point() and target.numel() == output.numel()
 
 
 def _no_classes(output: Any, target: Any) -> str | None:

@@ -43,6 +43,11 @@ def carried_loss(output: Any, target: Any) -> Tensor:
     return loss
 
 
+def output_distance(output: Any, target: Any) -> Tensor:
+    """Returns the mean squared difference of two outputs with equally many elements, a scalar."""
+    return F.mse_loss(output.float(), target.to(output.device).float().view_as(output))
+
+
 class MinusLoss:
     """A metric where outputs are no class scores: minus the loss of a batch, the same for each of its examples."""
 
@@ -106,3 +111,18 @@ class Distillation:
         student, teacher = (logits_of(each).flatten(0, -2) / self.temperature for each in (output, teacher_output))
         soft = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean")
         return self.weight * self.temperature**2 * soft + (1 - self.weight) * hard_loss
+
+
+@dataclass(frozen=True)
+class OutputDistillation:
+    """Learning to give a network's outputs, whatever the targets: where no loss is known.
+
+    Attributes:
+        teacher: the network; left as it is.
+    """
+
+    teacher: nn.Module
+
+    def loss(self, output: Any, teacher_output: Any, hard_loss: Tensor) -> Tensor:
+        """Returns the distance to the teacher's output, a scalar; `hard_loss` is not used."""
+        return output_distance(output, teacher_output)

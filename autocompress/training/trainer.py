@@ -21,7 +21,7 @@ from autocompress.training.batches import check_batches, default_device, forward
 from autocompress.training.callbacks import TrainerCallback
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.training.learning_rate import find_learning_rate
-from autocompress.training.losses import Distillation, carried_loss, classification_loss
+from autocompress.training.losses import Distillation, OutputDistillation, carried_loss, classification_loss
 from autocompress.training.precision import autocast, uses_bfloat16
 from autocompress.training.random_state import seed_data_order, seeded, set_epoch
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
@@ -62,7 +62,7 @@ class Trainer:
         device: torch.device | str | None = None,
         precision: str = "auto",
         seed: int = 0,
-        distillation: Distillation | None = None,
+        distillation: Distillation | OutputDistillation | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         checkpoint: Path | None = None,
         state: dict[str, Any] | None = None,
