@@ -33,7 +33,7 @@ class SolverConstants:
     iteration: str = LAZY
     updates: int = 30
     min_steps_per_update: int = 3
-    pruned_rate: float = 0.3
+    pruned_rate: float = 0.4
     idle_decay: float = 0.5
     path_start: float = 8.0
     path_fraction: float = 0.5
@@ -41,7 +41,7 @@ class SolverConstants:
     fine_tuning_fraction: float = 0.1
     fine_tuning_step: float = 0.002
     distillation_weight: float = 0.5
-    distillation_temperature: float = 4.0
+    distillation_temperature: float = 2.0
     admm_contraction: float = 0.5
 
     def __post_init__(self) -> None:

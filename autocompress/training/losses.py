@@ -96,7 +96,7 @@ class Distillation:
 
     teacher: nn.Module
     weight: float = 0.5
-    temperature: float = 4.0
+    temperature: float = 2.0
 
     def loss(self, output: Any, teacher_output: Any, hard_loss: Tensor) -> Tensor:
         """Returns weight * T^2 * KL(teacher || student at T) + (1 - weight) * hard_loss, a scalar.

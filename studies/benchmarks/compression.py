@@ -45,13 +45,16 @@ class Case:
 CASES = {
     case.name: case
     for case in (
+        *(Case("lenet5", "digits", target, epochs) for target in ("4KB", "2KB") for epochs in (4, 40)),
         Case("lenet5", "digits", "4KB", 120),
-        Case("lenet5", "mnist", "5KB", 40),
-        Case("lenet5", "mnist", "2KB", 60),
-        Case("lenet5", "mnist", "weights:1975x", 30),
+        *(Case("lenet5", "mnist", "5KB", epochs) for epochs in (10, 40)),
+        *(Case("lenet5", "mnist", "2KB", epochs) for epochs in (4, 60)),
+        Case("lenet5", "mnist", "1720B", 60),
+        Case("lenet5", "mnist", "1150B", 60),
+        *(Case("lenet5", "mnist", target, 30) for target in ("weights:1975x", "weights:2120x")),
         Case("lenet5", "mnist", "weights-in-place:1975x", 30),
-        Case("lenet5", "mnist", "weights:1975x", 120),
-        Case("resnet20", "cifar10", "20x", 10, weights="resnet20_cifar10.safetensors"),
+        *(Case("resnet20", "cifar10", "20x", epochs, weights="resnet20_cifar10.safetensors") for epochs in (1, 3, 10)),
+        Case("resnet20", "cifar10", "40x", 10, weights="resnet20_cifar10.safetensors"),
     )
 }
 

@@ -7,13 +7,14 @@ from studies.spec import StudySpec, TaskSpec, Variant
 
 # short name -> (field of SolverConstants, values around its default, which is the plain compressor)
 VARIED: Mapping[str, tuple[str, Sequence[float]]] = {
-    "pruned rate": ("pruned_rate", (0.0, 0.1, 0.6, 1.0)),
-    "updates": ("updates", (10, 120)),
+    "pruned rate": ("pruned_rate", (0.0, 0.2, 0.6, 1.0)),
+    "updates": ("updates", (10, 90)),
     "path fraction": ("path_fraction", (0.1, 0.25, 0.75, 0.95)),
     "path start": ("path_start", (1.0, 3.0, 16.0)),
     "fine-tuning": ("fine_tuning_fraction", (0.02, 0.05, 0.2, 0.4)),
     "distillation": ("distillation_weight", (0.0, 0.25, 0.9)),
-    "temperature": ("distillation_temperature", (1.0, 2.0, 8.0)),
+    "idle decay": ("idle_decay", (0.0, 1.0)),
+    "temperature": ("distillation_temperature", (1.0, 4.0)),
 }
 
 SPEC = StudySpec(
