@@ -25,9 +25,10 @@ from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import TaughtBatches, check_batches, default_device, input_example
 from autocompress.training.callbacks import Callback
 from autocompress.training.checks import check_finite, check_task, guesses, name_of
+from autocompress.training.distillation import distillation_from
 from autocompress.training.evaluate import evaluate
 from autocompress.training.held_out import hold_out
-from autocompress.training.losses import Distillation, OutputDistillation, classification_loss, output_distance
+from autocompress.training.losses import output_distance
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
@@ -164,7 +165,9 @@ def compress(
             loss=loss,
             device=where,
             seed=seed,
-            distillation=_distillation(teacher, loss, constants),
+            distillation=distillation_from(
+                reference, loss, where, constants.distillation_weight, constants.distillation_temperature
+            ),
             checkpoint=_checkpoint(resume),
             progress=progress,
         )
@@ -191,17 +194,6 @@ def compress(
     result.wall_seconds = time.perf_counter() - started
     result.device, result.seed = str(where), seed
     return result
-
-
-def _distillation(
-    teacher: nn.Module, loss: Callable[[Any, Tensor], Tensor], constants: SolverConstants
-) -> Distillation | OutputDistillation | None:
-    """Returns what is learned from the network as it was given; nothing where the loss is one of the user's own."""
-    if loss is output_distance:
-        return OutputDistillation(teacher)
-    if loss is not classification_loss or not constants.distillation_weight:
-        return None
-    return Distillation(teacher, constants.distillation_weight, constants.distillation_temperature)
 
 
 def _some_batches(model: nn.Module, train: Iterable[Any], seed: int) -> list[Any]:

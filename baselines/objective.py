@@ -24,6 +24,7 @@ from autocompress.task import Task
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import default_device
 from autocompress.training.callbacks import Callback
+from autocompress.training.distillation import distillation_from
 from autocompress.training.evaluate import Evaluation as Scores
 from autocompress.training.evaluate import evaluate
 from autocompress.training.random_state import seeded
@@ -165,6 +166,7 @@ class PlanObjective(TaskObjective):
             loss=self.loss,
             device=where,
             seed=self.seed,
+            distillation=distillation_from(self.reference, self.loss, where),  # as the compressor's
             **{"progress": False, **options},
         )
 

@@ -20,7 +20,8 @@ from autocompress.errors import AutocompressError, InvalidInputError, TrainingDi
 from autocompress.task import Task, load_task
 from autocompress.training import Callback, Recipe, Trainer, evaluate, forward, refit_batch_norm, split_batch, to_device
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
-from autocompress.training.losses import Distillation, classification_loss, correct_predictions
+from autocompress.training.distillation import Distillation
+from autocompress.training.losses import classification_loss, correct_predictions
 from autocompress.training.reference import reference_network
 
 RECIPE = Recipe("sgd", 0.05, batch_size=16, reference_epochs=2)
@@ -222,7 +223,7 @@ def test_sequences_are_scored_by_token_without_the_ignored() -> None:
 def test_distillation_against_its_formula() -> None:
     student, teacher = torch.randn(5, 3), torch.randn(5, 3)
     p, q = F.softmax(teacher / 2, 1), F.softmax(student / 2, 1)
-    expected = 0.5 * 16 * (p * (p / q).log()).sum(1).mean() + 0.5 * 2.0
+    expected = 0.5 * 4 * (p * (p / q).log()).sum(1).mean() + 0.5 * 2.0
     distillation = Distillation(nn.Identity())
     assert float(distillation.loss(student, teacher, torch.tensor(2.0))) == pytest.approx(float(expected), rel=1e-5)
     assert float(distillation.loss(student, student, torch.tensor(0.0))) == pytest.approx(0, abs=1e-6)

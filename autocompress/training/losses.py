@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from autocompress.errors import InvalidInputError
 from autocompress.live_network import tensors_in
@@ -82,47 +81,3 @@ def correct_predictions(output: Any, target: Tensor) -> Tensor:
         return right
     counted = (target != IGNORED_TARGET).float().flatten(1)
     return (right.flatten(1) * counted).sum(1) / counted.sum(1).clamp(min=1)
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """Learning from a network's outputs beside the targets (Hinton, Vinyals & Dean 2015).
-
-    Attributes:
-        teacher: the network; left as it is.
-        weight: of the teacher's part, in [0, 1]; the targets have the rest.
-        temperature: T, by which the logits of both are divided.
-    """
-
-    teacher: nn.Module
-    weight: float = 0.5
-    temperature: float = 2.0
-
-    def loss(self, output: Any, teacher_output: Any, hard_loss: Tensor) -> Tensor:
-        """Returns weight * T^2 * KL(teacher || student at T) + (1 - weight) * hard_loss, a scalar.
-
-        T^2 keeps the gradient of the soft part on the scale of the hard one (Hinton et al., section 2).
-
-        Args:
-            output: the student's logits [n, ..., classes].
-            teacher_output: the teacher's, in the same shape.
-            hard_loss: the loss on the true targets, a scalar.
-        """
-        student, teacher = (logits_of(each).flatten(0, -2) / self.temperature for each in (output, teacher_output))
-        soft = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean")
-        return self.weight * self.temperature**2 * soft + (1 - self.weight) * hard_loss
-
-
-@dataclass(frozen=True)
-class OutputDistillation:
-    """Learning to give a network's outputs, whatever the targets: where no loss is known.
-
-    Attributes:
-        teacher: the network; left as it is.
-    """
-
-    teacher: nn.Module
-
-    def loss(self, output: Any, teacher_output: Any, hard_loss: Tensor) -> Tensor:
-        """Returns the distance to the teacher's output, a scalar; `hard_loss` is not used."""
-        return output_distance(output, teacher_output)

@@ -20,8 +20,9 @@ from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import check_batches, default_device, forward, to_device
 from autocompress.training.callbacks import TrainerCallback
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
+from autocompress.training.distillation import Distillation, OutputDistillation
 from autocompress.training.learning_rate import find_learning_rate
-from autocompress.training.losses import Distillation, OutputDistillation, carried_loss, classification_loss
+from autocompress.training.losses import carried_loss, classification_loss
 from autocompress.training.precision import autocast, uses_bfloat16
 from autocompress.training.random_state import seed_data_order, seeded, set_epoch
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
