@@ -360,7 +360,7 @@ def _first_fit(tried: _Tried, start: float, free: float) -> float:
         if math.log(high / low) < PRICE_TOLERANCE:
             break
         part = (over + goal) / (over - under) if under > -math.inf and over < math.inf else 0.5
-        price = low * (high / low) ** min(max(part, 0.02), 0.98)
+        price = float(low * (high / low) ** min(max(part, 0.02), 0.98))
         excess = tried.excess(price)
         if tried.close(price):
             return price

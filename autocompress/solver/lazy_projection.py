@@ -157,7 +157,9 @@ class LazyProjection:
         for tensor, value in zip(mine, saved, strict=True):
             tensor.copy_(value)
         self.index = list(state["index"])
-        own = [NearestKernel(**each) if "codewords" in each else Nearest(**each) for each in state["rules"] if each]
+        own: list[Rule] = [
+            NearestKernel(**each) if "codewords" in each else Nearest(**each) for each in state["rules"] if each
+        ]
         self.rules = own if own or rules is None or not state["rules"] else list(rules)
 
 

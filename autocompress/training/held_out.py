@@ -45,12 +45,9 @@ def hold_out(train: Iterable[Any], seed: int) -> HeldOut:
     """
     if isinstance(train, TensorBatches) and len(train.inputs) >= FEWEST:
         kept, held = _divided(len(train.inputs), seed)
-        parts = [copy.copy(train), copy.copy(train)]
-        for part, index in zip(parts, (kept, held), strict=True):
-            index = index.to(train.inputs.device)
-            part.inputs, part.targets = train.inputs[index], train.targets[index]
-        parts[1].shuffle, parts[1].augment = False, None
-        return HeldOut(*parts, _words(len(held), "examples"))
+        judge = _examples(train, held)
+        judge.shuffle, judge.augment = False, None
+        return HeldOut(_examples(train, kept), judge, _words(len(held), "examples"))
     if isinstance(train, DataLoader) and _can_be_divided(train):
         assert isinstance(train.dataset, Sized)
         kept, held = _divided(len(train.dataset), seed)
@@ -79,6 +76,13 @@ def _divided(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return order[held:].sort().values, order[:held].sort().values
 
 
+def _examples(batches: TensorBatches, index: torch.Tensor) -> TensorBatches:
+    """Returns some of the examples, in all else the same."""
+    part, where = copy.copy(batches), index.to(batches.inputs.device)
+    part.inputs, part.targets = batches.inputs[where], batches.targets[where]
+    return part
+
+
 def _can_be_divided(loader: DataLoader[Any]) -> bool:
     return (
         not isinstance(loader.dataset, IterableDataset)
@@ -86,7 +90,7 @@ def _can_be_divided(loader: DataLoader[Any]) -> bool:
         and len(loader.dataset) >= FEWEST
         and loader.batch_size is not None
         and type(loader.sampler) in (RandomSampler, SequentialSampler)
-        and len(loader.sampler) == len(loader.dataset)
+        and len(loader.sampler) == len(loader.dataset)  # type: ignore[arg-type]
     )
 
 

@@ -1,11 +1,13 @@
 """What each part of the method is worth: iterations and one-shot projection, by length of training and by size."""
 
+from collections.abc import Mapping
+
 from studies.record import COMPRESSOR
 from studies.spec import StudySpec, TaskSpec, Variant
 
 EPOCHS = (4, 10, 40, 120)
 # name in the tables -> what it changes of the method
-PARTS = {
+PARTS: Mapping[str, Mapping[str, float | str]] = {
     "lazy projection": {},
     "no distillation": {"distillation_weight": 0.0},
     "ADMM": {"iteration": "admm"},

@@ -1,0 +1,150 @@
+"""Never worse than doing nothing, and nothing silent: the networks that a run chooses between and what it says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import small_task
+import torch
+from torch import nn
+
+import autocompress as ac
+from autocompress.outcome import Outcome
+from autocompress.training.losses import output_distance
+from autocompress.training.recipe import Recipe
+
+RECIPE = Recipe("sgd", 0.05)
+
+
+def loss_of(model: nn.Module, batches) -> float:
+    with torch.no_grad():
+        return float(torch.stack([nn.functional.cross_entropy(model(x), y) for x, y in batches]).mean())
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    torch.manual_seed(0)
+    model = small_task.make_norm_model()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(20):
+        for x, y in small_task.batches(200, 1):
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return model.eval()
+
+
+def compressed(model: nn.Module, **settings) -> ac.Result:
+    given = {
+        "train": small_task.batches(200, 1),
+        "val": small_task.batches(200, 2),
+        "target": "1500B",
+        "recipe": RECIPE,
+        "progress": False,
+        "device": "cpu",
+    }
+    return ac.compress(model, **given | settings)
+
+
+@pytest.mark.parametrize("target", ["1500B", "weights:40x", "codes:20x"])
+def test_no_training_is_the_projection_of_the_network_as_it_was_given(trained, target) -> None:
+    result = compressed(trained, target=target, epochs=0)
+    assert result.gradient_steps == 0
+    assert result.outcome.chosen == "one-shot"
+    assert result.curve == []
+    assert result.validation_accuracy is not None
+    again = compressed(trained, target=target, epochs=0)
+    assert again.data == result.data
+
+
+@pytest.mark.parametrize("rate", [0.05, 1e4])
+def test_never_worse_than_the_one_shot_network(trained, rate) -> None:
+    """A learning rate that destroys any network must not destroy this one: its clipped steps are of that length."""
+    val = small_task.batches(200, 2)
+    once = compressed(trained, epochs=0)
+    result = compressed(trained, epochs=2, recipe=Recipe("sgd", rate))
+    assert set(result.outcome.scores) == {"trained", "before fine-tuning", "one-shot"}
+    assert loss_of(result.model, val) <= loss_of(once.model, val) * (1 + 1e-4)
+    assert result.outcome.scores[result.outcome.chosen] == max(result.outcome.scores.values())
+    if rate > 1:
+        assert result.outcome.chosen == "one-shot"
+        assert "note: training did not help" in result.report()
+
+
+def test_the_file_is_filled() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 3))
+    x = torch.randn(64, 40)
+    train = [(x, (x[:, 0] > 0).long())] * 10
+    for seed in range(3):
+        result = ac.compress(
+            model, train=train, val=train[:1], target="2KB", epochs=2, recipe=RECIPE, seed=seed, progress=False
+        )
+        assert 0.995 * 2000 <= result.file_bytes <= 2000
+
+
+def test_without_validation_data_a_part_of_the_training_data_decides(trained) -> None:
+    x, y = zip(*small_task.batches(200, 1), strict=True)
+    examples = torch.utils.data.TensorDataset(torch.cat(x), torch.cat(y))
+    loader = torch.utils.data.DataLoader(examples, batch_size=20, shuffle=True)
+    result = compressed(trained, train=loader, val=None, epochs=1)
+    assert result.outcome.judged_by == "the loss on 10 examples kept from training"
+    assert result.validation_accuracy is None
+    assert result.to_json()["outcome"]["judged_by"] == result.outcome.judged_by
+
+
+def test_in_a_loop_of_ones_own_nothing_decides_and_that_is_said(trained) -> None:
+    from autocompress.live_network import copy_network
+
+    model = copy_network(trained)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    compressor = ac.Compressor(model, optimizer, target="1500B", total_steps=5)
+    batches = list(small_task.batches(200, 1))
+    for number in range(5):
+        x, y = batches[number % len(batches)]
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        compressor.step()
+        optimizer.zero_grad()
+    result = compressor.finish()
+    assert result.outcome.notes == ["no data decided between this network and others: give val= or evaluate="]
+
+
+def test_a_regressor_without_a_loss_learns_the_given_networks_outputs() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(512, 6)
+    model = nn.Sequential(nn.Linear(6, 64), nn.Tanh(), nn.Linear(64, 1))
+    train = [(x[i : i + 64], torch.zeros(64, 1)) for i in range(0, 448, 64)]  # targets that say nothing
+    val = [(x[448:], torch.zeros(64, 1))]
+    result = ac.compress(model, train=train, val=val, target="160B", epochs=60, recipe=RECIPE, progress=False)
+    once = ac.compress(model, train=train, val=val, target="160B", epochs=0, recipe=RECIPE, progress=False)
+    with torch.no_grad():
+        aim = model(x[448:])
+        trained, untrained = (float(output_distance(each.model(x[448:]), aim)) for each in (result, once))
+    assert trained < 0.5 * untrained
+    assert trained < 0.1 * float(aim.var())
+    assert result.outcome.chosen != "one-shot"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "notes"),
+    [
+        (Outcome("trained", "the loss"), []),
+        (Outcome("trained", "the loss", zero_layers=("a", "b"), layers=2), ["every compressed weight is zero"]),
+        (Outcome("trained", "the loss", zero_layers=("a",), layers=2), ["every weight is zero in a"]),
+        (Outcome("trained", "the promise", promise_kept=False), ["the promise was not kept"]),
+        (Outcome("trained", "the loss", skipped_steps=3), ["3 steps of fine-tuning were skipped"]),
+        (Outcome("trained", "the loss", greedy=True), ["bits were shared out by the greedy rule"]),
+        (Outcome("one-shot", "the loss", {"trained": 0.0, "one-shot": 1.0}), ["training did not help"]),
+        (Outcome("one-shot"), []),
+    ],
+)
+def test_what_is_said(outcome, notes) -> None:
+    assert len(outcome.notes) == len(notes)
+    assert all(found.startswith(note) for found, note in zip(outcome.notes, notes, strict=True))
+    assert json.loads(json.dumps(outcome.to_json()))["notes"] == outcome.notes
+
+
+def test_scores_that_are_no_numbers_are_none_in_json() -> None:
+    assert Outcome("trained", "x", {"trained": float("nan")}).to_json()["scores"] == {"trained": None}
