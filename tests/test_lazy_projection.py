@@ -36,15 +36,17 @@ def test_two_steps_by_hand() -> None:
     assert w.tolist() == [[1.0, 0.125, -0.625]]
 
 
-def test_a_step_that_the_optimizer_skips_moves_nothing() -> None:
-    w = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_step_that_the_optimizer_skips_moves_nothing(dtype: torch.dtype) -> None:
+    w = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
     lazy = LazyProjection([w], 0.3)
-    found = project_priced([w], 150)
-    lazy.points()
+    found = project_priced(lazy.points(), 150)
     lazy.update(found.coded)
     before = lazy.hidden[0].clone()
-    lazy.follow(1.0)
-    assert torch.equal(lazy.hidden[0], before)
+    for _ in range(3):
+        lazy.follow(1.0)
+        assert torch.equal(lazy.hidden[0], before)
+        lazy.between()
 
 
 def test_a_sparse_quadratic_keeps_the_right_weights_under_noise() -> None:
@@ -151,3 +153,29 @@ def test_the_state_round_trips(own: bool) -> None:
         each.between()
     assert torch.equal(one.weights[0], other.weights[0])
     assert torch.equal(one.hidden[0], other.hidden[0])
+
+
+def test_idle_weights_fade_and_come_back() -> None:
+    w = torch.tensor([[1.0, 0.8, -0.6]])
+    lazy = LazyProjection([w], 0.4, idle_decay=0.5, fading=[True])
+    lazy.points()
+    lazy.update([coded([[1.0, 0.8, 0.0]])])
+    for gradient in ([1.0, 0.0, 0.0], [1.0, 0.0, -1e-9]):  # the second weight has none at all, the third one once
+        w.grad = torch.tensor([gradient])
+        lazy.follow(1.0)
+        lazy.between()
+    torch.testing.assert_close(lazy.points()[0], torch.tensor([[1.0, 0.4, -0.6]]))
+    torch.testing.assert_close(lazy.points()[0], torch.tensor([[1.0, 0.4, -0.6]]))  # asked again, nothing fades
+    lazy.update([coded([[1.0, 0.4, 0.0]])])
+    w.grad = torch.ones(1, 3)
+    lazy.follow(1.0)
+    torch.testing.assert_close(lazy.points()[0], torch.tensor([[1.0, 0.4, -0.6]]))
+
+
+def test_without_any_gradient_nothing_is_idle() -> None:
+    w = torch.tensor([[1.0, 0.8, -0.6]])
+    lazy = LazyProjection([w], 0.4, idle_decay=0.5, fading=[True])
+    lazy.points()
+    lazy.update([coded([[1.0, 0.8, 0.0]])])
+    lazy.follow(1.0)
+    torch.testing.assert_close(lazy.points()[0], torch.tensor([[1.0, 0.8, -0.6]]))

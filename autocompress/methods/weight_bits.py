@@ -26,9 +26,7 @@ from autocompress.solver.constants import DEFAULTS, SolverConstants
 class WeightBitsMethod(WeightsAlone):
     """Keeps bits times nonzeros within a number of bits; positions, codebooks and biases are free.
 
-    Both knapsacks are applied to W + U, W stays dense, and the budget falls to the target on the path of `path`. On
-    LeNet-5 at 1975x and 12 epochs that reached 98.9 % of validation accuracy, pruning W in place 95.8 %
-    (studies/results/constants.json).
+    Both knapsacks are applied to the same point, and the budget falls to the target on the path of `budget_path`.
     """
 
     def __init__(self, network: Network, budget_bits: int, constants: SolverConstants = DEFAULTS) -> None:

@@ -133,6 +133,8 @@ class LazyProjection:
     def _show(self) -> None:
         for weight, shown in zip(self.weights, self.shown, strict=True):
             weight.copy_(shown)
+            if weight.dtype != shown.dtype:  # what is rounded here is not a move of the optimizer's
+                shown.copy_(weight)
 
     @torch.no_grad()
     def end(self) -> None:
