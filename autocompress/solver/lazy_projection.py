@@ -77,7 +77,7 @@ class LazyProjection:
             if activity.numel() and weight.grad is not None and not weight.grad.is_sparse:
                 activity.add_(weight.grad.abs().flatten())
         for weight, hidden, shown, index in zip(self.weights, self.hidden, self.shown, self.index, strict=True):
-            move, flat = torch.sub(weight, shown).flatten(), hidden.view(-1)
+            move, flat = torch.sub(weight, shown).flatten().float(), hidden.view(-1)
             flat.add_(move, alpha=self.pruned_rate)
             flat.index_add_(0, index, move[index], alpha=1 - self.pruned_rate)
 
