@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 # Training batches that batch norm statistics are refitted on.
 REFIT_BATCHES = 50
+# A gradient scaler skips a step now and then; of so many in fine-tuning at least one has to have been taken.
+FEWEST_STEPS = 10
 
 
 class Compressor:
@@ -269,7 +271,7 @@ class Compressor:
         assert self.finishing is not None
         if self.steering is not None:
             return self._promised(self.steering)
-        if 0 < self.finishing.step_count == self.finishing.skipped_steps:
+        if FEWEST_STEPS <= self.finishing.step_count == self.finishing.skipped_steps:
             raise TrainingDivergedError("no step of fine-tuning had a finite gradient: the training diverged")
         evaluate = evaluate or self.evaluate
         if val is not None and evaluate is None:

@@ -177,9 +177,9 @@ def test_streams_end_without_waste():
 def test_weights_are_whole_positive_numbers():
     model = Symbols(7, 3)
     model.code(Meter(), np.arange(700) % 5, np.arange(700) % 2)
-    for context in range(3):
-        assert model.weights(context).dtype == np.int64
-        assert (model.weights(context) > 0).all()
+    assert model.weights().shape == (3, 7)
+    assert model.weights().dtype == np.int64
+    assert (model.weights() > 0).all()
 
 
 @pytest.mark.parametrize(("values", "twins"), [(128, 1), (128, 60), (129, 2), (130, 2), (300, 140), (9, 3)])
