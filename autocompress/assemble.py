@@ -153,16 +153,18 @@ def empty_state(model: nn.Module, selection: Selection) -> CompressedState:
     """Returns the state whose file is the smallest: every coded and rounded tensor is zero.
 
     Tensors that are kept as they are but change until the end count at their worst, as random bytes: those that are
-    trained, the statistics of norms, and counters of one element. Other buffers, such as masks and tables, count as
-    they are.
+    trained, the statistics of norms, counters of one element, and floating-point buffers with nothing in them yet (all
+    elements equal). Other buffers, such as masks and tables, count as they are.
     """
     coded = [CodedTensor(torch.zeros(p.shape, dtype=torch.int16), torch.zeros(0)) for _, p in selection.weights]
     sides = {name: torch.zeros(p.shape) for name, p in selection.sides}
     state = build_state(model, selection, coded, sides, dict.fromkeys(sides, SideGrid(1.0)))
-    changing = _changing(model) - _folded_statistics(selection)
+    folded = _folded_statistics(selection)
+    changing = _changing(model) - folded
     generator = torch.Generator().manual_seed(0)
     for name, tensor in state.raw.items():
-        if name in changing and tensor.dtype != torch.bool:
+        blank = tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
+        if (name in changing or (blank and name not in folded)) and tensor.dtype != torch.bool:
             size = tensor.numel() * tensor.element_size()
             noise = torch.randint(256, (size,), dtype=torch.uint8, generator=generator)
             state.raw[name] = noise.view(tensor.dtype).reshape(tensor.shape)
