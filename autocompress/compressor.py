@@ -143,7 +143,7 @@ class Compressor:
         return [*self.network.model.parameters(), *self.network.model.buffers()]
 
     def step(self) -> None:
-        """Follows one optimizer update: pulls, projects when it is time, or finishes.
+        """Follows one optimizer update: moves W, projects it when it is time, or fine-tunes.
 
         Raises:
             InvalidInputError: the gradients are already cleared, or all steps are done.

@@ -85,7 +85,7 @@ class Steering:
         self.files = Candidates(network.model, evaluate, self.margin)
         self.margins: list[float] = []  # the last of V, with nothing allowed
         self.stage, self.stage_keeps = 0, False
-        self.dense: list[Tensor] = []  # weights and sides at the end of the ADMM phase
+        self.dense: list[Tensor] = []  # weights and sides when fine-tuning begins
         self.settings: dict[str, Any] = {}  # of the method, at the same moment
         method.aim(int(self.controller.budget_bytes))
 

@@ -21,8 +21,8 @@ class Projection:
     Attributes:
         coded: V, one per compressed tensor.
         pruned: the new W where the method projects W, too, else None.
-        error: ||V - (W + U)||^2.
-        relative_error: ||V - (W + U)|| / ||W + U||.
+        error: ||V - X||^2, where X is what was projected: W, or W + U under ADMM.
+        relative_error: ||V - X|| / ||X||.
         price: squared error per bit at the solution; 0 where the method has none.
         greedy: whether a greedy rule gave the answer where an exact one was looked for.
     """
@@ -36,10 +36,10 @@ class Projection:
 
 
 class Method(Protocol):
-    """Meets one kind of target. `fraction` is how much of the ADMM phase is over, in [0, 1]."""
+    """Meets one kind of target. `fraction` is how much of the run before fine-tuning is over, in [0, 1]."""
 
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
-        """Returns the projection of W + U (`targets`) onto the budget of this moment."""
+        """Returns the projection of X (`targets`) onto the budget of this moment."""
 
     def rules(self) -> list[FixedTables] | None:
         """Returns how V follows W between two projections, by the last one's tables; None = by magnitude."""

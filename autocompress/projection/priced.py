@@ -1,7 +1,7 @@
 """The priced projection: entropy-constrained quantization of all layers at one price per bit.
 
 Problem:  minimise  sum_l ||V_l - X_l||^2   subject to   sum_l bits(V_l) <= budget_bits,
-where X = W + U (the network plus the scaled dual), V_l takes values in a codebook of its layer or zero, and bits() is
+where X is the network (under ADMM, the network plus the scaled dual), V_l takes values in a codebook of its layer or zero, and bits() is
 the static code length of `costs.code_length`: positions, codes and codebooks.
 
 With the code tables (codebook values, code lengths, row and column odds) held fixed, the Lagrangian separates over
@@ -242,7 +242,7 @@ def project_priced(
     Each tensor keeps at least one nonzero as long as the budgets have room for that; below, all become zero.
 
     Args:
-        targets: X = W + U, float tensors of two or more dimensions each.
+        targets: X, float tensors of two or more dimensions each.
         budget_bits: for positions, codes and codebooks of all tensors together.
         previous: state of the last projection, for a warm start.
         energy: of the nonzeros, where that is limited, too; one nonzero per tensor fits.
