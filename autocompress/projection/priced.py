@@ -1,8 +1,8 @@
 """The priced projection: entropy-constrained quantization of all layers at one price per bit.
 
 Problem:  minimise  sum_l ||V_l - X_l||^2   subject to   sum_l bits(V_l) <= budget_bits,
-where X is the network (under ADMM, the network plus the scaled dual), V_l takes values in a codebook of its layer or zero, and bits() is
-the static code length of `costs.code_length`: positions, codes and codebooks.
+where X is the network (under ADMM, the network plus the scaled dual), V_l takes values in a codebook of its layer or
+zero, and bits() is the static code length of `costs.code_length`: positions, codes and codebooks.
 
 With the code tables (codebook values, code lengths, row and column odds) held fixed, the Lagrangian separates over
 weights: each takes the value of least `error + price * bits`, and the used bits fall as the price rises, so the price
