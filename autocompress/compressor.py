@@ -27,7 +27,7 @@ from autocompress.relative_rate import RelativeRate
 from autocompress.result import Result
 from autocompress.selection import Ignore, check_trainable, is_moderate, original_bytes, select
 from autocompress.solver.admm import Admm
-from autocompress.solver.constants import ADMM, DEFAULTS, SolverConstants
+from autocompress.solver.constants import ADMM, DEFAULTS, SolverConstants, pruned_rate
 from autocompress.solver.lazy_projection import LazyProjection
 from autocompress.steering import SEARCH_FRACTION, Steering, make_steering
 from autocompress.targets import Target, Targets, hold_together
@@ -135,7 +135,8 @@ class Compressor:
             for parameter in module.parameters(recurse=False)
         }
         fading = [id(weight) in dense for weight in self.network.weights]
-        return LazyProjection(self.network.weights, self.constants.pruned_rate, self.constants.idle_decay, fading)
+        rate = pruned_rate(self.constants, self.projected_steps)
+        return LazyProjection(self.network.weights, rate, self.constants.idle_decay, fading)
 
     @property
     def _tensors(self) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from autocompress.errors import InvalidInputError
@@ -17,7 +18,9 @@ class SolverConstants:
         iteration: "lazy" (lazy projection) or "admm" (Yang et al. 2020, with the path of budgets).
         updates: projections of a run, in which tables and multiplier are estimated anew, whatever its length.
         min_steps_per_update: ... but not more often than once in so many optimizer steps.
-        pruned_rate: the part of the optimizer's move that reaches a weight which is zero in V.
+        pruned_rate: the part of the optimizer's move that reaches a weight which is zero in V ...
+        walk_steps: ... in runs of up to so many steps. W walks at random there, by the root of the number of steps, so
+            in longer ones the rate falls by that root.
         idle_decay: what is left, after each update, of a weight whose gradient was exactly zero since the last.
         path_start: the budget begins at so many times the target ...
         path_fraction: ... and falls to it, geometrically, over this part of the steps before fine-tuning.
@@ -34,6 +37,7 @@ class SolverConstants:
     updates: int = 30
     min_steps_per_update: int = 3
     pruned_rate: float = 0.4
+    walk_steps: int = 2000
     idle_decay: float = 0.5
     path_start: float = 8.0
     path_fraction: float = 0.5
@@ -51,6 +55,15 @@ class SolverConstants:
             value = getattr(self, field.name)
             if field.name != "iteration" and not value >= 0:
                 raise InvalidInputError(f"{field.name} is {value!r}; it must be a number of at least 0")
+
+
+def pruned_rate(constants: SolverConstants, steps: int) -> float:
+    """Returns the rate of pruned weights in a run of so many steps.
+
+    >>> [round(pruned_rate(SolverConstants(), steps), 2) for steps in (100, 2000, 8000)]
+    [0.4, 0.4, 0.2]
+    """
+    return constants.pruned_rate * min(1.0, math.sqrt(constants.walk_steps / max(1, steps)))
 
 
 DEFAULTS = SolverConstants()
