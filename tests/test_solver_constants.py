@@ -6,11 +6,11 @@ from autocompress.errors import InvalidInputError
 from autocompress.solver.constants import DEFAULTS, SolverConstants, pruned_rate
 
 
-def test_the_rate_of_pruned_weights_falls_by_the_root_of_the_length() -> None:
+def test_the_rate_of_pruned_weights_falls_with_the_length() -> None:
     constants = SolverConstants(pruned_rate=0.5, walk_steps=900)
     assert [pruned_rate(constants, steps) for steps in (0, 1, 900)] == [0.5, 0.5, 0.5]
-    assert pruned_rate(constants, 3600) == pytest.approx(0.25)
-    assert pruned_rate(constants, 90_000) == pytest.approx(0.05)
+    assert pruned_rate(constants, 3600) == pytest.approx(0.125)
+    assert pruned_rate(constants, 90_000) == pytest.approx(0.005)
 
 
 @pytest.mark.parametrize(

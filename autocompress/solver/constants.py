@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 from autocompress.errors import InvalidInputError
@@ -19,8 +18,8 @@ class SolverConstants:
         updates: projections of a run, in which tables and multiplier are estimated anew, whatever its length.
         min_steps_per_update: ... but not more often than once in so many optimizer steps.
         pruned_rate: the part of the optimizer's move that reaches a weight which is zero in V ...
-        walk_steps: ... in runs of up to so many steps. W walks at random there, by the root of the number of steps, so
-            in longer ones the rate falls by that root.
+        walk_steps: ... in runs of up to so many steps. W walks at random there, farther with every step; in longer runs
+            the rate falls in proportion.
         idle_decay: what is left, after each update, of a weight whose gradient was exactly zero since the last.
         path_start: the budget begins at so many times the target ...
         path_fraction: ... and falls to it, geometrically, over this part of the steps before fine-tuning.
@@ -61,9 +60,9 @@ def pruned_rate(constants: SolverConstants, steps: int) -> float:
     """Returns the rate of pruned weights in a run of so many steps.
 
     >>> [round(pruned_rate(SolverConstants(), steps), 2) for steps in (100, 2000, 8000)]
-    [0.4, 0.4, 0.2]
+    [0.4, 0.4, 0.1]
     """
-    return constants.pruned_rate * min(1.0, math.sqrt(constants.walk_steps / max(1, steps)))
+    return constants.pruned_rate * min(1.0, constants.walk_steps / max(1, steps))
 
 
 DEFAULTS = SolverConstants()
