@@ -121,8 +121,9 @@ def compress(
     check_target(model, asked, ignore, **counted)
     splits = {"the training data": train, "the validation data": val, "the test data": test}
     loss, metric = check_task(model, splits, loss=loss, metric=metric, device=where, seed=seed, taught=True)
-    teacher = copy_network(reference, device=where).eval()
-    if loss is output_distance:  # the targets say nothing of the loss that the network was trained with
+    # Without a loss the targets say nothing of what the network was trained for: it is measured by its own outputs.
+    teacher = copy_network(reference, device=where).eval() if loss is output_distance else None
+    if teacher is not None:
         val, test = (each if each is None else TaughtBatches(each, teacher, where) for each in (val, test))
     if asked.promise is not None and val is not None:
         guess = guesses(reference, val, loss=loss, metric=metric, device=where, seed=seed)
@@ -137,7 +138,7 @@ def compress(
     if val is None and epochs:
         parts = hold_out(train, seed)
         train, judged_by = parts.train, parts.words
-        judge = TaughtBatches(parts.judge, teacher, where) if loss is output_distance else parts.judge
+        judge = parts.judge if teacher is None else TaughtBatches(parts.judge, teacher, where)
 
     def score(network: nn.Module) -> float:
         outcome = evaluate(network, [] if judge is None else judge, loss=loss, metric=metric, device=where)

@@ -31,9 +31,9 @@ from autocompress.solver.constants import ADMM, DEFAULTS, SolverConstants, prune
 from autocompress.solver.lazy_projection import LazyProjection
 from autocompress.steering import SEARCH_FRACTION, Steering, make_steering
 from autocompress.targets import Target, Targets, hold_together
+from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.checks import check_validation
 from autocompress.training.evaluate import evaluate as evaluate_batches
-from autocompress.training.evaluate import refit_batch_norm
 
 logger = logging.getLogger(__name__)
 

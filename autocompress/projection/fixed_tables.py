@@ -20,13 +20,17 @@ from autocompress.projection.priced_assignment import LayerTables, lower_envelop
 
 
 class FixedTables:
-    """The assignment rule of one layer.
-
-    Attributes:
-        nonzero_price: what any nonzero costs beside its bits, in squared error: its energy at the price of energy.
-    """
+    """The assignment rule of one layer."""
 
     def __init__(self, tables: LayerTables, price: float, nonzero_price: float, device: torch.device) -> None:
+        """Prepares what does not depend on W.
+
+        Args:
+            tables: of the last projection.
+            price: squared error per bit.
+            nonzero_price: what a nonzero costs beside its bits, in squared error: its energy at the price of energy.
+            device: where W lies.
+        """
         lengths = tables.lengths
         values, offsets = tables.values.cpu().numpy(), price * lengths.code_bits.cpu().numpy()
         kept, between = lower_envelope(values.astype(float), offsets.astype(float))
