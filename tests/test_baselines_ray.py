@@ -9,6 +9,7 @@ import socket
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -18,6 +19,7 @@ from searcher_contract import SearcherContract, evaluations_in
 from autocompress.errors import InvalidInputError
 from baselines.interface import Evaluation, Parameter, Report, SearchSettings, Values, go_on
 from baselines.ray_search import RayAsha, RayOptuna, RayPbt
+from baselines.ray_search.callback import Recorder
 from baselines.ray_search.cluster import connected, quiet
 from baselines.ray_search.population import Mutation
 from baselines.ray_search.records import History, SearchFolder
@@ -271,3 +273,20 @@ class TestMutation:
         draw = Mutation(self.parameters, seed=0).draw
         below = sum(draw()["keep"] < 0.03162 for _ in range(1000))
         assert below == pytest.approx(500, abs=60)
+
+
+def test_a_trial_whose_actor_is_lost_before_it_starts_keeps_its_proposal(tmp_path):
+    """Ray Tune may tell of the failure without ever having told of the start."""
+    folder = SearchFolder(tmp_path)
+    recorder = Recorder(folder, {}, 2, lambda trial: None)
+    values = {"a.keep_fraction": 0.25}
+    trial = SimpleNamespace(trial_id="x", error_file=None, config={"proposal": {"number": 3, "values": values}})
+
+    recorder.on_trial_error(0, [], trial)
+
+    history = folder.histories()[3]
+    assert (history.values, history.attempts, history.failures, history.state) == (values, 1, 1, None)
+    recorder.on_trial_start(0, [], trial)
+    recorder.on_trial_recover(0, [], trial)
+    history = folder.histories()[3]
+    assert (history.attempts, history.failures) == (2, 2)

@@ -50,10 +50,10 @@ class Recorder(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         """Notes that a trial has begun, or has been started again after a failure."""
-        number = self._number(trial)
         if trial.trial_id not in self._started:  # otherwise it has been paused
             self._started.add(trial.trial_id)
-            self._add({"event": "start", "number": number, "values": trial.config["proposal"]["values"]})
+            values = trial.config["proposal"]["values"]
+            self._add({"event": "start", "number": self._number(trial), "values": values})
 
     def on_trial_result(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: Any
@@ -79,6 +79,7 @@ class Recorder(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         """Notes a failure after which Ray Tune starts the trial again."""
+        self.on_trial_start(iteration, trials, trial)  # unless noted: an actor may be lost before Ray Tune calls it
         self._started.discard(trial.trial_id)
         self._add({"event": "failure", "number": self._number(trial), "error": _error(trial)})
 
