@@ -7,11 +7,10 @@ result.save("net.safetensors")
 net = ac.load("net.safetensors", into=make_model())
 """
 
-from autocompress.artifact import load
-from autocompress.channels import shrink
-from autocompress.compress import compress
+from autocompress.artifact.files import load
 from autocompress.compressor import Compressor
-from autocompress.costs.energy import energy_of
+from autocompress.energy.channel_graph import shrink
+from autocompress.energy.network_energy import energy_of
 from autocompress.errors import (
     AutocompressError,
     CorruptArtifactError,
@@ -19,7 +18,8 @@ from autocompress.errors import (
     InvalidInputError,
     TrainingDivergedError,
 )
-from autocompress.result import Result
+from autocompress.solver.compression import compress
+from autocompress.solver.result import Result
 from autocompress.targets import (
     AccuracyDrop,
     CodeBits,

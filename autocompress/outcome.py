@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from autocompress.codebooks import CompressedState
+from autocompress.network.compressed_tensors import CompressedState
 
 # The networks that a run chooses between.
 TRAINED, BEFORE_FINE_TUNING, ONE_SHOT = "trained", "before fine-tuning", "one-shot"

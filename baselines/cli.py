@@ -10,7 +10,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from autocompress.console.running import run_command
+from autocompress.cli.console import run_command
 from baselines.methods import METHODS
 from baselines.options import build_parser
 

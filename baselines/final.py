@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from autocompress.assemble import filled_copy
-from autocompress.codebooks import CompressedState
-from autocompress.live_network import copy_network
-from autocompress.methods.base import Network
-from autocompress.result import Result, warn_of_loss
-from autocompress.selection import Ignore
+from autocompress.constraints.constraint import Network
+from autocompress.network.compressed_tensors import CompressedState
+from autocompress.network.live_network import copy_network
+from autocompress.network.network_state import filled_copy
+from autocompress.network.selection import Ignore
+from autocompress.solver.result import Result, warn_of_loss
 from autocompress.targets import Target, Targets
 from autocompress.task import Task
 from autocompress.training.batches import default_device
 from autocompress.training.checks import name_of
-from autocompress.training.evaluate import evaluate
+from autocompress.training.evaluation import evaluate
 from baselines.interface import Values
 from baselines.objective import PlanObjective, PlanRun
 

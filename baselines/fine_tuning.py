@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autocompress.constraints.constraint import Network
 from autocompress.errors import TrainingDivergedError
-from autocompress.finishing import Finishing, finishing_steps
-from autocompress.methods.base import Network
 from autocompress.methods.ending import start_finishing
-from autocompress.projection.kmeans import encode, fit_codebook
+from autocompress.numerics.kmeans import encode, fit_codebook
 from autocompress.projection.sorted_values import sort_values
+from autocompress.solver.fine_tuning import Finishing, finishing_steps
 from autocompress.training.callbacks import Callback
 from autocompress.training.trainer import Trainer
 from baselines.fitting import Fitted

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from autocompress.assemble import side_tensors
-from autocompress.codebooks import CodedTensor, CompressedState, coded_tensor, scalar_tensors
+from autocompress.constraints.constraint import Method, Network, relative_error
+from autocompress.constraints.file_size import FileSizeMethod
+from autocompress.constraints.file_writer import FileFit
+from autocompress.constraints.weight_bits import WeightBitsMethod
 from autocompress.costs.weight_data import weight_data_bits
 from autocompress.errors import InvalidInputError
-from autocompress.methods.base import Method, Network, relative_error
 from autocompress.methods.ending import FileWriter
-from autocompress.methods.file_fit import FileFit
-from autocompress.methods.file_size import FileSizeMethod
-from autocompress.methods.weight_bits import WeightBitsMethod
-from autocompress.plan import Plan
+from autocompress.network.compressed_tensors import CodedTensor, CompressedState, coded_tensor, scalar_tensors
+from autocompress.network.network_state import side_tensors
+from autocompress.network.selection import original_bytes
 from autocompress.projection.alternating import squared_error
-from autocompress.selection import original_bytes
 from autocompress.targets import FileSize, Target, WeightBits
+from baselines.plan import Plan
 
 
 @dataclass(frozen=True)

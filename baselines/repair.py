@@ -30,8 +30,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from autocompress.errors import InfeasibleTargetError
-from autocompress.plan import LayerPlan, Plan
 from baselines.fitting import Budget, Fitted
+from baselines.plan import LayerPlan, Plan
 
 ROUNDS = 8  # real encodings at most, after which the largest that fits is taken
 TOLERANCE_FRACTION = 0.002  # of the limit, that may be left unused

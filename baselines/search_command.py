@@ -11,9 +11,9 @@ from pathlib import Path
 
 from autocompress.console.output import check_output, percent, save_or_keep, to_json
 from autocompress.console.start import starting_network
+from autocompress.constraints.constraint import Network
 from autocompress.errors import AutocompressError, InvalidInputError
-from autocompress.methods.base import Network
-from autocompress.selection import select
+from autocompress.network.selection import select
 from autocompress.targets import Target
 from autocompress.task import Task, load_task
 from baselines.interface import Searcher, SearchOutcome, SearchSettings

@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import Any
 
 from autocompress.console.output import accuracy_lines, percent
-from autocompress.result import Result
+from autocompress.solver.result import Result
 from baselines.interface import SearchOutcome, Trial
 
 COLUMNS = ("method", "space", "trials", "stopped", "failed", "best validation", "gradient steps", "device seconds")

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autocompress.constraints.constraint import Network
 from autocompress.errors import InvalidInputError
-from autocompress.methods.base import Network
-from autocompress.plan import LayerPlan, Plan
 from baselines.fitting import Budget, Fitted
 from baselines.interface import Parameter, Values
+from baselines.plan import LayerPlan, Plan
 from baselines.repair import Group, loosest, repair
 
 Layers = tuple[tuple[str, int], ...]  # (name, number of weights)

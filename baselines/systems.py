@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autocompress.methods.base import Network
-from autocompress.result import Result
+from autocompress.constraints.constraint import Network
+from autocompress.solver.result import Result
 from autocompress.targets import AccuracyDrop, FileSize, Target, hold_together
 from baselines.condensa.final import train_density
 from baselines.condensa.goal import parse_asked

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autocompress.compressor import check_target
-from autocompress.data.arrays import data_root
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.models import load_weights
+from autocompress.models.weights import load_weights
 from autocompress.task import load_task
+from autocompress.task.arrays import data_root
 from studies.cell import Cell
 
 

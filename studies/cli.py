@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from autocompress.console.running import run_command
+from autocompress.cli.console import run_command
 from studies.options import build_parser
 
 

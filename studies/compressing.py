@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from autocompress.compress import compress
-from autocompress.result import Result
+from autocompress.solver.compression import compress
+from autocompress.solver.result import Result
 from autocompress.targets import Target
 from autocompress.task import Task
 

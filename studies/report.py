@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from autocompress.whole_file import write_whole
+from autocompress.codec.atomic_write import write_whole
 from studies.blocks import collect
 from studies.claims import claims
 from studies.latex import to_latex

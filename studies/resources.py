@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.aggregated import AggregatedModel
-from autocompress.channels import shrink
-from autocompress.costs.energy import energy_of
-from autocompress.costs.speed import count_macs, median_seconds
+from autocompress.energy.channel_graph import shrink
+from autocompress.energy.network_energy import energy_of
 from autocompress.errors import InvalidInputError
-from autocompress.live_network import copy_network
+from autocompress.network.live_network import copy_network
+from studies.speed import count_macs, median_seconds
 
 logger = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from autocompress.aggregated import AggregatedModel, Batched
-from autocompress.artifact import size_report
+from autocompress.codec.size_report import size_report
 from autocompress.errors import AutocompressError
-from autocompress.live_network import copy_network
-from autocompress.result import Result
+from autocompress.network.live_network import copy_network
+from autocompress.solver.result import Result
 from autocompress.task import Task, load_task
-from autocompress.training.evaluate import Evaluation, evaluate
+from autocompress.training.evaluation import Evaluation, evaluate
 from baselines.interface import SearchOutcome, SearchSettings
 from baselines.methods import find_method
 from baselines.systems import system_of

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import NoReturn
 
-from autocompress.data.factory import DATA_NAMES
 from autocompress.errors import InvalidInputError
-from autocompress.models import MODEL_NAMES
 from autocompress.targets import hold_together
+from autocompress.task.named_data import DATA_NAMES
+from autocompress.task.named_models import MODEL_NAMES
 from baselines.methods import METHODS
 from studies.record import COMPRESSOR
 

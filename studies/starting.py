@@ -11,10 +11,10 @@ from dataclasses import replace
 from torch import nn
 
 from autocompress.aggregated import aggregated_task, train_aggregated
-from autocompress.data.arrays import data_root
 from autocompress.errors import InvalidInputError
-from autocompress.models import load_weights
+from autocompress.models.weights import load_weights
 from autocompress.task import Task, load_task
+from autocompress.task.arrays import data_root
 from autocompress.training.reference import reference_network
 from studies.spec import TaskSpec
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import autocompress as ac
-from autocompress.budget_control import BudgetController, SizeSearch
 from autocompress.cli import main
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.steering import STAGES
+from autocompress.solver.budget_search import BudgetController, SizeSearch
+from autocompress.solver.quality_constraint import STAGES
 from autocompress.targets import AccuracyDrop, FileSize, LossIncrease, WeightBits, hold_together, parse_target
 from studies.benchmarks import accuracy_target
 
@@ -433,7 +433,7 @@ def command(out, *targets):
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("autocompress.task.recipe_for", lambda *_: small_task.RECIPE)
+    monkeypatch.setattr("autocompress.task.named_task.recipe_for", lambda *_: small_task.RECIPE)
     monkeypatch.setenv("AUTOCOMPRESS_DATA", str(tmp_path))
     out = tmp_path / "net.safetensors"
     more = ["--device", "cpu", "--no-progress"]
@@ -462,8 +462,8 @@ def test_bad_targets_end_with_status_two(targets, message, tmp_path, capsys):
 
 
 def test_a_search_refuses_a_promise():
-    from autocompress.methods.base import Network
-    from autocompress.selection import select
+    from autocompress.constraints.constraint import Network
+    from autocompress.network.selection import select
     from baselines.fitting import make_budget
 
     model = small_task.make_model()

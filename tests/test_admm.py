@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from autocompress.codebooks import CodedTensor
-from autocompress.projection.priced import project_priced
+from autocompress.constraints.rate_distortion.projection import project_priced
+from autocompress.network.compressed_tensors import CodedTensor
 from autocompress.solver.admm import Admm, proximal_strength
 
 CONTRACTION = 0.5

@@ -17,12 +17,12 @@ from autocompress.aggregated import (
     train_aggregated,
 )
 from autocompress.aggregated.information import FeatureTap, InformationPenalty, StatisticsNetwork, information
-from autocompress.artifact import load
-from autocompress.compress import compress
+from autocompress.artifact.files import load
 from autocompress.errors import InvalidInputError
-from autocompress.models import make_model
-from autocompress.selection import original_bytes
-from autocompress.training.evaluate import evaluate
+from autocompress.network.selection import original_bytes
+from autocompress.solver.compression import compress
+from autocompress.task.named_models import make_model
+from autocompress.training.evaluation import evaluate
 from autocompress.training.losses import classification_loss
 from studies.benchmarks.aggregated import table
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import LinearConstraint, linprog, milp
 
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.projection.allocation import allocate
+from autocompress.numerics.multiple_choice_knapsack import allocate
 
 BITS = np.arange(1, 9)
 

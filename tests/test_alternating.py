@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from autocompress.codebooks import CodedTensor
 from autocompress.costs.weight_data import smallest_weight_data_bits, weight_data_bits, weight_data_factor
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
+from autocompress.network.compressed_tensors import CodedTensor
 from autocompress.projection.alternating import WeightBitsState, project_plan, project_weight_bits, squared_error
 
 SHAPES = [(6, 1, 3, 3), (40, 54), (10, 40)]

@@ -15,22 +15,15 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from autocompress.artifact import (
-    decode_state,
-    encode_state,
-    layout_of,
-    load,
-    original_bytes,
-    read_state,
-    save_artifact,
-    shared_names,
-    size_report,
-)
 from autocompress.artifact.container import Payload, pack, unpack
-from autocompress.artifact.layout import fingerprint
-from autocompress.assemble import fill
-from autocompress.codebooks import CodedTensor, CompressedState, round_codebook, to_grid
+from autocompress.artifact.files import load, read_state, save_artifact
+from autocompress.codec.file import decode_state, encode_state
+from autocompress.codec.layout import fingerprint, layout_of, shared_names
+from autocompress.codec.size_report import size_report
 from autocompress.errors import CorruptArtifactError, InvalidInputError
+from autocompress.network.compressed_tensors import CodedTensor, CompressedState, round_codebook, to_grid
+from autocompress.network.network_state import fill
+from autocompress.network.selection import original_bytes
 
 GOLDEN = Path(__file__).parent / "golden"
 

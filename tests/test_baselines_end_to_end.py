@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from small_task import RECIPE, make_model, make_task
 
-from autocompress.artifact import load
-from autocompress.training.evaluate import evaluate
+from autocompress.artifact.files import load
+from autocompress.training.evaluation import evaluate
 from baselines.cli import main
 from baselines.methods import METHODS, PLAN_METHODS
 
@@ -26,7 +26,7 @@ WITHOUT_RAY = [name for name in PLAN_METHODS if not METHODS[name].uses_ray]
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AUTOCOMPRESS_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr("autocompress.task.recipe_for", lambda *_: RECIPE)
+    monkeypatch.setattr("autocompress.task.named_task.recipe_for", lambda *_: RECIPE)
     return tmp_path
 
 
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_file_in_a_fresh_process(method, here, caps
     script = (
         "import sys, autocompress.task\n"
         "from small_task import RECIPE\n"
-        "autocompress.task.recipe_for = lambda *_: RECIPE\n"
+        "autocompress.task.named_task.recipe_for = lambda *_: RECIPE\n"
         "from baselines.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

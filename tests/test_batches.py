@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import autocompress as ac
 from autocompress.training.batches import batches_of_epoch, check_batches, forward, input_example, to_device
-from autocompress.training.evaluate import evaluate
+from autocompress.training.evaluation import evaluate
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 

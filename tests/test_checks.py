@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import autocompress as ac
 from autocompress.console.output import accuracy_lines
-from autocompress.live_network import copy_network
+from autocompress.network.live_network import copy_network
 from autocompress.task import load_task
 from autocompress.training.checks import at_chance, check_finite, check_task
 from autocompress.training.losses import MinusLoss, carried_loss, classification_loss, correct_predictions

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.cli import compressing, files, main
+from autocompress.cli import compress_command, file_commands, main
 from autocompress.cli.parser import build_parser
 from autocompress.errors import InfeasibleTargetError
 from autocompress.training.recipe import Recipe
@@ -99,7 +99,7 @@ def here(workshop, monkeypatch):
     monkeypatch.chdir(workshop)
     monkeypatch.setenv("AUTOCOMPRESS_DATA", str(workshop / "data"))
     short = Recipe("sgd", 0.05, batch_size=64, reference_epochs=3, compress_epochs=10)
-    monkeypatch.setattr("autocompress.task.recipe_for", lambda *_: short)
+    monkeypatch.setattr("autocompress.task.named_task.recipe_for", lambda *_: short)
     return workshop
 
 
@@ -266,7 +266,7 @@ def test_the_smallest_size_named_is_reachable(tmp_path, capsys):
     assert "smallest" in capsys.readouterr().err
     options = build_parser().parse_args(compress_arguments(out, "--weights", "dense.pt", "--epochs", "1", target="1B"))
     with pytest.raises(InfeasibleTargetError) as caught:
-        compressing.compress_command(options)
+        compress_command.compress_command(options)
     smallest = caught.value.smallest
     for target, status in ((smallest - 1, 2), (smallest, 0)):
         arguments = compress_arguments(out, "--weights", "dense.pt", "--epochs", "1", target=f"{target}B")
@@ -287,7 +287,7 @@ def test_the_output_is_checked_before_anything_is_trained(tmp_path, capsys, monk
     def too_late(*_, **__):
         raise AssertionError("work began")
 
-    monkeypatch.setattr(compressing, "load_task", too_late)
+    monkeypatch.setattr(compress_command, "load_task", too_late)
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "dense.safetensors").touch()
     weights = ["--weights", str(tmp_path / "dense.safetensors")]
@@ -370,7 +370,7 @@ def test_interrupted(tmp_path, capsys, monkeypatch, more, epochs, message, numbe
             (options["resume"] / "compress.checkpoint").touch()
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(compressing, "compress", interrupt)
+    monkeypatch.setattr(compress_command, "compress", interrupt)
     assert main(compress_arguments(tmp_path / "net.safetensors", "--weights", "dense.pt", *more)) == 130
     assert signal.getsignal(signal.SIGTERM) is before
     error = capsys.readouterr().err
@@ -382,14 +382,14 @@ def test_a_folder_that_is_gone_at_the_end_loses_nothing(tmp_path, capsys, monkey
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     (tmp_path / "out").mkdir()
-    do = compressing.compress
+    do = compress_command.compress
 
     def compress_and_lose(*arguments, **options):
         result = do(*arguments, **options)
         shutil.rmtree(tmp_path / "out")
         return result
 
-    monkeypatch.setattr(compressing, "compress", compress_and_lose)
+    monkeypatch.setattr(compress_command, "compress", compress_and_lose)
     arguments = compress_arguments(tmp_path / "out" / "net.safetensors", "--weights", "dense.pt", "--epochs", "1")
     assert main(arguments) == 1
     error = capsys.readouterr().err
@@ -423,7 +423,7 @@ def test_a_bug_shows_its_traceback(monkeypatch, capsys, tmp_path):
     def stumble(*_, **__):
         raise KeyError("lost")
 
-    monkeypatch.setattr(compressing, "compress", stumble)
+    monkeypatch.setattr(compress_command, "compress", stumble)
     assert main(compress_arguments(tmp_path / "net.safetensors", "--weights", "dense.pt")) == 1
     error = capsys.readouterr().err
     assert "Traceback" in error
@@ -435,8 +435,8 @@ def test_what_others_print_does_not_reach_stdout(monkeypatch, capsys, written):
         print("downloading ...")
         return read_state(*arguments, **named)
 
-    read_state = files.read_state
-    monkeypatch.setattr(files, "read_state", chatter)
+    read_state = file_commands.read_state
+    monkeypatch.setattr(file_commands, "read_state", chatter)
     assert main(["inspect", str(written[0]), *MODEL, "--json"]) == 0
     captured = capsys.readouterr()
     json.loads(captured.out)

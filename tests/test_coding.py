@@ -10,12 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autocompress.codebooks import CodedTensor, CompressedState, GridTensor, coded_tensor, round_codebook, to_grid
-from autocompress.coding.integers import Integers, Ordered, Symbols, blocks
+from autocompress.codec.adaptive_models import Integers, Ordered, Symbols, blocks
+from autocompress.codec.range_coder import ONE, Decoder, Encoder, Meter
+from autocompress.codec.state_coder import code_length, decode_stream, encode_stream, entries_of
 from autocompress.coding.rows import class_bounds
-from autocompress.coding.state import code_length, decode_stream, encode_stream, entries_of
-from autocompress.coding.stream import ONE, Decoder, Encoder, Meter
 from autocompress.errors import CorruptArtifactError, InvalidInputError
+from autocompress.network.compressed_tensors import (
+    CodedTensor,
+    CompressedState,
+    GridTensor,
+    coded_tensor,
+    round_codebook,
+    to_grid,
+)
 
 
 def coded(shape, keep=0.2, size=5, seed=0):

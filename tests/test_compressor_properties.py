@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import autocompress as ac
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.selection import original_bytes, select
+from autocompress.network.selection import original_bytes, select
 from autocompress.targets import FileSize, WeightBits
 
 CASES = 200

@@ -9,11 +9,11 @@ import torch
 from small_task import make_task, train_reference
 from torch import nn
 
-from autocompress.channels import shrink
-from autocompress.codebooks import CodedTensor
+from autocompress.constraints.constraint import Network
+from autocompress.energy.channel_graph import shrink
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.methods.base import Network
-from autocompress.selection import select
+from autocompress.network.compressed_tensors import CodedTensor
+from autocompress.network.selection import select
 from autocompress.solver.admm import Admm, proximal_strength
 from autocompress.targets import AccuracyDrop, FileSize
 from autocompress.training.precision import autocast

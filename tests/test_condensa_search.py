@@ -11,10 +11,10 @@ from fake_objective import FakeObjective
 from searcher_contract import SearcherContract
 from small_task import RECIPE, make_model, make_task
 
-from autocompress.artifact import load
+from autocompress.artifact.files import load
 from autocompress.errors import InvalidInputError
 from autocompress.task import load_task
-from autocompress.training.evaluate import evaluate
+from autocompress.training.evaluation import evaluate
 from autocompress.training.trainer import Trainer
 from baselines.cli import main
 from baselines.condensa.final import train_density
@@ -153,7 +153,7 @@ SHORT = ["--trials", "4", "--trial-epochs", "2", "--final-epochs", "3", "--no-pr
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AUTOCOMPRESS_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr("autocompress.task.recipe_for", lambda *_: RECIPE)
+    monkeypatch.setattr("autocompress.task.named_task.recipe_for", lambda *_: RECIPE)
     return tmp_path
 
 

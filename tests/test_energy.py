@@ -12,11 +12,11 @@ from torch import nn
 
 import autocompress as ac
 from autocompress.cli import main
-from autocompress.costs.accelerator import LayerShape, WeightEnergy
-from autocompress.costs.energy import network_energy
+from autocompress.energy.accelerator import LayerShape, WeightEnergy
+from autocompress.energy.network_energy import network_energy
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.models import make_model
 from autocompress.targets import Energy, FileSize, hold_together, parse_target
+from autocompress.task.named_models import make_model
 from baselines.fitting import make_budget
 
 # --- the model ----------------------------------------------------------------------------------------------------

@@ -16,14 +16,12 @@ from small_task import make_task, train_reference
 from torch import nn
 
 import autocompress as ac
-from autocompress.channels import ChannelGraph, difference
 from autocompress.cli import main
-from autocompress.costs.channel_energy import ChannelEnergy, fit_channel_energy, random_widths
-from autocompress.costs.energy import network_energy
-from autocompress.costs.speed import count_macs, median_seconds
+from autocompress.energy.channel_graph import ChannelGraph, difference
+from autocompress.energy.channel_model import ChannelEnergy, fit_channel_energy, random_widths
+from autocompress.energy.energy_meters import RaplMeter, joules_per_call
+from autocompress.energy.network_energy import network_energy
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.meters import RaplMeter, joules_per_call
-from autocompress.models import make_model
 from autocompress.projection.channel_widths import (
     choose_widths,
     loss_at,
@@ -32,6 +30,8 @@ from autocompress.projection.channel_widths import (
     widths_by_price,
 )
 from autocompress.targets import Energy, parse_target
+from autocompress.task.named_models import make_model
+from studies.speed import count_macs, median_seconds
 
 pytest.importorskip("torch_pruning")
 
@@ -345,7 +345,7 @@ def test_joules_per_call_is_a_mean() -> None:
 
 
 def test_no_meter_is_bad_input(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autocompress.meters.RaplMeter.__init__.__defaults__", (tmp_path,))
+    monkeypatch.setattr("autocompress.energy.energy_meters.RaplMeter.__init__.__defaults__", (tmp_path,))
     assert main(["energy", "fit", "lenet5", "--meter", "rapl"]) == 2
     assert "has no counters of energy" in capsys.readouterr().err
     monkeypatch.setitem(__import__("sys").modules, "pynvml", None)

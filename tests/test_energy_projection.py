@@ -10,15 +10,21 @@ import pytest
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from autocompress.codebooks import CodedTensor
-from autocompress.costs.accelerator import WEIGHT_CACHE_WORDS, WeightEnergy
-from autocompress.costs.code_length import CodeLengths, Counts, as_matrix, code_length
+from autocompress.constraints.rate_distortion.assignment import (
+    Layer,
+    LayerTables,
+    Weights,
+    bits_under_tables,
+    energy_at,
+)
+from autocompress.constraints.rate_distortion.energy_multiplier import find_prices
+from autocompress.constraints.rate_distortion.projection import project_priced
+from autocompress.constraints.rate_distortion.rates import CodeLengths, Counts, as_matrix, code_length
+from autocompress.energy.accelerator import WEIGHT_CACHE_WORDS, WeightEnergy
+from autocompress.energy.energy_budget import EnergyBudget, prune_to_energy
 from autocompress.errors import InfeasibleTargetError
+from autocompress.network.compressed_tensors import CodedTensor
 from autocompress.projection import energy_pruning, priced_assignment
-from autocompress.projection.energy_price import find_prices
-from autocompress.projection.energy_pruning import EnergyBudget, prune_to_energy
-from autocompress.projection.priced import project_priced
-from autocompress.projection.priced_assignment import Layer, LayerTables, Weights, bits_under_tables, energy_at
 
 COSTS = (WeightEnergy(7, 0), WeightEnergy(31, 12), WeightEnergy(210, 0), WeightEnergy(492, 1000))
 
@@ -45,7 +51,7 @@ def best_error(targets: list[torch.Tensor], budget: EnergyBudget, cache: int) ->
 @pytest.mark.parametrize("seed", range(30))
 def test_pruning_against_every_choice(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energy_pruning, "WEIGHT_CACHE_WORDS", 3)
-    monkeypatch.setattr("autocompress.costs.accelerator.WEIGHT_CACHE_WORDS", 3)
+    monkeypatch.setattr("autocompress.energy.accelerator.WEIGHT_CACHE_WORDS", 3)
     targets = random_targets(seed, [(3, 3), (2, 4), (6, 1)])
     costs = (WeightEnergy(7, 0), WeightEnergy(31, 12), WeightEnergy(20, 5))
     rng = np.random.default_rng(seed)

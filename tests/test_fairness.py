@@ -12,9 +12,9 @@ from small_task import make_task, train_reference
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import autocompress
-from autocompress.artifact import decode_state
-from autocompress.artifact.layout import layout_of
-from autocompress.data.batches import TensorBatches
+from autocompress.codec.file import decode_state
+from autocompress.codec.layout import layout_of
+from autocompress.training.tensor_batches import TensorBatches
 from autocompress.training.trainer import Trainer
 from baselines.final import train_best
 from baselines.interface import SearchSettings

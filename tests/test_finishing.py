@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.codebooks import CodedTensor, SideGrid, coded_tensor, round_codebook
-from autocompress.finishing import Finishing
+from autocompress.network.compressed_tensors import CodedTensor, SideGrid, coded_tensor, round_codebook
 from autocompress.solver.constants import DEFAULTS
+from autocompress.solver.fine_tuning import Finishing
 
 SHAPES = [(4, 3, 2), (5, 6), (3, 3)]
 

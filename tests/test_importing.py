@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from autocompress.errors import InvalidInputError
-from autocompress.importing import import_function, own_source
+from autocompress.task.user_code import import_function, own_source
 
 
 @pytest.fixture

@@ -13,23 +13,23 @@ from hypothesis import strategies as st
 from torch import nn
 
 import autocompress as ac
-from autocompress.artifact import decode_state, encode_state
 from autocompress.artifact.container import unpack
-from autocompress.codebooks import CodedTensor, CompressedState, coded_tensor, scalar_tensors, to_grid
-from autocompress.coding.state import Entry, code_length, decode_stream, encode_stream, entries_of
-from autocompress.costs.code_bits import code_bits, position_bits, scalar_code_bits
+from autocompress.codec.file import decode_state, encode_state
+from autocompress.codec.state_coder import Entry, code_length, decode_stream, encode_stream, entries_of
+from autocompress.constraints.codebook_choices import KERNELS, SCALARS, code_choices
+from autocompress.constraints.constraint import Network
 from autocompress.errors import CorruptArtifactError, InfeasibleTargetError, InvalidInputError
-from autocompress.finishing import Finishing
-from autocompress.kernel_codebooks import KernelTensor, kernel_levels, kernel_tensor, vector_lengths
-from autocompress.methods.base import Network
-from autocompress.plan import Plan
+from autocompress.network.compressed_tensors import CodedTensor, CompressedState, coded_tensor, scalar_tensors, to_grid
+from autocompress.network.kernel_tensor import KernelTensor, kernel_levels, kernel_tensor, vector_lengths
+from autocompress.network.selection import select
+from autocompress.network.tensor_sizes import code_bits, position_bits, scalar_code_bits
+from autocompress.numerics.vector_kmeans import encode_kernels, fit_kernels, nearest
 from autocompress.projection import code_choices as code_choices_module
 from autocompress.projection.code_bits import allocate_choices, project_code_bits
-from autocompress.projection.code_choices import KERNELS, SCALARS, code_choices
-from autocompress.projection.kernel_kmeans import encode_kernels, fit_kernels, nearest
-from autocompress.selection import select
+from autocompress.solver.fine_tuning import Finishing
 from autocompress.targets import parse_target
 from baselines.fitting import make_budget
+from baselines.plan import Plan
 from studies.benchmarks import kernel_codebooks as kernel_benchmark
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -152,7 +152,7 @@ def test_vectors_that_are_all_alike():
 def test_a_sample_speaks_for_a_large_layer(monkeypatch):
     vectors = draw(1, [(64, 32, 3, 3)])[0].reshape(-1, 9)
     whole = fit_kernels(vectors, [2, 8, 32])
-    monkeypatch.setattr("autocompress.projection.kernel_kmeans.SAMPLE", 512)
+    monkeypatch.setattr("autocompress.numerics.vector_kmeans.SAMPLE", 512)
     for book, exact in zip(fit_kernels(vectors, [2, 8, 32]), whole, strict=True):
         assert book.squared_error == pytest.approx(exact.squared_error, rel=0.15)
         assert float(nearest(vectors, book.values)[1].sum()) <= 1.25 * exact.squared_error
@@ -297,7 +297,7 @@ def start(target="codes:20x", steps=20) -> tuple[nn.Module, torch.optim.Optimize
 
 @pytest.fixture
 def kernels_only(monkeypatch):
-    monkeypatch.setattr("autocompress.projection.code_choices.KINDS", KERNELS)
+    monkeypatch.setattr("autocompress.constraints.codebook_choices.KINDS", KERNELS)
 
 
 def test_a_whole_run_within_its_bits_and_back_from_its_file(kernels_only, tmp_path):

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from autocompress.codebooks import round_codebook
 from autocompress.errors import InvalidInputError
-from autocompress.projection.kmeans import encode, fit_codebook, fit_codebooks
+from autocompress.network.compressed_tensors import round_codebook
+from autocompress.numerics.kmeans import encode, fit_codebook, fit_codebooks
 from autocompress.projection.optimal_codebook import exact_codebook
 from autocompress.projection.sorted_values import sort_values
 

@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 
-from autocompress.codebooks import CodedTensor, coded_tensor
-from autocompress.kernel_codebooks import kernel_tensor
-from autocompress.projection.fixed_tables import fixed_tables
-from autocompress.projection.priced import project_priced
+from autocompress.constraints.rate_distortion.fixed_tables import fixed_tables
+from autocompress.constraints.rate_distortion.projection import project_priced
+from autocompress.network.compressed_tensors import CodedTensor, coded_tensor
+from autocompress.network.kernel_tensor import kernel_tensor
 from autocompress.solver.lazy_projection import LazyProjection, Nearest, NearestKernel, nearest_rule
 
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from autocompress import shrink
 from autocompress.errors import AutocompressError, InvalidInputError
-from autocompress.integrations.onnx import export_onnx
-from autocompress.live_network import tensors_in
+from autocompress.network.live_network import tensors_in
+from autocompress.network.onnx_export import export_onnx
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_missing_packages_are_named(network, tmp_path, monkeypatch):
 
 
 def test_different_answers_leave_no_file(network, tmp_path, monkeypatch):
-    monkeypatch.setattr("autocompress.integrations.onnx._difference", lambda *_: float("nan"))
+    monkeypatch.setattr("autocompress.network.onnx_export._difference", lambda *_: float("nan"))
     with pytest.raises(AutocompressError, match="answers differently"):
         export_onnx(network, torch.randn(1, 1, 8, 8), tmp_path / "net.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -95,7 +95,7 @@ def test_without_validation_data_a_part_of_the_training_data_decides(trained) ->
 
 
 def test_in_a_loop_of_ones_own_nothing_decides_and_that_is_said(trained) -> None:
-    from autocompress.live_network import copy_network
+    from autocompress.network.live_network import copy_network
 
     model = copy_network(trained)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autocompress.errors import InvalidInputError
-from autocompress.plan import LayerPlan, Plan
+from baselines.plan import LayerPlan, Plan
 
 
 def weights():

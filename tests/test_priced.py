@@ -6,12 +6,7 @@ import math
 import pytest
 import torch
 
-from autocompress.codebooks import round_codebook
-from autocompress.costs.accelerator import WeightEnergy
-from autocompress.costs.code_length import CodeLengths, Counts, as_matrix, code_length, estimate_code_lengths
-from autocompress.projection.energy_pruning import EnergyBudget
-from autocompress.projection.priced import PricedProjection, project_priced
-from autocompress.projection.priced_assignment import (
+from autocompress.constraints.rate_distortion.assignment import (
     Layer,
     LayerTables,
     Weights,
@@ -19,6 +14,17 @@ from autocompress.projection.priced_assignment import (
     find_price,
     lower_envelope,
 )
+from autocompress.constraints.rate_distortion.projection import PricedProjection, project_priced
+from autocompress.constraints.rate_distortion.rates import (
+    CodeLengths,
+    Counts,
+    as_matrix,
+    code_length,
+    estimate_code_lengths,
+)
+from autocompress.energy.accelerator import WeightEnergy
+from autocompress.energy.energy_budget import EnergyBudget
+from autocompress.network.compressed_tensors import round_codebook
 
 
 def random_layers(seed: int, count: int = 3) -> list[torch.Tensor]:

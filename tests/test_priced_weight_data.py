@@ -4,9 +4,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from autocompress.models import make_model
 from autocompress.projection.alternating import project_weight_bits, squared_error
 from autocompress.projection.priced_weight_data import improve_weight_data
+from autocompress.task.named_models import make_model
 
 
 def trained_like_layers(seed: int) -> list[torch.Tensor]:

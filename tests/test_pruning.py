@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import LinearConstraint, linprog, milp
 
 from autocompress.errors import InfeasibleTargetError
-from autocompress.projection.pruning import prune
+from autocompress.numerics.knapsack import prune
 from autocompress.projection.ranked_weights import rank_weights
 
 

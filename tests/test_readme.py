@@ -77,7 +77,7 @@ def test_compress_in_python(tmp_path, monkeypatch):
     from autocompress.training.recipe import Recipe
 
     short = Recipe("sgd", 0.1, momentum=0.93, batch_size=256, reference_epochs=1, compress_epochs=1)
-    monkeypatch.setattr("autocompress.task.recipe_for", lambda *_: short)
+    monkeypatch.setattr("autocompress.task.named_task.recipe_for", lambda *_: short)
     monkeypatch.setenv("AUTOCOMPRESS_DATA", str(tmp_path))
     names = run_example("compress", tmp_path, monkeypatch)
     assert (tmp_path / "lenet5.safetensors").stat().st_size == len(names["result"].data) <= 4000

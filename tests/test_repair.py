@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from small_task import make_model
 
+from autocompress.constraints.constraint import Network
 from autocompress.errors import InfeasibleTargetError
-from autocompress.methods.base import Network
-from autocompress.selection import select
+from autocompress.network.selection import select
 from autocompress.targets import parse_target
 from baselines.fitting import make_budget
 from baselines.repair import Group, repair
@@ -144,7 +144,7 @@ def test_a_target_that_no_plan_meets():
 
 def test_the_size_is_that_of_the_written_file():
     fitted = fit((-1.0, -2.0, 0.0), (3, 2, 5), "500B")
-    from autocompress.assemble import side_tensors
+    from autocompress.network.network_state import side_tensors
 
     state, data = fitted.writer.fit(fitted.coded, side_tensors(network().selection))
     assert len(data) == fitted.size

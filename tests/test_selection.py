@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.artifact import shared_names
-from autocompress.assemble import build_state, fill, filled_copy, side_grids, side_tensors
-from autocompress.codebooks import CodedTensor
+from autocompress.codec.layout import shared_names
 from autocompress.errors import InvalidInputError
-from autocompress.selection import folded_parameters, original_bytes, select, unwrap
+from autocompress.network.compressed_tensors import CodedTensor
+from autocompress.network.network_state import build_state, fill, filled_copy, side_grids, side_tensors
+from autocompress.network.selection import folded_parameters, original_bytes, select, unwrap
 
 
 class Everything(nn.Module):

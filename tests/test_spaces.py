@@ -5,11 +5,11 @@ from functools import cache
 import pytest
 from small_task import make_task, train_reference
 
+from autocompress.constraints.constraint import Network
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.methods.base import Network
-from autocompress.models import make_model
-from autocompress.selection import select
+from autocompress.network.selection import select
 from autocompress.targets import parse_target
+from autocompress.task.named_models import make_model
 from baselines.fitting import make_budget
 from baselines.space import SPACES, blocks, make_space
 

@@ -15,14 +15,19 @@ from small_task import make_task
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from autocompress.data import TensorBatches
 from autocompress.errors import AutocompressError, InvalidInputError, TrainingDivergedError
 from autocompress.task import Task, load_task
-from autocompress.training import Callback, Recipe, Trainer, evaluate, forward, refit_batch_norm, split_batch, to_device
+from autocompress.training.batch_norm import refit_batch_norm
+from autocompress.training.batches import forward, split_batch, to_device
+from autocompress.training.callbacks import Callback
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.training.distillation import Distillation
+from autocompress.training.evaluation import evaluate
 from autocompress.training.losses import classification_loss, correct_predictions
+from autocompress.training.recipe import Recipe
 from autocompress.training.reference import reference_network
+from autocompress.training.tensor_batches import TensorBatches
+from autocompress.training.trainer import Trainer
 
 RECIPE = Recipe("sgd", 0.05, batch_size=16, reference_epochs=2)
 

@@ -10,9 +10,9 @@ from small_task import batches
 from torch import Tensor, nn
 
 import autocompress as ac
-from autocompress.live_network import check_copyable, copy_network, named_modules, named_tensors
+from autocompress.network.live_network import check_copyable, copy_network, named_modules, named_tensors
+from autocompress.network.selection import select
 from autocompress.relative_rate import RelativeRate
-from autocompress.selection import select
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 

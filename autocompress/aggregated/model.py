@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
-from autocompress.live_network import copy_network
+from autocompress.network.live_network import copy_network
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

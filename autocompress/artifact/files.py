@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import nn
 
-from autocompress.artifact.format import decode_state
-from autocompress.artifact.layout import layout_of
-from autocompress.assemble import fill
-from autocompress.codebooks import CompressedState
+from autocompress.codec.atomic_write import write_whole
+from autocompress.codec.file import decode_state
+from autocompress.codec.layout import layout_of
 from autocompress.errors import InvalidInputError
-from autocompress.whole_file import write_whole
+from autocompress.network.compressed_tensors import CompressedState
+from autocompress.network.network_state import fill
 
 
 def save_artifact(path: str | os.PathLike[str], data: bytes) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 
+from autocompress.cli.console import run_command
 from autocompress.cli.parser import build_parser
-from autocompress.console.running import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,14 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: Namespace) -> str:
     """Returns what a command has to say on stdout."""
     # Imported here so that `--help` and a mistyped option answer without loading torch's larger parts.
-    from autocompress.cli import compressing, energy, files
+    from autocompress.cli import compress_command, energy_command, file_commands
 
     commands = {
-        "compress": compressing.compress_command,
-        "inspect": files.inspect_command,
-        "evaluate": files.evaluate_command,
-        "export": files.export_command,
-        "energy": energy.fit_command,
+        "compress": compress_command.compress_command,
+        "inspect": file_commands.inspect_command,
+        "evaluate": file_commands.evaluate_command,
+        "export": file_commands.export_command,
+        "energy": energy_command.fit_command,
     }
     return commands[options.command](options)
 
@@ -45,7 +45,7 @@ def _how_to_go_on(options: Namespace) -> str:
         return "interrupted"
     if options.resume is None:
         return "interrupted, nothing was written; with --resume DIR a run can be continued"
-    from autocompress.compress import CHECKPOINT_NAME
+    from autocompress.solver.compression import CHECKPOINT_NAME
 
     if not (options.resume / CHECKPOINT_NAME).exists():
         return f"interrupted before the first checkpoint: {options.resume} holds none, the same command starts anew"

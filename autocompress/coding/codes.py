@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from autocompress.coding.integers import Symbols, blocks
-from autocompress.coding.stream import Array, Coder, Codes
+from autocompress.codec.adaptive_models import Symbols, blocks
+from autocompress.codec.range_coder import Array, Coder, Codes
 
 _CONTEXTS = 5
 # Codebooks of more values have one context.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from autocompress.coding.integers import Ordered, blocks
-from autocompress.coding.stream import Array, Coder
+from autocompress.codec.adaptive_models import Ordered, blocks
+from autocompress.codec.range_coder import Array, Coder
 
 # How likely the groups are before anything is known: all alike, or by the nonzeros of the same channel as an output.
 STARTS = 5

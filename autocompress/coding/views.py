@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autocompress.coding.stream import Array, Codes
+from autocompress.codec.range_coder import Array, Codes
 
 # Kernels with more taps than this are seen as columns without neighbours.
 _MAX_TAPS = 256

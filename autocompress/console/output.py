@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from autocompress.codec.atomic_write import NAME_CHARACTERS, remove_leftovers
 from autocompress.errors import AutocompressError, InvalidInputError
-from autocompress.whole_file import NAME_CHARACTERS, remove_leftovers
 
 # Enough to find out now, not after hours of training, that a disk is full.
 PROBE_BYTES = 65536

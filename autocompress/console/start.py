@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from autocompress.models import load_weights
+from autocompress.models.weights import load_weights
 from autocompress.task import Task
 from autocompress.training.reference import reference_network
 

@@ -1,1 +1,1 @@
-"""costs"""
+"""Being folded."""

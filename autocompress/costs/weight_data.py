@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from autocompress.codebooks import WeightTensor
 from autocompress.errors import InfeasibleTargetError
+from autocompress.network.compressed_tensors import WeightTensor
 
 DENSE_BITS = 32  # of a weight before compression: float32
 

@@ -1,1 +1,1 @@
-"""integrations"""
+"""Being folded."""

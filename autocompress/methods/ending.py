@@ -8,12 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from autocompress.assemble import side_tensors
-from autocompress.codebooks import CompressedState, SideGrid, WeightTensor
+from autocompress.constraints.constraint import Network
 from autocompress.errors import TrainingDivergedError
-from autocompress.finishing import Finishing
-from autocompress.methods.base import Network
+from autocompress.network.compressed_tensors import CompressedState, SideGrid, WeightTensor
+from autocompress.network.network_state import side_tensors
 from autocompress.solver.constants import DEFAULTS
+from autocompress.solver.fine_tuning import Finishing
 
 
 class FileWriter(Protocol):

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from autocompress.artifact import encode_state
-from autocompress.assemble import build_state, norm_parameters, side_grids
-from autocompress.codebooks import CompressedState, SideGrid, WeightTensor
-from autocompress.methods.base import Network
+from autocompress.codec.file import encode_state
+from autocompress.constraints.constraint import Network
+from autocompress.network.compressed_tensors import CompressedState, SideGrid, WeightTensor
+from autocompress.network.network_state import build_state, norm_parameters, side_grids
 
 
 class WeightsAlone:

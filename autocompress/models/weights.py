@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
-from autocompress.live_network import EXTRA_STATE, named_tensors, state_names, storage_key
+from autocompress.network.live_network import EXTRA_STATE, named_tensors, state_names, storage_key
 
 logger = logging.getLogger(__name__)
 

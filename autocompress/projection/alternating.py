@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autocompress.codebooks import CodedTensor, WeightTensor
+from autocompress.constraints.weight_bits_search import BIT_CHOICES, allocate_bits, joint_bits
 from autocompress.costs.weight_data import check_weight_data_budget, weight_data_bits
 from autocompress.errors import InvalidInputError
-from autocompress.projection.joint_start import BIT_CHOICES, allocate_bits, joint_bits
-from autocompress.projection.kmeans import encode, fit_codebook, fit_codebooks
-from autocompress.projection.pruning import prune
+from autocompress.network.compressed_tensors import CodedTensor, WeightTensor
+from autocompress.numerics.kmeans import encode, fit_codebook, fit_codebooks
+from autocompress.numerics.knapsack import prune
 from autocompress.projection.ranked_weights import rank_weights
 from autocompress.projection.sorted_values import sort_values
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from autocompress.costs.channel_energy import ChannelEnergy, Floats
+from autocompress.energy.channel_model import ChannelEnergy, Floats
 from autocompress.errors import InfeasibleTargetError
 
 Widths = npt.NDArray[np.int64]

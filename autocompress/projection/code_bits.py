@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autocompress.codebooks import WeightTensor
-from autocompress.costs.code_bits import check_code_bits_budget, code_bits, scalar_code_bits
+from autocompress.constraints.codebook_choices import CodeChoice, WarmStart, code_choices
 from autocompress.errors import InvalidInputError
-from autocompress.projection.allocation import Allocation, allocate
+from autocompress.network.compressed_tensors import WeightTensor
+from autocompress.network.tensor_sizes import check_code_bits_budget, code_bits, scalar_code_bits
+from autocompress.numerics.multiple_choice_knapsack import Allocation, allocate
 from autocompress.projection.alternating import squared_error
-from autocompress.projection.code_choices import CodeChoice, WarmStart, code_choices
 
 
 @dataclass(frozen=True)

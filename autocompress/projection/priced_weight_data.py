@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from autocompress.codebooks import CodedTensor, coded_tensor
+from autocompress.network.compressed_tensors import CodedTensor, coded_tensor
 
 ROUNDS = 4
 

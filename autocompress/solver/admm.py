@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from autocompress.codebooks import WeightTensor
+from autocompress.network.compressed_tensors import WeightTensor
 
 
 class Admm:

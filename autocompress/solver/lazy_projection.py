@@ -27,10 +27,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from autocompress.codebooks import WeightTensor
-from autocompress.kernel_codebooks import KernelTensor
-from autocompress.projection.fixed_tables import indices_beyond
-from autocompress.projection.kernel_kmeans import nearest
+from autocompress.constraints.rate_distortion.fixed_tables import indices_beyond
+from autocompress.network.compressed_tensors import WeightTensor
+from autocompress.network.kernel_tensor import KernelTensor
+from autocompress.numerics.vector_kmeans import nearest
 
 
 class Rule(Protocol):

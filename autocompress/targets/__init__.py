@@ -18,8 +18,8 @@ The same strings serve in Python and on the command line; upper and lower case m
 
 from autocompress.targets.code_bits import CodeBits
 from autocompress.targets.energy import Energy
-from autocompress.targets.file_size import BYTES_PER_UNIT, FileSize
 from autocompress.targets.grammar import Target, parse_target
+from autocompress.targets.kinds import BYTES_PER_UNIT, FileSize
 from autocompress.targets.promises import AccuracyDrop, LossIncrease, Promise
 from autocompress.targets.together import Targets, hold_together
 from autocompress.targets.weight_bits import WeightBits

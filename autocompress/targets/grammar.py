@@ -10,7 +10,7 @@ from functools import partial
 from autocompress.targets.amounts import refuse, split
 from autocompress.targets.code_bits import CodeBits
 from autocompress.targets.energy import Energy, parse_energy
-from autocompress.targets.file_size import FileSize
+from autocompress.targets.kinds import FileSize
 from autocompress.targets.promises import AccuracyDrop, LossIncrease
 from autocompress.targets.weight_bits import WeightBits
 

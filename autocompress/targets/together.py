@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from autocompress.targets.amounts import refuse
 from autocompress.targets.energy import Energy
-from autocompress.targets.file_size import FileSize
 from autocompress.targets.grammar import Target, parse_target
+from autocompress.targets.kinds import FileSize
 from autocompress.targets.promises import AccuracyDrop, LossIncrease, Promise
 
 _JOINT = re.compile(r"\s+and\s+", re.IGNORECASE)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
-from autocompress.live_network import accepted_arguments
+from autocompress.network.live_network import accepted_arguments
 
 logger = logging.getLogger(__name__)
 

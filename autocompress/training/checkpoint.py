@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autocompress.codec.atomic_write import replacing
 from autocompress.errors import AutocompressError, InvalidInputError
-from autocompress.whole_file import replacing
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import AutocompressError, InvalidInputError, TrainingDivergedError
-from autocompress.live_network import accepted_arguments, copy_network, tensors_in
+from autocompress.network.live_network import accepted_arguments, copy_network, tensors_in
 from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import (
     check_repeatable,
@@ -21,7 +21,7 @@ from autocompress.training.batches import (
     target_field,
     to_device,
 )
-from autocompress.training.evaluate import Evaluation, evaluate
+from autocompress.training.evaluation import Evaluation, evaluate
 from autocompress.training.losses import (
     IGNORED_TARGET,
     MinusLoss,

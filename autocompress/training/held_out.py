@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
-from autocompress.data.batches import TensorBatches
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded
+from autocompress.training.tensor_batches import TensorBatches
 
 # One example (or, of a list, one batch) in so many is kept from training, ...
 ONE_IN = 20

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import TrainingDivergedError
-from autocompress.live_network import copy_network, dense_gradients
+from autocompress.network.live_network import copy_network, dense_gradients
 from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import to_device
 from autocompress.training.losses import carried_loss

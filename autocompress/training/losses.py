@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autocompress.errors import InvalidInputError
-from autocompress.live_network import tensors_in
+from autocompress.network.live_network import tensors_in
 
 IGNORED_TARGET = -100  # torch's own convention for targets that do not count
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.data.arrays import data_root
 from autocompress.errors import InvalidInputError
-from autocompress.live_network import named_tensors
 from autocompress.models.weights import load_weights
+from autocompress.network.live_network import named_tensors
+from autocompress.task.arrays import data_root
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import check_batches, split_batch
 from autocompress.training.checkpoint import save_checkpoint
 from autocompress.training.checks import guesses
-from autocompress.training.evaluate import Evaluation, evaluate
+from autocompress.training.evaluation import Evaluation, evaluate
 from autocompress.training.random_state import seeded, set_epoch
 from autocompress.training.trainer import Trainer
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from autocompress.codec.atomic_write import remove_leftovers
 from autocompress.errors import TrainingDivergedError
-from autocompress.live_network import dense_gradients
+from autocompress.network.live_network import dense_gradients
 from autocompress.plain_numbers import whole_number
 from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import check_batches, default_device, forward, to_device
@@ -28,7 +29,6 @@ from autocompress.training.random_state import seed_data_order, seeded, set_epoc
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
 from autocompress.training.resume import OpenEpoch, TrainingLog, begin_epoch, restore_run, run_state
 from autocompress.training.schedule import make_scheduler
-from autocompress.whole_file import remove_leftovers
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from autocompress.console.output import percent
-from autocompress.result import Result
-from autocompress.selection import Ignore
+from autocompress.network.selection import Ignore
+from autocompress.solver.result import Result
 from autocompress.task import Task
 from autocompress.training.batches import default_device
 from baselines.condensa.goal import Asked

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from autocompress.assemble import filled_copy
+from autocompress.constraints.constraint import Network
 from autocompress.errors import InvalidInputError
-from autocompress.live_network import copy_network
-from autocompress.methods.base import Network
-from autocompress.selection import Ignore, original_bytes, select
+from autocompress.network.live_network import copy_network
+from autocompress.network.network_state import filled_copy
+from autocompress.network.selection import Ignore, original_bytes, select
 from autocompress.targets import AccuracyDrop, FileSize
 from autocompress.task import Task
 from autocompress.training.batches import check_batches

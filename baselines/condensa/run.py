@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from autocompress.codebooks import CodedTensor, CompressedState
-from autocompress.finishing import finishing_steps
-from autocompress.live_network import copy_network
-from autocompress.methods.base import Network
+from autocompress.constraints.constraint import Network
 from autocompress.methods.ending import finished_file, start_finishing
-from autocompress.projection.kmeans import encode, fit_codebook
+from autocompress.network.compressed_tensors import CodedTensor, CompressedState
+from autocompress.network.live_network import copy_network
+from autocompress.network.selection import select
+from autocompress.numerics.kmeans import encode, fit_codebook
 from autocompress.projection.sorted_values import sort_values
-from autocompress.selection import select
+from autocompress.solver.fine_tuning import finishing_steps
 from autocompress.targets import FileSize
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import check_batches, default_device

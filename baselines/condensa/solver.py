@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.constraints.constraint import Network
 from autocompress.errors import InvalidInputError, TrainingDivergedError
-from autocompress.methods.base import Network
 from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import check_batches, to_device
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint

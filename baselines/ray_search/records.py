@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autocompress.codec.atomic_write import write_whole
 from autocompress.errors import InvalidInputError
-from autocompress.whole_file import write_whole
 from baselines.interface import State, Trial
 
 logger = logging.getLogger(__name__)

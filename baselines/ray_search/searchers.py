@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from autocompress.errors import InvalidInputError
-from autocompress.importing import own_source
+from autocompress.task.user_code import own_source
 from baselines.interface import Objective, SearchOutcome, SearchSettings, check_numbers
 
 if TYPE_CHECKING:

@@ -31,16 +31,15 @@ import torch
 from torch import nn
 
 from autocompress import Result
-from autocompress.artifact import original_bytes
-from autocompress.data.batches import TensorBatches
-from autocompress.methods.base import Network
-from autocompress.methods.file_fit import smallest_file
-from autocompress.selection import select
+from autocompress.constraints.constraint import Network
+from autocompress.constraints.file_writer import smallest_file
+from autocompress.network.selection import original_bytes, select
 from autocompress.solver.constants import DEFAULTS
 from autocompress.targets import AccuracyDrop
 from autocompress.task import Task, load_task
-from autocompress.training.evaluate import evaluate
+from autocompress.training.evaluation import evaluate
 from autocompress.training.reference import reference_network
+from autocompress.training.tensor_batches import TensorBatches
 from studies.benchmarks import compression
 from studies.compressing import compress_task
 from studies.measure import revision, versions

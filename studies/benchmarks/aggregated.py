@@ -25,7 +25,7 @@ from torch import nn
 from autocompress.aggregated import AggregatedModel, Batched, Replicated, aggregated_task, train_aggregated
 from autocompress.task import Task, load_task
 from autocompress.training.batches import check_batches
-from autocompress.training.evaluate import evaluate
+from autocompress.training.evaluation import evaluate
 from studies.benchmarks import compression
 from studies.compressing import compress_task
 from studies.measure import revision, versions

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from autocompress.whole_file import write_whole
+from autocompress.codec.atomic_write import write_whole
 from studies.benchmarks import accuracy_target, aggregated, condensa, energy, kernel_codebooks
 from studies.benchmarks.compression import load_records
 

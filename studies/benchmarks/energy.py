@@ -24,17 +24,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress.channels import ChannelGraph, shrink
-from autocompress.costs.energy import network_energy
-from autocompress.costs.speed import count_macs, median_seconds
+from autocompress.energy.channel_graph import ChannelGraph, shrink
+from autocompress.energy.network_energy import network_energy
 from autocompress.targets import Energy
 from autocompress.task import Task, load_task
 from autocompress.training.callbacks import Callback
-from autocompress.training.evaluate import evaluate
+from autocompress.training.evaluation import evaluate
 from autocompress.training.reference import reference_network
 from autocompress.training.trainer import Trainer
 from studies.benchmarks.compression import load_records, mean_and_deviation
 from studies.compressing import compress_task
+from studies.speed import count_macs, median_seconds
 
 RECORDS = Path(__file__).parents[1] / "results" / "energy.jsonl"
 METHODS = ("energy", "magnitude", "energy-channels", "uniform-channels")

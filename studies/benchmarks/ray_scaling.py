@@ -20,7 +20,7 @@ from typing import Any
 
 import ray
 
-from autocompress.whole_file import write_whole
+from autocompress.codec.atomic_write import write_whole
 from baselines.interface import Evaluation, Parameter, Progress, Report, SearchSettings, Values, go_on
 from baselines.ray_search import RayOptuna
 from baselines.ray_search.records import History, SearchFolder

@@ -1,0 +1,128 @@
+"""`autocompress compress`: a task, a reference network, a compressed file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autocompress.codec.atomic_write import write_whole
+from autocompress.compressor import check_target
+from autocompress.console.output import accuracy_lines, check_folder, check_output, save_or_keep, to_json
+from autocompress.console.start import starting_network
+from autocompress.energy.channel_model import ChannelEnergy
+from autocompress.errors import InvalidInputError
+from autocompress.solver.compression import compress
+from autocompress.targets import Targets, hold_together
+from autocompress.task import load_task
+
+logger = logging.getLogger(__name__)
+
+# In the folder of --resume, beside the checkpoints: which command they belong to.
+COMMAND_FILE = "command.json"
+
+
+def compress_command(options: Namespace) -> str:
+    """Compresses a network into the file `options.out` and returns the report, or the JSON object.
+
+    Everything that can be wrong with the command is found before anything is trained.
+
+    Raises:
+        InvalidInputError, InfeasibleTargetError: the command asks for what cannot be.
+    """
+    target = hold_together(options.target)
+    check_output(options.out, (".safetensors",), inputs=(options.weights,))
+    task = load_task(options.model, options.data, device=options.device, seed=options.seed)
+    check_target(
+        task.make_model(),
+        target,
+        tuple(options.ignore),
+        example=task.input_example,
+        energy_model=energy_model(options),
+    )
+    if options.resume is not None:
+        claim_folder(options.resume, options, target)
+    model = starting_network(
+        task, options.weights, seed=options.seed, device=options.device, progress=not options.no_progress
+    )
+    result = compress(
+        model,
+        train=task.train,
+        val=task.validation,
+        test=task.test,
+        target=target,
+        loss=task.loss,
+        metric=task.metric,
+        epochs=options.epochs,
+        seed=options.seed,
+        ignore=tuple(options.ignore),
+        device=options.device,
+        resume=options.resume,
+        recipe=task.recipe,
+        progress=not options.no_progress,
+        energy_model=energy_model(options),
+    )
+    save_or_keep(result.save, options.out)
+    answer = result.to_json()
+    if options.json:
+        return to_json(answer | {"out": str(options.out)})
+    size = f"{options.out}: {result.file_bytes} bytes"
+    promise = [] if result.promise is None else [promise_line(result.promise)]
+    return "\n".join([result.report(), "", *accuracy_lines(answer), *promise, size])
+
+
+def promise_line(promise: Mapping[str, Any]) -> str:
+    """Returns whether a promise was kept, as text."""
+    outcome = "kept" if promise["kept"] else "NOT kept by any network that was seen; this one comes nearest"
+    scores = " ".join(f"{name} {promise[key]:.4f}," for name, key in (("allowed", "limit"), ("reference", "reference")))
+    return f"{promise['promise']}  {outcome}: {promise['measured']:.4f}, {scores} all on validation data"
+
+
+def energy_model(options: Namespace) -> ChannelEnergy | None:
+    """Returns the energy model of --energy-model, None where a command has none."""
+    path: Path | None = getattr(options, "energy_model", None)
+    return None if path is None else ChannelEnergy.load(path)
+
+
+def _digest(path: Path | None) -> str | None:
+    """Returns a fingerprint of a file, None where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else None
+
+
+def claim_folder(folder: Path, options: Namespace, target: Targets) -> None:
+    """Makes the folder of checkpoints and notes in it which command they belong to.
+
+    Raises:
+        InvalidInputError: it cannot be made or written, or it belongs to another command.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"--resume {str(folder)!r}: cannot make this folder: {error.strerror}") from error
+    check_folder(folder, f"--resume {str(folder)!r}")
+    command = {
+        "model": options.model,
+        "data": options.data,
+        "target": str(target),
+        "epochs": options.epochs,
+        "seed": options.seed,
+        "ignore": sorted(options.ignore),
+        "energy_model": _digest(getattr(options, "energy_model", None)),
+        "weights": _digest(options.weights),
+    }
+    note = folder / COMMAND_FILE
+    try:
+        before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else command
+    except ValueError:
+        before = {}
+    other = [name for name in command if not isinstance(before, dict) or before.get(name) != command[name]]
+    if other:
+        raise InvalidInputError(
+            f"--resume {str(folder)!r} holds the checkpoints of another command ({', '.join(other)} differ); "
+            "give another folder, or the same command"
+        )
+    write_whole(note, json.dumps(command).encode())

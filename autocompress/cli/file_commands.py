@@ -1,0 +1,132 @@
+"""`autocompress inspect | evaluate | export`: what can be done with a compressed file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.artifact.files import load, read_state
+from autocompress.codec.atomic_write import replacing
+from autocompress.codec.size_report import size_report
+from autocompress.console.output import check_output, percent, to_json
+from autocompress.energy.network_energy import run_example
+from autocompress.errors import InvalidInputError
+from autocompress.network.compressed_tensors import CompressedState
+from autocompress.network.live_network import named_tensors
+from autocompress.task import load_task
+from autocompress.task.named_models import make_model
+from autocompress.training.evaluation import evaluate
+
+# One image of the networks known by name, without the batch. A function of the user's own needs --data or the shape.
+INPUT_SHAPES = {"lenet5": (1, 28, 28), "alexnet": (3, 32, 32), "resnet": (3, 32, 32), "torchvision:": (3, 224, 224)}
+
+
+def inspect_command(options: Namespace) -> str:
+    """Returns the size report of a file, or it as a JSON object."""
+    data = read_bytes(options.file)
+    model = None if options.model is None else network_and_example(options)[0]
+    state = read_state(options.file, model)
+    report = size_report(state, data, nn.Module() if model is None else model)
+    if model is None:
+        report = dataclasses.replace(report, original_bytes=original_bytes(state))
+    return to_json({"file": str(options.file)} | report.to_json()) if options.json else str(report)
+
+
+def original_bytes(state: CompressedState) -> int:
+    """Returns 4 bytes per floating-point element of the network that a state came from, shared storage once."""
+    raw = sum(tensor.numel() for tensor in state.raw.values() if tensor.is_floating_point())
+    coded = sum(math.prod(tensor.shape) for tensor in state.coded.values())
+    return 4 * (raw + coded + sum(tensor.levels.numel() for tensor in state.grid.values()))
+
+
+def evaluate_command(options: Namespace) -> str:
+    """Returns the accuracy of a file on a split, as text or as a JSON object."""
+    read_bytes(options.file)
+    task = load_task(options.model, options.data, device=options.device)
+    batches = task.test if options.split == "test" else task.validation
+    if batches is None:
+        raise InvalidInputError(f"--data {options.data!r} has no {options.split} split; try the other --split")
+    model = load(options.file, into=task.make_model())
+    outcome = evaluate(model, batches, loss=task.loss, metric=task.metric, device=options.device)
+    if options.json:
+        return to_json(
+            {
+                "file": str(options.file),
+                "file_bytes": options.file.stat().st_size,
+                "split": options.split,
+                "examples": len(outcome.scores),
+                f"{options.split}_accuracy": outcome.metric,
+                f"{options.split}_loss": outcome.loss,
+            }
+        )
+    return f"{options.split} accuracy  {percent(outcome.metric)}  ({len(outcome.scores)} examples)"
+
+
+def export_command(options: Namespace) -> str:
+    """Writes the network of a file as ONNX or as a plain state_dict and returns what was written."""
+    check_output(options.out, (".onnx",) if options.to == "onnx" else (".pt", ".pth"), inputs=(options.file,))
+    read_bytes(options.file)
+    network, example = network_and_example(options)
+    if options.to == "onnx" and options.input_shape is not None:
+        example = random_input(options.input_shape)
+    if options.to == "onnx" and example is None:
+        raise InvalidInputError(
+            f"the inputs of {options.model!r} are not known; give --data, or their shape such as --input-shape 3,32,32"
+        )
+    model = load(options.file, into=network)
+    difference = None
+    if options.to == "onnx":
+        from autocompress.network.onnx_export import export_onnx
+
+        run_example(model, example)  # a wrong --input-shape is told by the network itself
+        difference = export_onnx(model, example, options.out)
+    else:
+        save_state_dict(model, options.out)
+    size = options.out.stat().st_size
+    if options.json:
+        return to_json({"file": str(options.file), "out": str(options.out), "bytes": size, "difference": difference})
+    return f"{options.out}: {size} bytes, dense"
+
+
+def network_and_example(options: Namespace) -> tuple[nn.Module, Any]:
+    """Returns the network of --model, made for --data where that is given, and an input of it if one is known.
+
+    The example is one input with a batch dimension of 1: a tensor, a tuple or a dict of keyword arguments.
+    """
+    if options.data is not None:
+        task = load_task(options.model, options.data)
+        return task.make_model(), task.input_example
+    shape = next((shape for start, shape in INPUT_SHAPES.items() if options.model.startswith(start)), None)
+    return make_model(options.model), None if shape is None else random_input(shape)
+
+
+def random_input(shape: tuple[int, ...]) -> Tensor:
+    """Returns one input of this shape, [1, ...], the same at every call."""
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def save_state_dict(model: nn.Module, path: Path) -> None:
+    """Writes the dense state_dict with torch.save, on the CPU; the file appears only when it is whole."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors(model).items()}
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns the whole file.
+
+    Raises:
+        InvalidInputError: there is no such file, or it cannot be read.
+    """
+    if not path.is_file():
+        raise InvalidInputError(f"there is no file {str(path)!r}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {str(path)!r}: {error.strerror}") from error

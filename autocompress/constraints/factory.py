@@ -1,0 +1,105 @@
+"""Which method meets which targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autocompress.constraints.code_bits import CodeBitsMethod
+from autocompress.constraints.constraint import Method, Network
+from autocompress.constraints.energy import EnergyMethod, energy_budget
+from autocompress.constraints.energy_channels import ChannelEnergyMethod
+from autocompress.constraints.file_size import FileSizeMethod
+from autocompress.constraints.file_writer import smallest_file
+from autocompress.constraints.weight_bits import InPlaceWeightBitsMethod, WeightBitsMethod
+from autocompress.energy.channel_graph import ChannelCount
+from autocompress.energy.channel_model import ChannelEnergy
+from autocompress.energy.network_energy import NetworkEnergy, network_energy
+from autocompress.errors import InvalidInputError
+from autocompress.solver.budget_path import budget_at_once
+from autocompress.solver.constants import DEFAULTS, SolverConstants
+from autocompress.targets import CodeBits, Energy, FileSize, Targets, WeightBits
+
+
+def counts_energy(targets: Targets) -> bool:
+    """Tells whether targets need the energy of the network."""
+    return bool(targets.of_kind(Energy))
+
+
+def count_energy(
+    targets: Targets, network: Network, example: Any, model: ChannelEnergy | None
+) -> NetworkEnergy | ChannelCount | None:
+    """Returns what counts the energy of a network for targets; None where they ask for none.
+
+    Raises:
+        InvalidInputError: there is no example, the network does not take it, its channels cannot be followed, or an
+            energy model is given where none is used.
+    """
+    by_channels = any(energy.channels for energy in targets.of_kind(Energy))
+    if model is not None and not by_channels:
+        raise InvalidInputError(
+            f"an energy model over channels has no use for the target {str(targets)!r}; it is for energy-channels: ones"
+        )
+    if not counts_energy(targets):
+        return None
+    if example is None:
+        raise InvalidInputError(
+            f"the target {str(targets)!r} needs example=, an input of the network with its batch dimension"
+        )
+    return ChannelCount(network.model, example, model) if by_channels else network_energy(network.model, example)
+
+
+def make_method(
+    targets: Targets,
+    network: Network,
+    original_bytes: int,
+    energy: NetworkEnergy | ChannelCount | None = None,
+    constants: SolverConstants = DEFAULTS,
+) -> Method:
+    """Returns the method that meets targets together; of several of one kind the tightest rules.
+
+    Args:
+        targets: what is asked.
+        network: what is compressed.
+        original_bytes: of the network's float32 tensors.
+        energy: what `count_energy` returned for these targets.
+        constants: of the path of budgets.
+
+    Raises:
+        InvalidInputError: a layer cannot be counted.
+        InfeasibleTargetError: naming the smallest target that can be met.
+    """
+    compressible = network.selection.compressible
+    if targets.promise is not None:
+        return promised_size(targets, network, original_bytes, constants)
+    fraction = min((each.fraction for each in targets.of_kind(Energy)), default=None)
+    if sizes := targets.of_kind(FileSize):
+        budget_bytes = min(size.resolve(original_bytes, compressible) for size in sizes)
+        limit = None
+        if fraction is not None:
+            assert isinstance(energy, NetworkEnergy)
+            limit = energy_budget(network, energy, fraction)
+        return FileSizeMethod(network, budget_bytes, original_bytes, energy=limit, constants=constants)
+    if fraction is not None:
+        assert energy is not None
+        if isinstance(energy, ChannelCount):
+            return ChannelEnergyMethod(network, energy, fraction, constants)
+        return EnergyMethod(network, energy, fraction, constants)
+    if counts := targets.of_kind(CodeBits):
+        return CodeBitsMethod(network, min(count.resolve(original_bytes, compressible) for count in counts), constants)
+    bits = targets.of_kind(WeightBits)
+    method = InPlaceWeightBitsMethod if bits[0].in_place else WeightBitsMethod
+    return method(network, min(each.resolve(original_bytes, compressible) for each in bits), constants)
+
+
+def promised_size(
+    targets: Targets, network: Network, original_bytes: int, constants: SolverConstants
+) -> FileSizeMethod:
+    """Returns the method for a file whose size is to follow from a promise, at the largest size that is allowed.
+
+    Raises:
+        InfeasibleTargetError: the file size that was asked for, too, cannot be met.
+    """
+    sizes = [size.resolve(original_bytes, network.selection.compressible) for size in targets.of_kind(FileSize)]
+    # Where nothing else is asked the file may become as large as the network was.
+    largest = min(sizes) if sizes else original_bytes + smallest_file(network)
+    return FileSizeMethod(network, largest, original_bytes, path=budget_at_once, constants=constants)

@@ -1,0 +1,156 @@
+"""A file within a number of bytes, for any assignment of codes: how finely biases are rounded, and what is given up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from autocompress.codec.file import encode_state
+from autocompress.codec.weight_coder import Choice
+from autocompress.constraints.constraint import Network
+from autocompress.constraints.rate_distortion.assignment import LayerTables
+from autocompress.constraints.rate_distortion.projection import PricedState, project_priced
+from autocompress.constraints.rate_distortion.rates import Counts, as_matrix, code_length, estimate_code_lengths
+from autocompress.energy.energy_budget import EnergyBudget
+from autocompress.errors import InfeasibleTargetError
+from autocompress.network.compressed_tensors import CodedTensor, CompressedState, SideGrid, WeightTensor, scalar_tensors
+from autocompress.network.network_state import (
+    build_state,
+    empty_state,
+    norm_parameters,
+    side_grids,
+    what_fills,
+    zero_state,
+)
+
+# Left free at the start of finishing: values that move may cost a few bytes more in the end.
+RESERVE_FRACTION = 0.002
+RESERVE_BYTES = 2
+# The one-dimensional tensors may take at most this part of the file before they are rounded more coarsely.
+SIDE_SHARE = 0.3
+COARSENING = 1.5
+COARSENINGS = 12
+
+
+def smallest_file(network: Network) -> int:
+    """Returns the bytes of the smallest file that can hold this network: everything zero that may be."""
+    return len(encode_state(empty_state(network.model, network.selection)))
+
+
+class FileFit:
+    """Writes assignments into files of at most a number of bytes.
+
+    Attributes:
+        budget_bytes: the limit.
+        smallest: bytes of the smallest file.
+        price: squared error per bit at which the weights were projected; biases are rounded at the same. None = not
+            yet projected: biases on their finest grid.
+        relative_error: ||V - X|| / ||X|| of that projection.
+        side_factor: factor on the steps of all grids.
+    """
+
+    def __init__(self, network: Network, budget_bytes: int, energy: EnergyBudget | None = None) -> None:
+        """Checks that the budget can be met; what is projected again stays within the energy.
+
+        Raises:
+            InfeasibleTargetError: naming the smallest file.
+        """
+        self.network, self.budget_bytes, self.energy = network, budget_bytes, energy
+        self.smallest = smallest_file(network)
+        if budget_bytes < self.smallest:
+            raise InfeasibleTargetError(
+                f"the target is {budget_bytes} bytes, but the smallest file for this model is {self.smallest} bytes, "
+                f"and that with every weight at zero{what_fills(empty_state(network.model, network.selection))}",
+                self.smallest,
+            )
+        self.norms = norm_parameters(network.model)
+        self.price: float | None = None
+        self.relative_error = 1.0
+        self.side_factor = 1.0
+
+    @property
+    def allowed_bytes(self) -> int:
+        """The budget less the reserve for values that move in finishing."""
+        return self.allowed(self.budget_bytes)
+
+    @staticmethod
+    def allowed(budget_bytes: int) -> int:
+        """Returns a budget less its reserve."""
+        return budget_bytes - RESERVE_BYTES - int(budget_bytes * RESERVE_FRACTION)
+
+    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
+        """Returns the grids at the price of the last projection."""
+        return side_grids(sides, self.norms, self.price or 0.0, self.relative_error, self.side_factor)
+
+    def encode(
+        self, coded: Sequence[CodedTensor], sides: Mapping[str, Tensor], choices: dict[str, Choice] | None = None
+    ) -> tuple[CompressedState, bytes]:
+        """Returns the state and its file, whatever its size; with the coder's choices for one much like it."""
+        grids = self.side_grids(sides)
+        state = build_state(self.network.model, self.network.selection, coded, sides, grids)
+        return state, encode_state(state, choices=choices)
+
+    def bytes_without_weights(self, sides: Mapping[str, Tensor]) -> int:
+        """Returns the bytes of the file with all weights at zero; rounds the sides until they take their share."""
+        weights = self.network.weights
+        empty = [CodedTensor(torch.zeros(w.shape, dtype=torch.int16), torch.zeros(0)) for w in weights]
+        state, without_weights = self.encode(empty, sides)
+        nothing = len(encode_state(zero_state(state)))
+        for _ in range(COARSENINGS):
+            if len(without_weights) - nothing <= SIDE_SHARE * self.budget_bytes:
+                break
+            self.side_factor *= COARSENING
+            without_weights = self.encode(empty, sides)[1]
+        return len(without_weights)
+
+    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+        """Returns a state and a file within the budget, always.
+
+        What is over is first taken from the weights, projected again onto ever smaller budgets, then from everything:
+        the empty network fits.
+
+        Raises:
+            InfeasibleTargetError: not even that, because whole numbers that are kept as they are have changed.
+        """
+        coded = scalar_tensors(coded)
+        choices: dict[str, Choice] = {}
+        state, data = self.encode(coded, sides, choices)
+        dense = [c.dense() for c in coded]
+        estimate = sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in coded)
+        warm = self._tables(coded)
+        for attempt in range(24):
+            if len(data) <= self.budget_bytes:
+                return state, data
+            estimate -= 1.1 * 8 * (len(data) - self.budget_bytes) + 8
+            if estimate <= 0:
+                break
+            tightened = project_priced(dense, estimate, warm if attempt < 4 else None, self.energy).coded
+            if attempt >= 8:
+                self.side_factor *= COARSENING
+            state, data = self.encode(tightened, sides, choices)
+        while len(data) > self.budget_bytes and any(bool(g.levels.any()) for g in state.grid.values()):
+            self.side_factor *= 2
+            empty = [CodedTensor(torch.zeros_like(c.codes), c.values[:0]) for c in coded]
+            state, data = self.encode(empty, sides)
+        if len(data) > self.budget_bytes:
+            state = zero_state(state)
+            data = encode_state(state)
+        if len(data) > self.budget_bytes:
+            raise InfeasibleTargetError(
+                f"the target is {self.budget_bytes} bytes, but the tensors that are kept as they are have changed "
+                f"since the start and the smallest file is {len(data)} bytes now",
+                len(data),
+            )
+        return state, data
+
+    def _tables(self, coded: Sequence[CodedTensor]) -> PricedState | None:
+        """Returns the last price with the finished codebooks."""
+        if self.price is None or any(not c.values.numel() for c in coded):
+            return None
+        tables = [
+            LayerTables(c.values, estimate_code_lengths(Counts.of_codes(as_matrix(c.codes), c.values.numel())))
+            for c in coded
+        ]
+        return PricedState(self.price, tables)

@@ -1,0 +1,1 @@
+"""Entropy-constrained quantization at one multiplier: rates, assignment, codebooks, projection."""

@@ -1,0 +1,137 @@
+"""The code tables of a layer: from nothing, re-estimated from an assignment, and grown where the price allows."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autocompress.constraints.rate_distortion.assignment import Kept, Layer, LayerTables, Weights
+from autocompress.constraints.rate_distortion.rates import (
+    CODEBOOK_VALUE_BITS,
+    CodeLengths,
+    Counts,
+    estimate_code_lengths,
+)
+from autocompress.network.compressed_tensors import round_codebook
+from autocompress.projection.codebook_size import merge_codes, split_codes
+
+MAX_CODES = 255
+NEW_CODE_BITS = 2.0  # what a code that nothing uses yet is expected to cost
+
+
+def re_estimate(layer: Layer, kept: Kept, price: float) -> LayerTables:
+    """Returns the tables that fit an assignment: its centroids, as many as are worth their place, and code lengths.
+
+    Args:
+        layer: X and the tables of the assignment.
+        kept: the assignment.
+        price: squared error per bit.
+    """
+    size = layer.values.size
+    counts = np.bincount(kept.code, minlength=size)
+    sums = np.bincount(kept.code, kept.elements.x, size)
+    zeros = layer.weights.matrix.numel() - kept.count
+    place, means = merge_codes(counts.tolist(), sums.tolist(), zeros, price * CODEBOOK_VALUE_BITS, price)
+    code = np.array(place, np.int64)[kept.code] - 1
+    live = code >= 0
+    elements = kept.elements[live]
+    counted = Counts.of_elements(elements.row, elements.column, code[live], layer.shape, len(means))
+    return LayerTables(round_codebook(torch.tensor(means, dtype=torch.float32)), estimate_code_lengths(counted))
+
+
+def used_tables(layer: Layer, kept: Kept) -> LayerTables:
+    """Returns the layer's tables without the values that nothing uses, on the grid on which they are written."""
+    used = torch.from_numpy(np.bincount(kept.code, minlength=layer.values.size) > 0)
+    values, lengths = layer.tables.values.cpu(), layer.tables.lengths
+    code_bits = lengths.code_bits.cpu()[used]
+    return LayerTables(round_codebook(values[used]), CodeLengths(code_bits, lengths.row_bits, lengths.column_bits))
+
+
+def _with_splits(layer: Layer, kept: Kept, price: float) -> LayerTables:
+    """Returns tables in which codes too wide for the price are split in two; the next assignment uses them."""
+    size = layer.values.size
+    counts = np.bincount(kept.code, minlength=size)
+    spread = np.bincount(kept.code, (kept.elements.x - layer.values[kept.code]).astype(np.float64) ** 2, size)
+    values, parents = split_codes(
+        layer.values.tolist(), counts.tolist(), spread.tolist(), price * CODEBOOK_VALUE_BITS, price, MAX_CODES
+    )
+    if len(values) == size:
+        return layer.tables
+    source = torch.tensor(parents)
+    lengths = layer.tables.lengths
+    code_bits = lengths.code_bits.cpu()[source] + (torch.bincount(source, minlength=size)[source] > 1).float()
+    lengths = CodeLengths(code_bits, lengths.row_bits, lengths.column_bits)
+    return LayerTables(torch.tensor(values, dtype=torch.float32), lengths)
+
+
+def _with_births(weights: Weights, kept: Kept, tables: LayerTables, price: float) -> LayerTables:
+    """Returns tables with a small new value on either side of zero where the weights now zero are worth it."""
+    lengths = tables.lengths
+    value_bits = float(lengths.row_bits.mean() + lengths.column_bits.mean()) + NEW_CODE_BITS
+    values, code_bits = tables.values, lengths.code_bits
+    # Below a quarter of the smallest value zero is the nearer neighbour of anything that could be added.
+    least = max(math.sqrt(max(price * value_bits, 0.0)), float(values.abs().min()) / 4 if values.numel() else 0.0)
+    for side in (-1, 1):
+        if values.numel() >= MAX_CODES:
+            continue
+        beyond = weights.beyond(least)[(side + 1) // 2].x
+        mine = kept.elements.x[side * kept.elements.x > least]
+        count = beyond.size - mine.size
+        if not count:
+            continue
+        mean = side * float(beyond.sum(dtype=np.float64) - mine.sum(dtype=np.float64)) / count
+        saved = mean**2 * count - price * (value_bits * count + CODEBOOK_VALUE_BITS)
+        if saved > 0 and not bool((values == side * mean).any()):
+            values = torch.cat([values, values.new_tensor([side * mean])])
+            code_bits = torch.cat([code_bits, code_bits.new_tensor([NEW_CODE_BITS])])
+    if values.numel() == tables.values.numel():
+        return tables
+    order = values.argsort()
+    return LayerTables(values[order], CodeLengths(code_bits[order], lengths.row_bits, lengths.column_bits))
+
+
+def grown_tables(layer: Layer, kept: Kept, price: float) -> LayerTables:
+    """Returns tables with all the values that are worth their place at a price: splits, then births.
+
+    The same tables where there are none.
+    """
+    if not layer.values.size:
+        return layer.tables
+    return _with_births(layer.weights, kept, _with_splits(layer, kept, price), price)
+
+
+def cold_tables(matrices: list[Tensor], budget_bits: float) -> tuple[float, list[LayerTables]]:
+    """Returns a price and tables from nothing: the largest weights that fit at a guessed length, uniform codebooks."""
+    everything = torch.cat([matrix.abs().flatten() for matrix in matrices])
+    total = everything.numel()
+    # Solve keep * (log2(e * total / keep) + 3) = budget for the number of weights to keep.
+    keep = min(max(budget_bits / 4, len(matrices)), 0.95 * total)
+    for _ in range(30):
+        keep = min(max(budget_bits / (math.log2(math.e * total / keep) + 3), len(matrices)), 0.95 * total)
+    threshold = float(everything.kthvalue(max(1, total - int(keep))).values)
+    positive = everything[everything > 0]
+    smallest = float(positive.min()) if positive.numel() else 1e-12
+    threshold = max(threshold, smallest / 2)
+    price = threshold**2 / (math.log2(math.e * total / keep) + 3)
+    step = math.sqrt(6 * price / math.log(2))  # the uniform step whose error slope equals the price at high rate
+    tables = []
+    # Codebooks together take at most a quarter of the budget to start with; splits add what more is worth its place.
+    most = max(1, int(budget_bits / (4 * CODEBOOK_VALUE_BITS * len(matrices)) / 2))
+    for matrix in matrices:
+        low, high = float(matrix.min()), float(matrix.max())
+        size = max(1, min(MAX_CODES // 2, most, math.ceil((max(high, -low) - threshold) / step)))
+        levels = threshold + (torch.arange(size, device=matrix.device) + 0.5) * max(
+            (max(high, -low) - threshold) / size, 1e-12
+        )
+        values = torch.cat(
+            [-levels.flip(0)[levels.flip(0) <= max(-low, 0) + step], levels[levels <= max(high, 0) + step]]
+        )
+        values = values if values.numel() else torch.tensor([high if high else 1e-12], device=matrix.device)
+        codes = (torch.bucketize(matrix, 0.5 * (values[1:] + values[:-1])) + 1).to(torch.int16)
+        codes = torch.where(matrix.abs() > threshold, codes, torch.zeros_like(codes))
+        counted = Counts.of_codes(codes, values.numel())
+        tables.append(LayerTables(values.float().cpu(), estimate_code_lengths(counted)))
+    return price, tables

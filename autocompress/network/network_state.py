@@ -1,0 +1,198 @@
+"""From assignments and a network to the state that a file holds, and back into a network."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.codec.state_coder import code_length
+from autocompress.network.compressed_tensors import CodedTensor, CompressedState, GridTensor, SideGrid, WeightTensor
+from autocompress.network.live_network import copy_network, named_modules, named_tensors
+from autocompress.network.selection import Selection, folded_parameters
+
+# A bias is rounded more finely than the weights by this factor: the weights' own step at the price, divided by it.
+BIAS_REFINEMENT = 2.0
+# Where nothing fits any more the price has no bound; steps stay finite.
+HIGHEST_PRICE = 1e12
+# What a bias that is not zero costs in bits: it has to be worth them at the price.
+BIAS_BITS = 5.0
+# No one-dimensional tensor is rounded more finely than its largest magnitude over this, ...
+FINEST_SIDE = 2048.0
+# ... and no norm parameter more coarsely than over this; between them it follows the weights' relative error. With the
+# statistics folded in, the scales of one norm differ by factors of tens: at a hundredth of the largest, ResNet-20
+# pruned and quantized at once to 54 KB has 82.9 % on CIFAR-10, at a thousandth 88.3 %, unrounded 88.9 %.
+COARSEST_NORM = 256.0
+NORM_REFINEMENT = 256.0
+# Tensors named that fill the smallest file.
+FILLS_SHOWN = 3
+
+
+def uniform_step(price: float) -> float:
+    """Returns the step of a uniform quantizer whose error falls by `price` per bit: step^2 / 12 = price / (2 ln 2)."""
+    return math.sqrt(6 * price / math.log(2))
+
+
+def norm_parameters(model: nn.Module) -> set[str]:
+    """Returns the names of the one-dimensional parameters that belong to a normalization layer."""
+    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+    return {
+        f"{name}.{key}" if name else key
+        for name, module in named_modules(model)
+        if isinstance(module, kinds)
+        for key, _ in module.named_parameters(recurse=False)
+    }
+
+
+def side_tensors(selection: Selection, latents: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+    """Returns the one-dimensional tensors as the file is to hold them: batch norms folded, not yet rounded."""
+    values = latents if latents is not None else [parameter.detach() for _, parameter in selection.sides]
+    tensors = {name: value.detach().float() for (name, _), value in zip(selection.sides, values, strict=True)}
+    for name, norm in selection.folded:
+        weight, bias = folded_parameters(norm)
+        prefix = f"{name}." if name else ""
+        tensors[f"{prefix}weight"], tensors[f"{prefix}bias"] = weight, bias
+    return tensors
+
+
+def side_grids(
+    tensors: Mapping[str, Tensor], norms: set[str], price: float, relative_error: float, coarsening: float = 1.0
+) -> dict[str, SideGrid]:
+    """Returns the grid of each one-dimensional tensor.
+
+    Args:
+        tensors: the values to be rounded.
+        norms: which of them scale or shift a normalized output: rounded in proportion to their own size, because
+            their size says nothing about the price, which is in squared weights.
+        price: squared error per bit that the weights were projected at.
+        relative_error: ||V - X|| / ||X|| of the weights.
+        coarsening: factor on all steps.
+    """
+    grids = {}
+    price = min(max(price, 0.0), HIGHEST_PRICE)
+    for name, tensor in tensors.items():
+        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+        if name in norms:
+            part = min(max(relative_error / NORM_REFINEMENT, 1 / FINEST_SIDE), 1 / COARSEST_NORM)
+            grids[name] = SideGrid(max(largest * part * coarsening, 1e-30))
+        else:
+            step = max(largest / FINEST_SIDE, uniform_step(price) / BIAS_REFINEMENT, 1e-30)
+            grids[name] = SideGrid(step * coarsening, math.sqrt(BIAS_BITS * price) * coarsening)
+    return grids
+
+
+def build_state(
+    model: nn.Module,
+    selection: Selection,
+    coded: Sequence[WeightTensor],
+    sides: Mapping[str, Tensor],
+    grids: Mapping[str, SideGrid],
+) -> CompressedState:
+    """Returns the state of the network with these assignments; all tensors on the CPU.
+
+    Args:
+        model: gives the tensors that are kept as they are.
+        selection: of that model.
+        coded: one per `selection.weights`.
+        sides: as `side_tensors` returns them.
+        grids: the grid of each.
+    """
+    state = named_tensors(model)
+    folded = _folded_statistics(selection)
+    raw: dict[str, Tensor] = {}
+    for name in selection.raw:
+        tensor = state[name].detach().cpu().clone()
+        if name in folded:
+            tensor = torch.ones_like(tensor) if name.endswith("running_var") else torch.zeros_like(tensor)
+        raw[name] = tensor
+    grid = {name: grids[name].round(tensor.cpu()) for name, tensor in sides.items()}
+    names = [name for name, _ in selection.weights]
+    return CompressedState(
+        coded={n: c.cpu() for n, c in zip(names, coded, strict=True)},
+        grid=grid,
+        raw=raw,
+        aliases=dict(selection.aliases),
+    )
+
+
+def _folded_statistics(selection: Selection) -> set[str]:
+    """Returns the names of the statistics that have moved into weight and bias."""
+    keys = ("running_mean", "running_var", "num_batches_tracked")
+    return {f"{name}.{key}" if name else key for name, _ in selection.folded for key in keys}
+
+
+def _changing(model: nn.Module) -> set[str]:
+    """Returns the names of the tensors that training changes, beside those that are compressed or rounded."""
+    tensors = named_tensors(model)
+    changing = {name for name, tensor in tensors.items() if tensor.requires_grad or tensor.numel() == 1}
+    for name, module in named_modules(model):
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            changing |= {f"{name}.{key}" if name else key for key in ("running_mean", "running_var")}
+    return changing
+
+
+def what_fills(state: CompressedState) -> str:
+    """Returns what takes most of a file that holds nothing compressed, for a message; empty where nothing stands out.
+
+    Args:
+        state: as `empty_state` returns it.
+    """
+    sizes: dict[str, float] = defaultdict(float)
+    for (_, name), bits in code_length(state).items():
+        sizes[name] += bits / 8
+    largest = sorted(((size, name) for name, size in sizes.items() if name in state.raw and size >= 1), reverse=True)
+    shown = [f"{name} {list(state.raw[name].shape)} ({size:,.0f} bytes)" for size, name in largest[:FILLS_SHOWN]]
+    more = f" and {len(largest) - FILLS_SHOWN} more" if len(largest) > FILLS_SHOWN else ""
+    return f"; most of it is what is kept as it is: {', '.join(shown)}{more}" if shown else ""
+
+
+def empty_state(model: nn.Module, selection: Selection) -> CompressedState:
+    """Returns the state whose file is the smallest: every coded and rounded tensor is zero.
+
+    Tensors that are kept as they are but change until the end count at their worst, as random bytes: those that are
+    trained, the statistics of norms, counters of one element, and floating-point buffers with nothing in them yet (all
+    elements equal). Other buffers, such as masks and tables, count as they are.
+    """
+    coded = [CodedTensor(torch.zeros(p.shape, dtype=torch.int16), torch.zeros(0)) for _, p in selection.weights]
+    sides = {name: torch.zeros(p.shape) for name, p in selection.sides}
+    state = build_state(model, selection, coded, sides, dict.fromkeys(sides, SideGrid(1.0)))
+    folded = _folded_statistics(selection)
+    changing = _changing(model) - folded
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in state.raw.items():
+        blank = tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
+        if (name in changing or (blank and name not in folded)) and tensor.dtype != torch.bool:
+            size = tensor.numel() * tensor.element_size()
+            noise = torch.randint(256, (size,), dtype=torch.uint8, generator=generator)
+            state.raw[name] = noise.view(tensor.dtype).reshape(tensor.shape)
+    return state
+
+
+def zero_state(state: CompressedState) -> CompressedState:
+    """Returns a state with all coded and rounded tensors at zero, the rest as it is."""
+    coded: dict[str, WeightTensor] = {
+        n: CodedTensor(torch.zeros(c.shape, dtype=torch.int16), torch.zeros(0)) for n, c in state.coded.items()
+    }
+    grid = {n: GridTensor(torch.zeros_like(g.levels), 1.0) for n, g in state.grid.items()}
+    return CompressedState(coded, grid, state.raw, state.aliases)
+
+
+@torch.no_grad()
+def fill(model: nn.Module, state: CompressedState) -> nn.Module:
+    """Puts exactly the state's values into a network's tensors and returns it, in evaluation mode."""
+    dense = state.dense()
+    for name, tensor in named_tensors(model).items():
+        values = dense[name].view(tensor.shape)
+        if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+            tensor.data = values.to(tensor.device, tensor.dtype)  # an expanded buffer cannot be written into
+        else:
+            tensor.copy_(values)
+    return model.eval()
+
+
+def filled_copy(model: nn.Module, state: CompressedState) -> nn.Module:
+    """Returns a copy of the network, wrappers removed, with the state's values."""
+    return fill(copy_network(model), state)

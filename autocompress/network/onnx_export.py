@@ -1,0 +1,144 @@
+"""A dense ONNX model from a network, checked against the network itself with onnxruntime.
+
+Needs the packages of the extra `autocompress[onnx]`; nothing here is imported before they are asked for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.codec.atomic_write import replacing
+from autocompress.errors import AutocompressError, InvalidInputError
+from autocompress.network.live_network import accepted_arguments, copy_network, tensors_in
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# Two runtimes sum the same products in another order; this is far above that and far below what changes an answer.
+RELATIVE_TOLERANCE = 1e-4
+
+
+def export_onnx(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> float:
+    """Writes `model` as one self-contained ONNX file and returns how far onnxruntime's output is from PyTorch's.
+
+    The first dimension of every input and output is the batch and stays free. The file appears under its name only
+    after the check.
+
+    Args:
+        model: the network; a copy on the CPU in eval mode is exported.
+        example: its input, a tuple of its inputs, or a dict of them by argument name; batch first [n, ...], n >= 1.
+        path: the file to write.
+
+    Returns:
+        Largest absolute difference of the outputs, as a part of the largest absolute output (1 if that is smaller).
+
+    Raises:
+        AutocompressError: a package is missing, PyTorch cannot export the network, or the outputs differ.
+        InvalidInputError: the file cannot be written there.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise AutocompressError(
+            f'exporting to ONNX needs {", ".join(missing)}; install them with: pip install "autocompress[onnx]"'
+        )
+    inputs = by_name(model, example)
+    network = copy_network(model, device="cpu").eval()
+    path = Path(path)
+    try:
+        with replacing(path, ".onnx") as temporary:
+            _write(network, inputs, str(temporary))
+            difference = _difference(network, inputs, str(temporary))
+            if not difference <= RELATIVE_TOLERANCE:
+                raise AutocompressError(
+                    f"the exported ONNX model answers differently from the network: by {difference:.2g} of its largest "
+                    f"output, allowed is {RELATIVE_TOLERANCE:.0e}; nothing was written"
+                )
+    except OSError as error:
+        raise InvalidInputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    logger.info("onnxruntime agrees with PyTorch to %.1e of the largest output", difference)
+    return difference
+
+
+def by_name(model: nn.Module, example: Any) -> dict[str, Tensor]:
+    """Returns the model's inputs by argument name, on the CPU, each [n, ...] with n >= 2.
+
+    Raises:
+        InvalidInputError: the model's `forward` does not take these inputs.
+    """
+    if not isinstance(example, Mapping):
+        parts = example if isinstance(example, tuple) else (example,)
+        try:
+            example = inspect.signature(model.forward).bind(*parts).arguments
+        except TypeError as error:
+            raise InvalidInputError(f"{type(model).__name__} does not take {len(parts)} inputs: {error}") from error
+    else:
+        example = accepted_arguments(model, example)
+    other = [name for name, part in example.items() if not isinstance(part, Tensor)]
+    if other:
+        raise InvalidInputError(f"the inputs {', '.join(other)} of {type(model).__name__} are no tensors")
+    # Two examples at least: torch.export takes a dimension of one for a constant.
+    return {name: torch.cat([part, part])[: max(2, len(part))].detach().cpu() for name, part in example.items()}
+
+
+def _write(network: nn.Module, inputs: dict[str, Tensor], path: str) -> None:
+    """Exports with the batch dimension free where the network allows it."""
+    free = {0: torch.export.Dim.AUTO}
+    flat = _FlatOutputs(network, list(inputs))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own deprecations; what matters is checked afterwards
+            torch.onnx.export(
+                flat,
+                tuple(inputs.values()),
+                path,
+                input_names=list(inputs),
+                dynamo=True,
+                external_data=False,
+                dynamic_shapes=((free,) * len(inputs),),
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises what it likes: its own types, asserts, errors of the model's code
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise AutocompressError(f"PyTorch could not export this network to ONNX: {reason}") from error
+
+
+class _FlatOutputs(nn.Module):
+    """A network with inputs in a row and its output's tensors in a row: ONNX knows neither names nor dataclasses."""
+
+    def __init__(self, network: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.network, self.names = network, names
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Returns the tensors of the output, in their order."""
+        return tuple(tensors_in(self.network(**dict(zip(self.names, inputs, strict=True)))))
+
+
+def _difference(network: nn.Module, inputs: dict[str, Tensor], path: str) -> float:
+    """Returns the largest difference between PyTorch's and onnxruntime's outputs, nan if one of them is nan."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = session.run(None, {name: part.numpy() for name, part in inputs.items()})
+    with torch.no_grad():
+        output = network(**inputs)
+    expected = tensors_in(output)
+    if len(expected) != len(found):  # one tensor given out twice is one output there
+        raise AutocompressError(
+            f"the network gives {len(expected)} tensors and the exported model {len(found)}; nothing was written"
+        )
+    worst = 0.0
+    for ours, theirs in zip(expected, found, strict=True):
+        gap = float((ours - torch.from_numpy(theirs)).abs().max()) / max(1.0, float(ours.abs().max()))
+        worst = gap if not gap <= worst else worst  # keeps a nan
+    return worst

@@ -1,0 +1,226 @@
+"""Which tensors of a network are compressed, which are rounded, and which are kept as they are."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from autocompress.errors import InvalidInputError
+from autocompress.network.live_network import (
+    extra_entries,
+    named_modules,
+    named_parameters,
+    named_tensors,
+    refuse_partial_overlap,
+    storage_key,
+    unwrap,
+)
+
+Ignore = Sequence[str | type[nn.Module]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The tensors of a network by what happens to them; every tensor of its state_dict is in exactly one place.
+
+    Attributes:
+        weights: (state_dict name, parameter) of two or more dimensions: compressed.
+        sides: (name, parameter) of one dimension, biases and norm parameters: rounded to a grid.
+        folded: (module name, batch norm) whose running statistics become part of its weight and bias.
+        raw: names kept bit for bit, with the reason.
+        aliases: name of a shared tensor -> the name that holds it.
+        extra: entries of the state_dict that are no tensors (`get_extra_state`): not in the file.
+    """
+
+    weights: list[tuple[str, nn.Parameter]]
+    sides: list[tuple[str, nn.Parameter]]
+    folded: list[tuple[str, nn.modules.batchnorm._BatchNorm]]
+    raw: dict[str, str]
+    aliases: dict[str, str]
+    extra: list[str] = field(default_factory=list)
+
+    @property
+    def compressible(self) -> int:
+        """Number of elements in the compressed tensors."""
+        return sum(parameter.numel() for _, parameter in self.weights)
+
+
+def original_bytes(model: nn.Module) -> int:
+    """Returns 4 bytes per floating-point element of the whole state_dict, shared storage once."""
+    tensors = named_tensors(model).values()
+    return sum({storage_key(t): 4 * t.numel() for t in tensors if t.is_floating_point()}.values())
+
+
+def _ignored(model: nn.Module, ignore: Ignore) -> set[str]:
+    """Returns the parameter names that `ignore` speaks of, the other names of shared ones included.
+
+    Raises:
+        InvalidInputError: a pattern or type that matches nothing, or is neither.
+    """
+    parameters = dict(named_parameters(model))
+    names = list(parameters)
+    modules = dict(named_modules(model))
+    found: set[str] = set()
+    ignore = [ignore] if isinstance(ignore, str) else ignore
+    for item in ignore:
+        if isinstance(item, str):
+            hits = {name for name in names if fnmatch.fnmatchcase(name, item)}
+            prefixes = [name for name in modules if name and fnmatch.fnmatchcase(name, item)]
+        elif isinstance(item, type) and issubclass(item, nn.Module):
+            hits, prefixes = set(), [name for name, module in modules.items() if isinstance(module, item)]
+        else:
+            raise InvalidInputError(f"ignore has {item!r}; each entry is a glob over names or a torch.nn.Module type")
+        hits |= {name for name in names for prefix in prefixes if name.startswith(prefix + ".") or not prefix}
+        if not hits:
+            close = difflib.get_close_matches(str(item), [*names, *modules], n=3, cutoff=0.4)
+            hint = f"; close to it: {', '.join(close)}" if close else f"; names are such as {', '.join(names[:3])}"
+            raise InvalidInputError(f"ignore has {item!r}, which matches no parameter of the model{hint}")
+        found |= hits
+    tensors = {id(parameters[name]) for name in found}
+    return {name for name, parameter in parameters.items() if id(parameter) in tensors}
+
+
+def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
+    """Returns what happens to each tensor of a network.
+
+    Args:
+        model: the network, wrapped or not.
+        ignore: globs over parameter and module names, or module types, to keep out of compression. Frozen parameters
+            are kept out as well, unless all are frozen.
+
+    Raises:
+        InvalidInputError: `ignore` matches nothing, or nothing is left to compress.
+    """
+    model = unwrap(model)
+    lazy = [name for name, parameter in named_parameters(model) if is_lazy(parameter)]
+    if lazy:
+        raise InvalidInputError(f"{lazy[0]} has no shape yet; pass a batch through the network first")
+    parameters = dict(named_parameters(model))
+    kept = dict.fromkeys(_ignored(model, ignore), "ignored")
+    frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+    if len(frozen) < len(parameters):  # else nothing is trained at all, which says nothing about any one of them
+        kept = dict.fromkeys(frozen, "frozen: requires_grad is False") | kept
+    owners = Counter(id(tensor) for module in model.modules() for tensor in _own_tensors(module))
+    folded = [
+        (name, module)
+        for name, module in _once(named_modules(model))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and _can_fold(name, module, set(kept), owners)
+    ]
+    statistics = {f"{name}.{key}" if name else key for name, _ in folded for key in ("running_mean", "running_var")}
+    first: dict[tuple[object, ...], str] = {}
+    result = Selection([], [], folded, {}, {}, extra_entries(model))
+    tensors = named_tensors(model)
+    refuse_partial_overlap(tensors)
+    for name, tensor in tensors.items():
+        holder = first.setdefault(storage_key(tensor), name)
+        parameter = parameters.get(name)
+        if holder != name:
+            result.aliases[name] = holder
+        elif name in statistics:
+            result.raw[name] = "folded into the norm's weight and bias"
+        elif parameter is None:
+            result.raw[name] = "buffer"
+        elif name in kept:
+            result.raw[name] = kept[name]
+        elif not parameter.is_floating_point() or parameter.dim() == 0 or not parameter.numel():
+            result.raw[name] = f"{str(parameter.dtype).removeprefix('torch.')} of {parameter.dim()} dimensions"
+        elif parameter.dim() == 1:
+            result.sides.append((name, parameter))
+        else:
+            result.weights.append((name, parameter))
+        if name in parameters and name not in result.aliases:
+            _check_has_values(name, parameters[name])
+    if not result.weights:
+        raise InvalidInputError(
+            f"the model has nothing to compress: none of its {len(parameters)} parameters is a floating-point tensor "
+            f"of two or more dimensions{' that is not ignored or frozen' if kept else ''}"
+        )
+    return result
+
+
+# Squares of larger magnitudes are no float32 numbers.
+LARGEST_WEIGHT = 1e18
+
+
+def check_trainable(selection: Selection) -> None:
+    """Returns if the tensors to be compressed are those of a trained network, in a type that can be trained.
+
+    Raises:
+        InvalidInputError: NaN, infinite or enormous values, or float16: naming the tensor.
+    """
+    for name, parameter in [*selection.weights, *selection.sides]:
+        if parameter.dtype == torch.float16:
+            raise InvalidInputError(
+                f"{name} is float16, in which a step of training is lost or overflows; give model.float() (and float32 "
+                "inputs): the file does not grow, and load() fills a float16 network as well"
+            )
+        if not bool(torch.isfinite(parameter).all()):
+            raise InvalidInputError(f"{name} holds NaN or infinite values; give a trained network")
+        if not is_moderate(parameter):
+            raise InvalidInputError(
+                f"{name} holds values of {float(parameter.detach().abs().max()):.1e}; give a trained network"
+            )
+
+
+def is_moderate(tensor: Tensor) -> bool:
+    """Tells whether all values of a tensor are finite and small enough to be squared in float32."""
+    return bool((tensor.abs() <= LARGEST_WEIGHT).all())
+
+
+def _check_has_values(name: str, parameter: nn.Parameter) -> None:
+    """Returns if a parameter is a tensor with values in memory.
+
+    Raises:
+        InvalidInputError: it is lazy, on the meta device, or a shard or another wrapper of tensors.
+    """
+    if parameter.device.type == "meta":
+        raise InvalidInputError(f"{name} is on the meta device and has no values; load the weights into the network")
+    if is_traceable_wrapper_subclass(parameter):
+        raise InvalidInputError(
+            f"{name} is a {type(parameter.data).__name__}, not a plain tensor; gather the network's tensors (of "
+            "FSDP: full_tensor()) into a plain module"
+        )
+
+
+def _once(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:
+    """Yields each module under the first of its names."""
+    seen: set[int] = set()
+    for name, module in modules:
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield name, module
+
+
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    """Returns the parameters and buffers of a module itself."""
+    return [tensor for tensor in [*module._parameters.values(), *module._buffers.values()] if tensor is not None]
+
+
+def _can_fold(name: str, norm: nn.modules.batchnorm._BatchNorm, ignored: set[str], owners: Mapping[int, int]) -> bool:
+    """Tells whether a batch norm's statistics can move into its own weight and bias, neither shared nor ignored."""
+    if not norm.track_running_stats or norm.weight is None or norm.bias is None or norm.running_mean is None:
+        return False
+    own = {f"{name}.{key}" if name else key for key in ("weight", "bias")}
+    return not own & ignored and all(owners[id(tensor)] == 1 for tensor in _own_tensors(norm))
+
+
+@torch.no_grad()
+def folded_parameters(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
+    """Returns weight and bias [C] that do, with running mean 0 and variance 1, what the norm does in evaluation.
+
+    y = weight * (x - mean) / sqrt(var + eps) + bias = weight' * x / sqrt(1 + eps) + bias'.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, variance = norm.running_mean.double(), norm.running_var.double()
+    scale = norm.weight.double() / torch.sqrt(variance + norm.eps)
+    weight = scale * (1 + norm.eps) ** 0.5
+    return weight.float(), (norm.bias.double() - mean * scale).float()

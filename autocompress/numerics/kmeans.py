@@ -1,0 +1,131 @@
+"""Scalar codebooks: one-dimensional k-means on sorted values.
+
+The problem: choose k values so that the sum of squared distances of n numbers to their nearest value is least. In one
+dimension clusters are intervals of the sorted numbers, so with prefix sums of the numbers and of their squares an
+iteration of Lloyd's costs O(k log n), and one sort serves every k. It starts near the optimum (`optimal_codebook`) or
+from the last codebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from autocompress.errors import InvalidInputError
+from autocompress.network.compressed_tensors import CodedTensor, round_codebook
+from autocompress.projection.optimal_codebook import cold_starts
+from autocompress.projection.sorted_values import Codebook, SortedValues, interval_errors
+
+ITERATIONS = 60
+TOLERANCE = 1e-4  # relative decrease of the error at which Lloyd stops
+
+
+def fit_codebook(data: SortedValues, k: int, start: Tensor | None = None) -> Codebook:
+    """Returns a codebook of at most k values for `data`, by Lloyd's iteration; see `fit_codebooks`."""
+    return fit_codebooks(data, [k], None if start is None else [start])[0]
+
+
+def fit_codebooks(data: SortedValues, sizes: Sequence[int], starts: Sequence[Tensor] | None = None) -> list[Codebook]:
+    """Returns one codebook per size, all fitted together by Lloyd's iteration.
+
+    Args:
+        data: the numbers, at least one.
+        sizes: ascending numbers of values, each at least 1.
+        starts: warm starts, [at most size] each; without them the start described above.
+
+    Returns:
+        Codebooks whose errors never increase with the size; a size that covers the distinct values gets exactly those.
+
+    Raises:
+        InvalidInputError: no data, or a size below 1.
+    """
+    if not data.values.numel() or min(sizes) < 1:
+        raise InvalidInputError(
+            f"k-means needs a value and sizes of at least 1, got {data.values.numel()} values and sizes {list(sizes)}"
+        )
+    distinct = data.distinct(max(sizes))
+    covered = data.values.numel() + 1 if distinct is None else distinct.numel()
+    fitted = [size for size in sizes if size < covered]
+    books: list[Codebook] = []
+    if fitted:
+        cold = starts is None or any(start.numel() == 0 for start in starts[: len(fitted)])
+        begin = cold_starts(data, fitted) if cold or starts is None else list(starts[: len(fitted)])
+        for book in _lloyd(data, [centroids.to(data.values) for centroids in begin], fitted):
+            # A local optimum may be worse than that of a smaller codebook, which is then used in its place.
+            books.append(book if not books or book.squared_error <= books[-1].squared_error else books[-1])
+    if distinct is not None:
+        books += [Codebook(distinct, 0.0)] * (len(sizes) - len(fitted))
+    return books
+
+
+def encode(target: Tensor, mask: Tensor, centroids: Tensor) -> CodedTensor:
+    """Returns `target` with each element under `mask` replaced by its nearest codebook value, the others by zero.
+
+    Args:
+        target: any shape, floating.
+        mask: bool, the same shape.
+        centroids: [k] values before rounding to what the file can hold; those not used are left out.
+    """
+    kept = target.detach()[mask].to(torch.float32)
+    values = centroids.to(torch.float32)
+    while True:
+        # The grid of a codebook depends on its values: when some go unused, the others are rounded again.
+        size = values.numel()
+        values = torch.unique(round_codebook(values))
+        nearest = torch.bucketize(kept, (values[:-1] + values[1:]) / 2)
+        values = values[torch.bincount(nearest, minlength=values.numel()) > 0]
+        if values.numel() == size:
+            break
+    codes = torch.zeros(target.shape, dtype=torch.int16, device=target.device)
+    codes[mask] = (nearest + 1).to(torch.int16)
+    return CodedTensor(codes, values)
+
+
+def _lloyd(data: SortedValues, starts: list[Tensor], sizes: Sequence[int]) -> list[Codebook]:
+    """Returns one converged codebook per start; all are iterated together as one flat list of centroids."""
+    full = [torch.cat([c, c[-1:].expand(size - c.numel())]) for c, size in zip(starts, sizes, strict=True)]
+    device, count = data.values.device, data.values.numel()
+    ends = torch.tensor(sizes, device=device).cumsum(0)
+    first = torch.cat([ends.new_zeros(1), ends[:-1]])
+    owner = torch.repeat_interleave(torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device))
+    centroids = torch.cat(full)
+    previous = torch.full((len(sizes),), torch.inf, dtype=torch.float64, device=device)
+    for _ in range(ITERATIONS):
+        edges = torch.searchsorted(data.values, (centroids[:-1] + centroids[1:]) / 2, right=True)
+        low = torch.cat([edges.new_zeros(1), edges]).index_fill_(0, first, 0)
+        high = torch.cat([edges, edges.new_zeros(1)]).index_fill_(0, ends - 1, count)
+        means, errors = interval_errors(data, low, high)
+        empty = low >= high
+        totals = torch.zeros_like(previous).index_add_(0, owner, errors.nan_to_num(0.0))
+        done = bool((totals >= previous * (1 - TOLERANCE)).all())
+        if not done and bool(empty.any()):
+            means = _reseed(data, low, high, means, errors, sizes)
+        elif done:
+            break
+        centroids, previous = means, totals
+    parts = zip(torch.split(means, list(sizes)), torch.split(empty, list(sizes)), totals.tolist(), strict=True)
+    return [Codebook(mean[~gone], total) for mean, gone, total in parts]
+
+
+def _reseed(
+    data: SortedValues, low: Tensor, high: Tensor, means: Tensor, errors: Tensor, sizes: Sequence[int]
+) -> Tensor:
+    """Returns `means` with those of empty clusters moved to the far end of the clusters with the largest errors.
+
+    The split cluster's mean stays, and the moved centroid served nothing: the error cannot rise.
+    """
+    bottom, top = data.values[low.clamp_max(data.values.numel() - 1)], data.values[(high - 1).clamp_min(0)]
+    far_end = torch.where(top - means > means - bottom, top, bottom)
+    worth = torch.where((low < high) & (top > bottom), errors, -1.0)
+    parts = []
+    for mean, end, gain in zip(
+        torch.split(means, list(sizes)), torch.split(far_end, list(sizes)), torch.split(worth, list(sizes)), strict=True
+    ):
+        holes = mean.isnan().nonzero().flatten()
+        donors = gain.argsort(descending=True, stable=True)[: holes.numel()]
+        filled = mean.clone()
+        filled[holes] = torch.where(gain[donors] >= 0, end[donors], mean.nan_to_num(-torch.inf).max())
+        parts.append(filled.sort().values)
+    return torch.cat(parts)

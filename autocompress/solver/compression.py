@@ -1,0 +1,235 @@
+"""The whole story: a trained network, a target, the user's data; back comes a file that meets the target."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.compressor import Compressor, check_target
+from autocompress.constraints.factory import counts_energy
+from autocompress.energy.channel_model import ChannelEnergy
+from autocompress.errors import InvalidInputError
+from autocompress.network.live_network import copy_network
+from autocompress.network.selection import Ignore
+from autocompress.plain_numbers import whole_number
+from autocompress.solver.constants import DEFAULTS, SolverConstants
+from autocompress.solver.result import Result, warn_of_loss
+from autocompress.targets import LossIncrease, Target, Targets, hold_together
+from autocompress.training.batch_norm import refit_batch_norm
+from autocompress.training.batches import TaughtBatches, check_batches, default_device, input_example
+from autocompress.training.callbacks import Callback
+from autocompress.training.checks import check_finite, check_task, guesses, name_of
+from autocompress.training.distillation import distillation_from
+from autocompress.training.evaluation import evaluate
+from autocompress.training.held_out import hold_out
+from autocompress.training.losses import output_distance
+from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
+from autocompress.training.recipe import Recipe
+from autocompress.training.trainer import Trainer
+
+# Training batches that the batch norms of a network are fitted to before a promise is measured on it.
+REFIT_BATCHES = 16
+CHECKPOINT_NAME = "compress.checkpoint"
+
+
+class _Compression(Callback):
+    """Carries the compressor through the trainer's loop and its checkpoints."""
+
+    def __init__(self, compressor: Compressor) -> None:
+        self.compressor = compressor
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Follows the optimizer step."""
+        self.compressor.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the compressor's state."""
+        return self.compressor.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the compressor's state."""
+        self.compressor.load_state_dict(state)
+
+
+def compress(
+    model: nn.Module,
+    *,
+    train: Iterable[Any],
+    val: Iterable[Any] | None = None,
+    test: Iterable[Any] | None = None,
+    target: str | Target | Targets | Sequence[str | Target],
+    loss: Callable[[Any, Tensor], Tensor] | None = None,
+    metric: Callable[[Any, Tensor], Tensor] | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    ignore: Ignore = (),
+    device: torch.device | str | None = None,
+    resume: str | Path | None = None,
+    recipe: Recipe | None = None,
+    progress: bool = True,
+    energy_model: ChannelEnergy | None = None,
+    constants: SolverConstants = DEFAULTS,
+) -> Result:
+    """Returns the best network found that meets the target; the model that was given is left as it was.
+
+    Args:
+        model: a trained network.
+        train: batches to train on, gone through once per epoch: (inputs, targets) or dicts with a target.
+        val: batches that decide, by their loss, between the trained network and others; without them a twentieth of the
+            training data is kept from training for that. A promise is measured on them and cannot do without.
+        test: batches to report on, once, at the end.
+        target: "50KB", "50KiB", "1%", "100x", "weights:836x", a promise ("drop:0.5", "loss:+2%"), a target object, or
+            several that hold together.
+        loss: (output, target) -> scalar; default: the one that the network's output carries as `loss` when it is given
+            the target, else cross-entropy, or where the outputs are numbers like the targets (regression) the distance
+            to the outputs of the network as it was given. Cross-entropy is joined by distillation from that network.
+        metric: (output, target) -> one score per example, higher is better; default: right or wrong where the outputs
+            are class scores, else minus the loss.
+        epochs: length of the run; default: the recipe's; 0 = no training: the network is pruned and quantized at once.
+        seed: of all random numbers.
+        ignore: globs over parameter or module names, or module types, not to compress.
+        device: default: CUDA where there is one.
+        resume: a folder for checkpoints; a run that was stopped goes on from there and ends with the same file.
+        recipe: optimizer and schedule; default: AdamW with a learning rate found by itself.
+        progress: a bar on stderr where that is a terminal.
+        energy_model: of `autocompress energy fit`, for `energy-channels`; default: fitted to the analytic model.
+        constants: of the method, for studies.
+
+    Raises:
+        InvalidInputError: something that was given cannot be used.
+        InfeasibleTargetError: naming the smallest target that can be met.
+        TrainingDivergedError: the loss became NaN or infinite.
+    """
+    started = time.perf_counter()
+    seed = whole_number("seed", seed, 0)
+    recipe = (recipe or Recipe()).for_compression()
+    check_batches(train, "the training data")
+    if val is not None:
+        check_batches(val, "the validation data")
+    where = default_device(device)
+    reference, model = model, copy_network(model, device=where, keep_wrappers=True)
+    asked = hold_together(target)
+    if asked.promise is not None and val is None:
+        raise InvalidInputError(f"the target {asked.promise} is a promise about validation data: give val=")
+    counted: dict[str, Any] = {"example": first_example(asked, train, seed), "energy_model": energy_model}
+    check_target(model, asked, ignore, **counted)
+    splits = {"the training data": train, "the validation data": val, "the test data": test}
+    loss, metric = check_task(model, splits, loss=loss, metric=metric, device=where, seed=seed, taught=True)
+    # Without a loss the targets say nothing of what the network was trained for: it is measured by its own outputs.
+    teacher = copy_network(reference, device=where).eval() if loss is output_distance else None
+    if teacher is not None:
+        val, test = (each if each is None else TaughtBatches(each, teacher, where) for each in (val, test))
+    if asked.promise is not None and val is not None:
+        guess = guesses(reference, val, loss=loss, metric=metric, device=where, seed=seed)
+        if guess is not None:  # nothing can be lost of it, so the smallest file would keep the promise
+            raise InvalidInputError(f"the target {asked.promise} is a promise about a trained network, but {guess}")
+
+    def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
+        return evaluate(network, batches, loss=loss, metric=metric, device=where).metric
+
+    epochs = recipe.compress_epochs if epochs is None else whole_number("epochs", epochs, 0)
+    judge, judged_by = val, "the loss on the validation data"
+    if val is None and epochs:
+        parts = hold_out(train, seed)
+        train, judged_by = parts.train, parts.words
+        judge = parts.judge if teacher is None else TaughtBatches(parts.judge, teacher, where)
+
+    def score(network: nn.Module) -> float:
+        outcome = evaluate(network, [] if judge is None else judge, loss=loss, metric=metric, device=where)
+        if asked.promise is None:
+            return -outcome.loss  # the metric of a few hundred examples moves in steps: equal ones decide nothing
+        return outcome.loss if isinstance(asked.promise, LossIncrease) else outcome.metric
+
+    some = _some_batches(model, train, seed) if asked.promise is not None else []
+
+    settings: dict[str, Any] = {
+        "target": asked,
+        "ignore": ignore,
+        "evaluate": None if judge is None else score,
+        "refit": lambda network: refit_batch_norm(network, some, device=where),
+        "constants": constants,
+        **counted,
+    }
+    curve: list[tuple[int, float]] = []
+    if epochs:
+        trainer = Trainer(
+            model,
+            train,
+            recipe=recipe,
+            epochs=epochs,
+            loss=loss,
+            device=where,
+            seed=seed,
+            distillation=distillation_from(
+                reference, loss, where, constants.distillation_weight, constants.distillation_temperature
+            ),
+            checkpoint=_checkpoint(resume),
+            progress=progress,
+        )
+        compressor = Compressor(model, trainer.optimizer, total_steps=trainer.total_steps, **settings)
+        trainer.callbacks.append(_Compression(compressor))
+        curve = trainer.fit().curve
+    else:
+        untouched = torch.optim.SGD(model.parameters(), lr=0.0)  # takes no step
+        compressor = Compressor(model, untouched, total_steps=0, **settings)
+    with seeded(seed):  # a loader that shuffles by torch's own generator gives the same batches in every run
+        result = compressor.finish(train=train, judged_by=judged_by)
+    result.metric = name_of(metric)
+    check_finite(result.model, reference, train if val is None else val, device=where, seed=seed)
+    if val is not None:
+        result.validation_accuracy = accuracy(result.model, val)
+    if test is not None:
+        result.test_accuracy = accuracy(result.model, test)
+    held_out, after = (val, result.validation_accuracy) if test is None else (test, result.test_accuracy)
+    if held_out is not None and after is not None:
+        result.reference_accuracy = accuracy(copy_network(reference), held_out)
+        result.reference_split = "validation" if test is None else "test"
+        warn_of_loss(result.reference_accuracy, after, result.metric)
+    result.curve = curve
+    result.wall_seconds = time.perf_counter() - started
+    result.device, result.seed = str(where), seed
+    return result
+
+
+def _some_batches(model: nn.Module, train: Iterable[Any], seed: int) -> list[Any]:
+    """Returns training batches for the batch norms of a network; none where it has no such layer.
+
+    They are kept, because a loader that is being gone through cannot be gone through from its start as well.
+    """
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return []
+    with seeded(seed):
+        set_epoch(train, 0)
+        return list(itertools.islice(train, REFIT_BATCHES))
+
+
+def first_example(targets: Targets, train: Iterable[Any], seed: int) -> Any:
+    """Returns the first input to train on where a target needs one; a loader's random numbers are left as they were."""
+    if not counts_energy(targets):
+        return None
+    order = data_order_state(train)
+    with seeded(seed):
+        example = input_example(train)
+    restore_data_order(train, order)
+    return example
+
+
+def _checkpoint(folder: str | Path | None) -> Path | None:
+    """Returns the checkpoint's path in a folder that is there and can be written.
+
+    Raises:
+        InvalidInputError: it cannot be made.
+    """
+    if folder is None:
+        return None
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"resume is {str(folder)!r}; this folder cannot be made: {error.strerror}") from error
+    return Path(folder) / CHECKPOINT_NAME

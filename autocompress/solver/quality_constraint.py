@@ -1,0 +1,284 @@
+"""A run whose file size follows from a promise: what is scored when, and which network is kept.
+
+While W and V are trained, V is scored on held-out data after every update and the controller moves the budget. Then the
+rest of the steps is spent in stages: each takes the dense network up again, projects it onto a size, trains the values
+of that assignment, writes the file and scores it; whether the promise was kept decides over the next size.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.codec.file import decode_state
+from autocompress.codec.layout import layout_of
+from autocompress.constraints.constraint import Method, Network
+from autocompress.constraints.file_size import FileSizeMethod
+from autocompress.errors import InvalidInputError
+from autocompress.network.compressed_tensors import CompressedState, WeightTensor
+from autocompress.network.live_network import copy_network
+from autocompress.network.network_state import side_tensors
+from autocompress.solver.budget_search import MEDIAN_OF, BudgetController, SizeSearch
+from autocompress.solver.candidates import Candidates
+from autocompress.targets import Promise
+
+logger = logging.getLogger(__name__)
+
+# The last part of a run, in which sizes are tried, and in how many stages.
+SEARCH_FRACTION = 0.2
+STAGES = 5
+# How much more than the promise allows V may fall, as a part of it: what finishing gives back. Twice as much while the
+# learning rate is at its peak.
+ALLOWANCE = 0.5
+# The first budget is the smallest at which V, at once and untrained, falls by so many times what the promise allows...
+FIRST_FALL = 5.0
+# ... as this many halvings of the range find it.
+FIRST_TRIES = 6
+# The range goes up to the ceiling of all paths, but at least to this many times the smallest file.
+LEAST_CEILING = 4.0
+
+
+class Steering:
+    """Moves the budget of the file-size method to where a promise is just kept.
+
+    Attributes:
+        reference: score of the network as it was given.
+        files: all that were written and scored.
+    """
+
+    def __init__(
+        self,
+        promise: Promise,
+        network: Network,
+        method: FileSizeMethod,
+        original_bytes: int,
+        evaluate: Callable[[nn.Module], float],
+        refit: Callable[[nn.Module], None] | None = None,
+    ) -> None:
+        """Scores the reference.
+
+        Args:
+            promise: what has to be kept.
+            network: as it was given.
+            method: whose budget is moved; its budget of now is the largest allowed.
+            original_bytes: of the network.
+            evaluate: score of a network on held-out data.
+            refit: sets a network's batch norm statistics to its weights.
+
+        Raises:
+            InvalidInputError: the reference's score is one that nothing can be promised about.
+        """
+        self.promise, self.network, self.method = promise, network, method
+        self.evaluate, self.refit = evaluate, refit or _as_it_is
+        self.reference = float(evaluate(copy_network(network.model).eval()))
+        promise.check_reference(self.reference)
+        lowest, highest = method.file.smallest, method.budget_bytes
+        most = max(method.constants.path_ceiling * original_bytes, LEAST_CEILING * lowest)
+        self.controller = BudgetController(most, lowest, highest)
+        self.search = SizeSearch(most, lowest, highest)
+        self.files = Candidates(network.model, evaluate, self.margin)
+        self.margins: list[float] = []  # the last of V, with nothing allowed
+        self.stage, self.stage_keeps = 0, False
+        self.dense: list[Tensor] = []  # weights and sides when fine-tuning begins
+        self.settings: dict[str, Any] = {}  # of the method, at the same moment
+        method.aim(int(self.controller.budget_bytes))
+
+    @torch.no_grad()
+    def find_start(self) -> None:
+        """Sets the budget that the run begins with, as far down as pruning and quantizing at once still goes.
+
+        Above it the run would learn nothing but lose steps. The smallest V that keeps the promise without any training
+        is written and put aside: it is what is left where training itself breaks the promise, whatever the size.
+        """
+        settings = self.method.state_dict()
+        start, _ = self._smallest(FIRST_FALL, self.controller.lowest_bytes, self.controller.budget_bytes)
+        _, coded = self._smallest(0.0, start, self.controller.highest_bytes)
+        if coded is not None:
+            self.method.aim(int(self.controller.highest_bytes))  # what is coded costs more than its estimate, or less
+            state, data = self.method.fit(coded, side_tensors(self.network.selection))
+            self.files.fallback = self.files.score(state, data)
+        self.method.load_state_dict(settings)
+        self.controller.budget_bytes = start
+        self.method.aim(int(start))
+        logger.debug("the run begins with %.0f bytes", start)
+
+    def _smallest(self, fall: float, low: float, high: float) -> tuple[float, Sequence[WeightTensor] | None]:
+        """Returns the smallest size at which V, at once and untrained, falls by no more, and V; None if none does."""
+        settings = self.method.state_dict()
+        targets = [weight.detach().clone() for weight in self.network.weights]
+        sizes, found = [math.log(low), math.log(high)], None
+        for _ in range(FIRST_TRIES):
+            middle = sum(sizes) / 2
+            self.method.aim(int(math.exp(middle)))
+            coded = self.method.project(self.network.weights, targets, 0.0).coded
+            if -self.margin(self._score_of(coded)) <= fall:
+                sizes[1], found = middle, coded
+            else:
+                sizes[0] = middle
+            self.method.load_state_dict(settings)
+        return math.exp(sizes[1]), found
+
+    @torch.no_grad()
+    def watch(self, twins: Sequence[WeightTensor], relative_lr: float) -> None:
+        """Scores V after an update and moves the budget.
+
+        At a high learning rate V has not settled: more is allowed then. Where it keeps the promise all the same, now
+        and mostly of late, it is written and scored like a finished network.
+        """
+        compressed = self._score_of(twins)
+        margin = self.margin(compressed)
+        self.margins = [*self.margins, margin][-MEDIAN_OF:]
+        if min(margin, statistics.median(self.margins)) >= 0 and not self.network.selection.folded:
+            settings = self.method.state_dict()
+            self.consider(*self.method.fit(twins, side_tensors(self.network.selection)))
+            self.method.load_state_dict(settings)
+        measured = margin + ALLOWANCE * (1 + relative_lr)
+        budget = self.controller.observe(measured)
+        logger.debug("V scores %.4f, margin %.2f: next budget %.0f", compressed, measured, budget)
+        self.method.aim(int(budget))
+
+    def margin(self, score: float) -> float:
+        """Returns how much of what the promise allows is left over at a score; -inf for one that is not a number."""
+        margin = self.promise.margin(score, self.reference)
+        return margin if math.isfinite(margin) else -math.inf
+
+    def _score_of(self, twins: Sequence[WeightTensor]) -> float:
+        """Returns the score of the network with these weights, once its batch norms belong to them."""
+        scored = copy_network(self.network.model).eval()
+        for (name, _), twin in zip(self.network.selection.weights, twins, strict=True):
+            scored.get_parameter(name).copy_(twin.dense())
+        self.refit(scored)
+        return float(self.evaluate(scored))
+
+    @torch.no_grad()
+    def begin_stage(self, remaining_steps: int) -> int:
+        """Takes up the dense network for the next size; returns the length of the stage in steps."""
+        tensors = self._dense_tensors
+        if self.stage == 0:
+            self.dense = [tensor.detach().clone() for tensor in tensors]
+            self.settings = self.method.state_dict()
+            self.search.start_bytes = self.controller.budget_bytes
+            best, fallback = self.files.best, self.files.fallback
+            if fallback is not None and fallback.keeps:
+                self.search.highest_bytes = float(fallback.file_bytes)  # nothing larger is of use
+            if best is not None and best.keeps:
+                self.search.known_bytes = float(best.file_bytes)
+        for tensor, dense in zip(tensors, self.dense, strict=True):
+            tensor.copy_(dense)
+        self.method.load_state_dict(self.settings)
+        self.method.aim(int(self.search.next_bytes))
+        self.stage, self.stage_keeps = self.stage + 1, False
+        return max(1, math.ceil(remaining_steps / max(1, STAGES + 1 - self.stage)))
+
+    def end_stage(self) -> None:
+        """Takes note of what came of the size that was tried."""
+        size = self.method.budget_bytes
+        self.search.report(size, keeps=self.stage_keeps)
+        logger.info("tried %d bytes: the promise is %s", size, "kept" if self.stage_keeps else "broken")
+
+    def consider(self, state: CompressedState, data: bytes) -> None:
+        """Scores a file and keeps it if it is the best so far."""
+        self.stage_keeps |= self.files.add(state, data).keeps
+
+    def outcome(self) -> tuple[CompressedState, bytes]:
+        """Returns the best network and its file; warns where it does not keep the promise."""
+        chosen, data = self.files.chosen, self.files.chosen.data.numpy().tobytes()
+        if not chosen.keeps:
+            logger.warning(
+                "no network that was seen keeps %s: on the validation data the reference scores %.4f, the best of %d "
+                "files %.4f (%d bytes); train for longer, allow a larger file or promise less",
+                self.promise,
+                self.reference,
+                len(self.files.tried),
+                chosen.score,
+                len(data),
+            )
+        elif chosen is self.files.fallback:
+            logger.warning(
+                "training led to no smaller file that keeps %s: this one is the network as it was given, pruned "
+                "and quantized at once; train for longer, or at a lower learning rate",
+                self.promise,
+            )
+        return decode_state(data, layout_of(self.network.model)), data
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether the file that is chosen is of the network as it was given, pruned and quantized at once."""
+        return self.files.chosen is self.files.fallback
+
+    def report(self) -> dict[str, Any]:
+        """Returns what is said of the promise in the record of the run."""
+        chosen = self.files.chosen
+        return {
+            "promise": str(self.promise),
+            "kept": chosen.keeps,
+            "reference": self.reference,
+            "limit": self.promise.limit(self.reference),
+            "measured": chosen.score,
+            "tried": [list(each) for each in self.files.tried],
+        }
+
+    @property
+    def _dense_tensors(self) -> list[nn.Parameter]:
+        """All that training changes and a stage takes up again."""
+        return [*self.network.weights, *self.network.sides]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that a resumed run needs."""
+        return {
+            "reference": self.reference,
+            "controller": self.controller.state_dict(),
+            "search": asdict(self.search),
+            "files": self.files.state_dict(),
+            "margins": list(self.margins),
+            "stage": [self.stage, self.stage_keeps],
+            "dense": self.dense,
+            "settings": self.settings,
+            "budget_bytes": self.method.budget_bytes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.reference, self.settings = state["reference"], state["settings"]
+        self.stage, self.stage_keeps = state["stage"]
+        self.controller.load_state_dict(state["controller"])
+        self.search = SizeSearch(**state["search"])
+        self.files.load_state_dict(state["files"])
+        self.margins = list(state["margins"])
+        self.dense = [saved.to(tensor) for saved, tensor in zip(state["dense"], self._dense_tensors, strict=False)]
+        self.method.budget_bytes = self.method.file.budget_bytes = state["budget_bytes"]
+
+
+def make_steering(
+    promise: Promise | None,
+    network: Network,
+    method: Method,
+    original_bytes: int,
+    evaluate: Callable[[nn.Module], float] | None,
+    refit: Callable[[nn.Module], None] | None,
+) -> Steering | None:
+    """Returns what keeps a promise; None where none is made.
+
+    Raises:
+        InvalidInputError: there is no score to measure it by, or the reference's is none to promise about.
+    """
+    if promise is None:
+        return None
+    if evaluate is None:
+        raise InvalidInputError(
+            f"the target {promise} is a promise about a network's score: give evaluate=, a function that returns the "
+            "score of a network on validation data (in `compress`: give val=)"
+        )
+    assert isinstance(method, FileSizeMethod)
+    return Steering(promise, network, method, original_bytes, evaluate, refit)
+
+
+def _as_it_is(model: nn.Module) -> None:
+    """Does nothing: without data, the statistics stay."""

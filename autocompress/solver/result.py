@@ -1,0 +1,137 @@
+"""What a compression run returns: the network, its file, and what can be said of both."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autocompress.artifact.files import save_artifact
+from autocompress.codec.size_report import size_report
+from autocompress.energy.network_energy import EnergyUse
+from autocompress.network.compressed_tensors import CompressedState
+from autocompress.network.selection import Selection
+from autocompress.outcome import Outcome
+from autocompress.targets import Targets
+
+logger = logging.getLogger(__name__)
+
+# A fall of the metric that is worth a warning, as a fraction of 1.
+WARNING_DROP = 0.05
+# Names listed of the tensors that are not compressed for one reason.
+NAMES_SHOWN = 8
+
+
+@dataclass(repr=False)
+class Result:
+    """A compressed network.
+
+    Attributes:
+        model: a plain module in evaluation mode that holds exactly what the file holds.
+        state: its tensors as codes and grids.
+        data: the file, byte for byte.
+        target: what was asked.
+        selection: what was compressed, rounded and kept.
+        gradient_steps: optimizer steps of the run.
+        history: one entry per projection of the run.
+        energy: of a forward pass before and after, where the target speaks of it.
+        curve: (gradient steps, mean training loss) after each epoch, where the training was ours.
+        reference_accuracy, validation_accuracy, test_accuracy: scores by the metric, where they were measured; of the
+            default metric fractions of 1.
+        metric: its name: "accuracy", "minus the loss", or that of the function that was given.
+        reference_split: what the reference was scored on, "test" or "validation".
+        wall_seconds, device, seed: of the run.
+        promise: where one was asked for: `kept`, true or false, the `reference`'s score, the `limit` it allows, what
+            was `measured` of this network, and (bytes, score) of all files `tried`.
+        outcome: which network this is of those that the run chose between, and what is odd about it.
+    """
+
+    model: nn.Module
+    state: CompressedState
+    data: bytes
+    target: Targets
+    selection: Selection
+    gradient_steps: int
+    history: list[dict[str, float]]
+    energy: EnergyUse | None = None
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    reference_accuracy: float | None = None
+    validation_accuracy: float | None = None
+    test_accuracy: float | None = None
+    metric: str = "accuracy"
+    reference_split: str | None = None
+    wall_seconds: float | None = None
+    device: str | None = None
+    seed: int | None = None
+    promise: dict[str, Any] | None = None
+    outcome: Outcome | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file that `save` writes."""
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        """Returns one line, not the tensors."""
+        return f"Result(target={str(self.target)!r}, file_bytes={self.file_bytes}, test_accuracy={self.test_accuracy})"
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file: to a temporary name first, so that nothing half-written is ever found under `path`.
+
+        Raises:
+            InvalidInputError: the place cannot be written.
+        """
+        save_artifact(path, self.data)
+
+    def report(self) -> str:
+        """Returns the size report as text: per layer and in total, in three sizes, and what was not compressed."""
+        lines = [str(size_report(self.state, self.data, self.model))]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.selection.raw.items():
+            reasons.setdefault(reason, []).append(name)
+        for reason, names in reasons.items():
+            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+            lines.append(f"not compressed, {reason}: {', '.join(names[:NAMES_SHOWN])}{more}")
+        if self.selection.extra:
+            lines.append(f"not in the file, no tensors: {', '.join(self.selection.extra)}")
+        if self.energy is not None:
+            lines.insert(1, str(self.energy))
+        if self.outcome is not None:
+            lines += [f"note: {note}" for note in self.outcome.notes]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the record of the run, by the names that all records use."""
+        report = size_report(self.state, self.data, self.model).to_json()
+        return {
+            "target": str(self.target),
+            **report,
+            **({} if self.energy is None else self.energy.to_json()),
+            "reference_accuracy": self.reference_accuracy,
+            "validation_accuracy": self.validation_accuracy,
+            "test_accuracy": self.test_accuracy,
+            "metric": self.metric,
+            "reference_split": self.reference_split,
+            "gradient_steps": self.gradient_steps,
+            "wall_seconds": self.wall_seconds,
+            "device": self.device,
+            "seed": self.seed,
+            **({} if self.promise is None else {"promise": self.promise}),
+            **({} if self.outcome is None else {"outcome": self.outcome.to_json()}),
+            **({} if not self.selection.extra else {"not_in_file": list(self.selection.extra)}),
+            **self.extra,
+        }
+
+
+def warn_of_loss(before: float, after: float, metric: str = "accuracy") -> None:
+    """Says so where a target was met at the cost of what the network is for; of another metric no scale is known."""
+    if metric == "accuracy" and after < before - WARNING_DROP:
+        logger.warning(
+            "the metric fell from %.4f to %.4f: try a larger target, or more epochs for the network to adapt",
+            before,
+            after,
+        )
