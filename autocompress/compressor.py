@@ -25,7 +25,7 @@ from autocompress.outcome import BEFORE_FINE_TUNING, ONE_SHOT, TRAINED, Outcome,
 from autocompress.plain_numbers import whole_number
 from autocompress.relative_rate import RelativeRate
 from autocompress.solver.admm import Admm
-from autocompress.solver.constants import ADMM, DEFAULTS, SolverConstants, pruned_rate
+from autocompress.solver.constants import ADMM, DEFAULTS, SolverConstants
 from autocompress.solver.fine_tuning import Finishing, finishing_steps
 from autocompress.solver.lazy_projection import LazyProjection
 from autocompress.solver.quality_constraint import SEARCH_FRACTION, Steering, make_steering
@@ -135,8 +135,10 @@ class Compressor:
             for parameter in module.parameters(recurse=False)
         }
         fading = [id(weight) in dense for weight in self.network.weights]
-        rate = pruned_rate(self.constants, self.projected_steps)
-        return LazyProjection(self.network.weights, rate, self.constants.idle_decay, fading)
+        constants = self.constants
+        return LazyProjection(
+            self.network.weights, constants.pruned_rate, constants.idle_decay, fading, constants.memory_steps
+        )
 
     @property
     def _tensors(self) -> list[Tensor]:

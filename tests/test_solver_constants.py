@@ -1,16 +1,9 @@
-"""The constants of the method: what is refused, and the rate that falls with the length of a run."""
+"""The constants of the method: what is refused, and what the baselines share."""
 
 import pytest
 
 from autocompress.errors import InvalidInputError
-from autocompress.solver.constants import DEFAULTS, SolverConstants, pruned_rate
-
-
-def test_the_rate_of_pruned_weights_falls_with_the_length() -> None:
-    constants = SolverConstants(pruned_rate=0.5, walk_steps=900)
-    assert [pruned_rate(constants, steps) for steps in (0, 1, 900)] == [0.5, 0.5, 0.5]
-    assert pruned_rate(constants, 3600) == pytest.approx(0.125)
-    assert pruned_rate(constants, 90_000) == pytest.approx(0.005)
+from autocompress.solver.constants import DEFAULTS, SolverConstants
 
 
 @pytest.mark.parametrize(

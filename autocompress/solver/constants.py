@@ -18,8 +18,8 @@ class SolverConstants:
         updates: projections of a run, in which tables and multiplier are estimated anew, whatever its length.
         min_steps_per_update: ... but not more often than once in so many optimizer steps.
         pruned_rate: the part of the optimizer's move that reaches a weight which is zero in V ...
-        walk_steps: ... in runs of up to so many steps. W walks at random there, farther with every step; in longer runs
-            the rate falls in proportion.
+        memory_steps: ... and the steps in which it forgets all but 1/e of them: without effect on the loss it walks at
+            random, and farther with every step that it remembers.
         idle_decay: what is left, after each update, of a weight whose gradient was exactly zero since the last.
         path_start: the budget begins at so many times the target ...
         path_fraction: ... and falls to it, geometrically, over this part of the steps before fine-tuning.
@@ -36,7 +36,7 @@ class SolverConstants:
     updates: int = 30
     min_steps_per_update: int = 3
     pruned_rate: float = 0.4
-    walk_steps: int = 2000
+    memory_steps: float = 1000.0
     idle_decay: float = 0.5
     path_start: float = 8.0
     path_fraction: float = 0.5
@@ -54,15 +54,6 @@ class SolverConstants:
             value = getattr(self, field.name)
             if field.name != "iteration" and not value >= 0:
                 raise InvalidInputError(f"{field.name} is {value!r}; it must be a number of at least 0")
-
-
-def pruned_rate(constants: SolverConstants, steps: int) -> float:
-    """Returns the rate of pruned weights in a run of so many steps.
-
-    >>> [round(pruned_rate(SolverConstants(), steps), 2) for steps in (100, 2000, 8000)]
-    [0.4, 0.4, 0.1]
-    """
-    return constants.pruned_rate * min(1.0, constants.walk_steps / max(1, steps))
 
 
 DEFAULTS = SolverConstants()

@@ -2,13 +2,14 @@
 
     minimise  loss(V)   subject to   V in C = { cost(V) <= budget }
 
-    W <- W + D (x - V)          x: where the user's optimizer took the parameters from V
+    W <- M W + D (x - V)        x: where the user's optimizer took the parameters from V
     V <- P(W)                   the projection, every few steps; in between, the nearest V that its tables allow
 
 Dual averaging through a projection (Courbariaux et al. 2015; Dockhorn et al. 2021, "ProxConnect"; of pruning alone Lin
-et al. 2020, "dynamic model pruning with feedback"). D is diagonal: 1 where V is not zero and `pruned_rate` where it is.
-A weight that is zero in V has no effect, so nothing answers its moves and W walks at random there; at the full rate the
-largest of hundreds of thousands of such walks push out weights that the network uses.
+et al. 2020, "dynamic model pruning with feedback"). M and D are diagonal: 1 where V is not zero, 1 - 1/`memory_steps`
+and `pruned_rate` where it is. A weight that is zero in V has no effect, so nothing answers its moves and W walks at
+random there; at the full rate and without end the largest of hundreds of thousands of such walks push out weights that
+the network uses.
 
 | symbol | here | shape |
 |---|---|---|
@@ -48,7 +49,12 @@ class LazyProjection:
     """
 
     def __init__(
-        self, weights: Sequence[Tensor], pruned_rate: float, idle_decay: float = 1.0, fading: Sequence[bool] = ()
+        self,
+        weights: Sequence[Tensor],
+        pruned_rate: float,
+        idle_decay: float = 1.0,
+        fading: Sequence[bool] = (),
+        memory_steps: float = math.inf,
     ) -> None:
         """Starts at V = W.
 
@@ -58,8 +64,10 @@ class LazyProjection:
             idle_decay: what is left, after each update, of a weight whose gradient was exactly zero since the last:
                 it reads a unit that is never active or feeds one that nothing reads, and would be written for nothing.
             fading: whether each tensor may have such weights; not those that most batches do not touch (embeddings).
+            memory_steps: the steps in which a pruned weight forgets all but 1/e of its moves.
         """
         self.weights, self.pruned_rate, self.idle_decay = list(weights), pruned_rate, idle_decay
+        self.memory = 1 - 1 / max(1.0, memory_steps)
         self.fading = list(fading) or [False] * len(self.weights)
         self.activity = [  # the sum of the gradient's magnitudes since the last update
             torch.zeros(weight.numel() if fades else 0, device=weight.device)
@@ -78,8 +86,9 @@ class LazyProjection:
                 activity.add_(weight.grad.abs().flatten())
         for weight, hidden, shown, index in zip(self.weights, self.hidden, self.shown, self.index, strict=True):
             move, flat = torch.sub(weight, shown).flatten().float(), hidden.view(-1)
-            flat.add_(move, alpha=self.pruned_rate)
-            flat.index_add_(0, index, move[index], alpha=1 - self.pruned_rate)
+            kept = flat[index] + move[index]
+            flat.mul_(self.memory).add_(move, alpha=self.pruned_rate)
+            flat[index] = kept
 
     @torch.no_grad()
     def points(self) -> list[Tensor]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.console.start import starting_network
-from autocompress.projection import code_choices
+from autocompress.constraints import codebook_choices
 from autocompress.task import load_task
 from studies.benchmarks.compression import file_sizes, load_records, mean_and_deviation
 from studies.compressing import compress_task
@@ -29,9 +29,9 @@ from studies.measure import revision, versions
 
 RECORDS = Path(__file__).parents[1] / "results" / "kernel_codebooks.jsonl"
 KINDS = {
-    "scalar": code_choices.SCALARS,
-    "kernel": code_choices.KERNELS,
-    "both": code_choices.SCALARS | code_choices.KERNELS,
+    "scalar": codebook_choices.SCALARS,
+    "kernel": codebook_choices.KERNELS,
+    "both": codebook_choices.SCALARS | code_choices.KERNELS,
 }
 
 
@@ -65,7 +65,7 @@ CASES = {
 
 def run(case: Case, kinds: str, seed: int, weights_folder: Path, epochs: int | None = None) -> dict[str, Any]:
     """Returns the record of one run; sets the kinds in this process."""
-    code_choices.KINDS = KINDS[kinds]
+    codebook_choices.KINDS = KINDS[kinds]
     task = load_task(case.model, case.data, seed=seed)
     weights = weights_folder / case.weights if case.weights else None
     network = starting_network(task, weights, seed=seed, device=None, progress=False)
