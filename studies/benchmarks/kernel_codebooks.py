@@ -31,7 +31,7 @@ RECORDS = Path(__file__).parents[1] / "results" / "kernel_codebooks.jsonl"
 KINDS = {
     "scalar": codebook_choices.SCALARS,
     "kernel": codebook_choices.KERNELS,
-    "both": codebook_choices.SCALARS | code_choices.KERNELS,
+    "both": codebook_choices.SCALARS | codebook_choices.KERNELS,
 }
 
 
