@@ -7,8 +7,7 @@ result.save("net.safetensors")
 net = ac.load("net.safetensors", into=make_model())
 """
 
-from autocompress.artifact.files import load
-from autocompress.compressor import Compressor
+from autocompress.codec.file import load
 from autocompress.energy.channel_graph import shrink
 from autocompress.energy.network_energy import energy_of
 from autocompress.errors import (
@@ -19,6 +18,7 @@ from autocompress.errors import (
     TrainingDivergedError,
 )
 from autocompress.solver.compression import compress
+from autocompress.solver.compressor import Compressor
 from autocompress.solver.result import Result
 from autocompress.targets import (
     AccuracyDrop,

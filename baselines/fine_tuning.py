@@ -15,11 +15,9 @@ from torch import Tensor
 
 from autocompress.constraints.constraint import Network
 from autocompress.errors import TrainingDivergedError
-from autocompress.methods.ending import start_finishing
-from autocompress.numerics.kmeans import encode, fit_codebook
-from autocompress.projection.sorted_values import sort_values
-from autocompress.solver.fine_tuning import Finishing, finishing_steps
-from autocompress.training.callbacks import Callback
+from autocompress.numerics.kmeans import encode, fit_codebook, sort_values
+from autocompress.solver.fine_tuning import Finishing, finishing_steps, start_finishing
+from autocompress.training.checkpoint import Callback
 from autocompress.training.trainer import Trainer
 from baselines.fitting import Fitted
 from baselines.interface import Values

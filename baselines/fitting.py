@@ -12,14 +12,13 @@ from torch import Tensor
 from autocompress.constraints.constraint import Method, Network, relative_error
 from autocompress.constraints.file_size import FileSizeMethod
 from autocompress.constraints.file_writer import FileFit
-from autocompress.constraints.weight_bits import WeightBitsMethod
-from autocompress.costs.weight_data import weight_data_bits
+from autocompress.constraints.weight_bits import WeightBitsMethod, squared_error
 from autocompress.errors import InvalidInputError
-from autocompress.methods.ending import FileWriter
 from autocompress.network.compressed_tensors import CodedTensor, CompressedState, coded_tensor, scalar_tensors
 from autocompress.network.network_state import side_tensors
 from autocompress.network.selection import original_bytes
-from autocompress.projection.alternating import squared_error
+from autocompress.network.tensor_sizes import weight_data_bits
+from autocompress.solver.fine_tuning import FileWriter
 from autocompress.targets import FileSize, Target, WeightBits
 from baselines.plan import Plan
 

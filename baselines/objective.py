@@ -13,21 +13,20 @@ from torch import nn
 
 from autocompress.constraints.constraint import Network
 from autocompress.errors import InvalidInputError
-from autocompress.methods.ending import finished_file
 from autocompress.network.compressed_tensors import CompressedState
 from autocompress.network.live_network import copy_network, named_tensors
 from autocompress.network.network_state import filled_copy
 from autocompress.network.selection import Ignore, select
+from autocompress.solver.fine_tuning import finished_file
 from autocompress.targets import Target, parse_target
 from autocompress.task import Task
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import default_device
-from autocompress.training.callbacks import Callback
-from autocompress.training.distillation import distillation_from
+from autocompress.training.checkpoint import Callback, run_state
 from autocompress.training.evaluation import Evaluation as Scores
 from autocompress.training.evaluation import evaluate
+from autocompress.training.losses import distillation_from
 from autocompress.training.random_state import seeded
-from autocompress.training.resume import run_state
 from autocompress.training.tensor_batches import TensorBatches
 from autocompress.training.trainer import Trainer
 from baselines.fine_tuning import PlanTuning

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, RawDescriptionHelpFormatter, _SubParsersAction
 from pathlib import Path
 
-from autocompress.console.options import DATA, MODEL, seed
+from autocompress.cli.console import DATA, MODEL, seed
 
 DESCRIPTION = """\
 Searches for the keep fraction and the bit-width of each layer the way it is mostly done: propose, train, look.

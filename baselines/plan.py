@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
+from autocompress.constraints.weight_bits import project_plan
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import CodedTensor, WeightTensor, scalar_tensors
-from autocompress.projection.alternating import project_plan
 
 
 @dataclass(frozen=True)

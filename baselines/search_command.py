@@ -9,13 +9,13 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from autocompress.console.output import check_output, percent, save_or_keep, to_json
-from autocompress.console.start import starting_network
+from autocompress.cli.console import check_output, percent, save_or_keep, to_json
 from autocompress.constraints.constraint import Network
 from autocompress.errors import AutocompressError, InvalidInputError
 from autocompress.network.selection import select
 from autocompress.targets import Target
 from autocompress.task import Task, load_task
+from autocompress.training.reference import starting_network
 from baselines.interface import Searcher, SearchOutcome, SearchSettings
 from baselines.methods import find_method, find_space
 from baselines.optuna_search.storage import database_url

@@ -7,8 +7,8 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
+from autocompress.cli.console import to_json
 from autocompress.codec.atomic_write import write_whole
-from autocompress.console.output import to_json
 from baselines.interface import SearchOutcome, Trial
 from baselines.search_report import search_json
 

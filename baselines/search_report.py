@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from autocompress.console.output import accuracy_lines, percent
+from autocompress.cli.console import accuracy_lines, percent
 from autocompress.solver.result import Result
 from baselines.interface import SearchOutcome, Trial
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autocompress.compressor import check_target
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.models.weights import load_weights
+from autocompress.solver.compressor import check_target
 from autocompress.task import load_task
 from autocompress.task.arrays import data_root
+from autocompress.task.named_models import load_weights
 from studies.cell import Cell
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from autocompress.console.options import positive
+from autocompress.cli.console import positive
 
 DESCRIPTION = """\
 Compares methods on tasks, for targets and seeds: every cell of that grid is run once and leaves one record; tables,

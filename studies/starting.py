@@ -12,9 +12,9 @@ from torch import nn
 
 from autocompress.aggregated import aggregated_task, train_aggregated
 from autocompress.errors import InvalidInputError
-from autocompress.models.weights import load_weights
 from autocompress.task import Task, load_task
 from autocompress.task.arrays import data_root
+from autocompress.task.named_models import load_weights
 from autocompress.training.reference import reference_network
 from studies.spec import TaskSpec
 

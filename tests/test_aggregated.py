@@ -16,8 +16,8 @@ from autocompress.aggregated import (
     aggregated_task,
     train_aggregated,
 )
-from autocompress.aggregated.information import FeatureTap, InformationPenalty, StatisticsNetwork, information
-from autocompress.artifact.files import load
+from autocompress.aggregated.training import FeatureTap, InformationPenalty, StatisticsNetwork, information
+from autocompress.codec.file import load
 from autocompress.errors import InvalidInputError
 from autocompress.network.selection import original_bytes
 from autocompress.solver.compression import compress

@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
-from autocompress.costs.weight_data import smallest_weight_data_bits, weight_data_bits, weight_data_factor
+from autocompress.constraints.weight_bits import WeightBitsState, project_plan, project_weight_bits, squared_error
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.network.compressed_tensors import CodedTensor
-from autocompress.projection.alternating import WeightBitsState, project_plan, project_weight_bits, squared_error
+from autocompress.network.tensor_sizes import smallest_weight_data_bits, weight_data_bits, weight_data_factor
 
 SHAPES = [(6, 1, 3, 3), (40, 54), (10, 40)]
 

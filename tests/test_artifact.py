@@ -15,9 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from autocompress.artifact.container import Payload, pack, unpack
-from autocompress.artifact.files import load, read_state, save_artifact
-from autocompress.codec.file import decode_state, encode_state
+from autocompress.codec.file import Payload, decode_state, encode_state, load, pack, read_state, save_artifact, unpack
 from autocompress.codec.layout import fingerprint, layout_of, shared_names
 from autocompress.codec.size_report import size_report
 from autocompress.errors import CorruptArtifactError, InvalidInputError

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from small_task import RECIPE, make_model, make_task
 
-from autocompress.artifact.files import load
+from autocompress.codec.file import load
 from autocompress.training.evaluation import evaluate
 from baselines.cli import main
 from baselines.methods import METHODS, PLAN_METHODS

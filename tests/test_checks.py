@@ -9,7 +9,7 @@ from small_task import batches, make_model, make_task, train_reference
 from torch import Tensor, nn
 
 import autocompress as ac
-from autocompress.console.output import accuracy_lines
+from autocompress.cli.console import accuracy_lines
 from autocompress.network.live_network import copy_network
 from autocompress.task import load_task
 from autocompress.training.checks import at_chance, check_finite, check_task

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from autocompress.projection.codebook_size import SPLIT_GAIN, _gain, _Group, merge_codes, split_codes
+from autocompress.constraints.rate_distortion.codebooks import SPLIT_GAIN, _gain, _Group, merge_codes, split_codes
 
 
 def objective(members: list[list[float]], zeros: list[float], value_cost: float, price: float) -> float:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocompress.codec.adaptive_models import Integers, Ordered, Symbols, blocks
+from autocompress.codec.positions import class_bounds
 from autocompress.codec.range_coder import ONE, Decoder, Encoder, Meter
 from autocompress.codec.state_coder import code_length, decode_stream, encode_stream, entries_of
-from autocompress.coding.rows import class_bounds
 from autocompress.errors import CorruptArtifactError, InvalidInputError
 from autocompress.network.compressed_tensors import (
     CodedTensor,

@@ -11,7 +11,7 @@ from torch import nn
 
 import autocompress as ac
 from autocompress.errors import InfeasibleTargetError, InvalidInputError, TrainingDivergedError
-from autocompress.training.callbacks import Callback
+from autocompress.training.checkpoint import Callback
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 

@@ -16,7 +16,7 @@ from autocompress.network.compressed_tensors import CodedTensor
 from autocompress.network.selection import select
 from autocompress.solver.admm import Admm, proximal_strength
 from autocompress.targets import AccuracyDrop, FileSize
-from autocompress.training.precision import autocast
+from autocompress.training.batches import autocast
 from baselines.condensa.configurations import CONFIGURATIONS
 from baselines.condensa.goal import FitSize, KeepAccuracy, KeptOutcome, parse_asked
 from baselines.condensa.learn_compress import LearnCompress

@@ -11,7 +11,7 @@ from fake_objective import FakeObjective
 from searcher_contract import SearcherContract
 from small_task import RECIPE, make_model, make_task
 
-from autocompress.artifact.files import load
+from autocompress.codec.file import load
 from autocompress.errors import InvalidInputError
 from autocompress.task import load_task
 from autocompress.training.evaluation import evaluate

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from autocompress.data.splits import hold_out, stratified
 from autocompress.errors import InvalidInputError
 from autocompress.task import load_task
+from autocompress.task.arrays import hold_out, stratified
 from autocompress.task.named_data import load_data
 from autocompress.training.tensor_batches import CropAndFlip, Normalize, TensorBatches
 

@@ -17,18 +17,18 @@ from torch import nn
 
 import autocompress as ac
 from autocompress.cli import main
-from autocompress.energy.channel_graph import ChannelGraph, difference
-from autocompress.energy.channel_model import ChannelEnergy, fit_channel_energy, random_widths
-from autocompress.energy.energy_meters import RaplMeter, joules_per_call
-from autocompress.energy.network_energy import network_energy
-from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.projection.channel_widths import (
+from autocompress.constraints.energy_channels import (
     choose_widths,
     loss_at,
     losses_of,
     widths_by_greedy,
     widths_by_price,
 )
+from autocompress.energy.channel_graph import ChannelGraph, difference
+from autocompress.energy.channel_model import ChannelEnergy, fit_channel_energy, random_widths
+from autocompress.energy.energy_meters import RaplMeter, joules_per_call
+from autocompress.energy.network_energy import network_energy
+from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.targets import Energy, parse_target
 from autocompress.task.named_models import make_model
 from studies.speed import count_macs, median_seconds

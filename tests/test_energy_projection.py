@@ -10,6 +10,9 @@ import pytest
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from autocompress.constraints import energy as energy_pruning
+from autocompress.constraints.energy import prune_to_energy
+from autocompress.constraints.rate_distortion import assignment as priced_assignment
 from autocompress.constraints.rate_distortion.assignment import (
     Layer,
     LayerTables,
@@ -20,11 +23,9 @@ from autocompress.constraints.rate_distortion.assignment import (
 from autocompress.constraints.rate_distortion.energy_multiplier import find_prices
 from autocompress.constraints.rate_distortion.projection import project_priced
 from autocompress.constraints.rate_distortion.rates import CodeLengths, Counts, as_matrix, code_length
-from autocompress.energy.accelerator import WEIGHT_CACHE_WORDS, WeightEnergy
-from autocompress.energy.energy_budget import EnergyBudget, prune_to_energy
+from autocompress.energy.accelerator import WEIGHT_CACHE_WORDS, EnergyBudget, WeightEnergy
 from autocompress.errors import InfeasibleTargetError
 from autocompress.network.compressed_tensors import CodedTensor
-from autocompress.projection import energy_pruning, priced_assignment
 
 COSTS = (WeightEnergy(7, 0), WeightEnergy(31, 12), WeightEnergy(210, 0), WeightEnergy(492, 1000))
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import autocompress as ac
-from autocompress.artifact.container import unpack
-from autocompress.codec.file import decode_state, encode_state
+from autocompress.codec.file import decode_state, encode_state, unpack
 from autocompress.codec.state_coder import Entry, code_length, decode_stream, encode_stream, entries_of
+from autocompress.constraints import codebook_choices as code_choices_module
+from autocompress.constraints.code_bits import allocate_choices, project_code_bits
 from autocompress.constraints.codebook_choices import KERNELS, SCALARS, code_choices
 from autocompress.constraints.constraint import Network
 from autocompress.errors import CorruptArtifactError, InfeasibleTargetError, InvalidInputError
@@ -24,8 +25,6 @@ from autocompress.network.kernel_tensor import KernelTensor, kernel_levels, kern
 from autocompress.network.selection import select
 from autocompress.network.tensor_sizes import code_bits, position_bits, scalar_code_bits
 from autocompress.numerics.vector_kmeans import encode_kernels, fit_kernels, nearest
-from autocompress.projection import code_choices as code_choices_module
-from autocompress.projection.code_bits import allocate_choices, project_code_bits
 from autocompress.solver.fine_tuning import Finishing
 from autocompress.targets import parse_target
 from baselines.fitting import make_budget

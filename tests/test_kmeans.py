@@ -7,9 +7,7 @@ import torch
 
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import round_codebook
-from autocompress.numerics.kmeans import encode, fit_codebook, fit_codebooks
-from autocompress.projection.optimal_codebook import exact_codebook
-from autocompress.projection.sorted_values import sort_values
+from autocompress.numerics.kmeans import encode, exact_codebook, fit_codebook, fit_codebooks, sort_values
 
 SIZES = [2**bit for bit in range(1, 9)]
 

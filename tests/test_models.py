@@ -7,8 +7,7 @@ from torch import nn
 
 from autocompress.cli.file_commands import INPUT_SHAPES
 from autocompress.errors import InvalidInputError
-from autocompress.models.weights import load_weights
-from autocompress.task.named_models import MODEL_NAMES, make_model
+from autocompress.task.named_models import MODEL_NAMES, load_weights, make_model
 
 
 def weight_count(model: nn.Module) -> int:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_task import make_task, train_reference
 
-from autocompress.artifact.files import load
+from autocompress.codec.file import load
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from baselines.final import train_best
 from baselines.objective import PlanObjective, PlanRun

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import autocompress as ac
-from autocompress.outcome import Outcome
+from autocompress.solver.result import Outcome
 from autocompress.training.losses import output_distance
 from autocompress.training.recipe import Recipe
 

@@ -9,7 +9,7 @@ import torch
 from small_task import batches, make_model, train_reference
 
 import autocompress as ac
-from autocompress.plain_numbers import real_number, whole_number
+from autocompress.errors import real_number, whole_number
 from autocompress.targets import parse_target
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.training.recipe import Recipe

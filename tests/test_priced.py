@@ -22,8 +22,7 @@ from autocompress.constraints.rate_distortion.rates import (
     code_length,
     estimate_code_lengths,
 )
-from autocompress.energy.accelerator import WeightEnergy
-from autocompress.energy.energy_budget import EnergyBudget
+from autocompress.energy.accelerator import EnergyBudget, WeightEnergy
 from autocompress.network.compressed_tensors import round_codebook
 
 

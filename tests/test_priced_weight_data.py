@@ -4,8 +4,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from autocompress.projection.alternating import project_weight_bits, squared_error
-from autocompress.projection.priced_weight_data import improve_weight_data
+from autocompress.constraints.weight_bits import project_weight_bits, squared_error
+from autocompress.constraints.weight_bits_search import improve_weight_data
 from autocompress.task.named_models import make_model
 
 

@@ -8,8 +8,7 @@ import torch
 from scipy.optimize import LinearConstraint, linprog, milp
 
 from autocompress.errors import InfeasibleTargetError
-from autocompress.numerics.knapsack import prune
-from autocompress.projection.ranked_weights import rank_weights
+from autocompress.numerics.knapsack import prune, rank_weights
 
 
 def draw(seed: int, sizes: tuple[int, ...], *, ties: bool = False) -> list[torch.Tensor]:

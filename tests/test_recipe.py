@@ -8,8 +8,7 @@ from torch import nn
 from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.training.learning_rate import MARGIN, STEPS, find_learning_rate, fresh_copy, range_test
 from autocompress.training.losses import classification_loss
-from autocompress.training.recipe import Recipe, make_optimizer, recipe_for
-from autocompress.training.schedule import WarmupCosine
+from autocompress.training.recipe import Recipe, WarmupCosine, make_optimizer, recipe_for
 from autocompress.training.tensor_batches import TensorBatches
 
 CPU = torch.device("cpu")

@@ -20,6 +20,6 @@ def test_what_cannot_be_is_refused(changed, message) -> None:
 
 
 def test_the_defaults_are_what_the_baselines_are_distilled_with() -> None:
-    from autocompress.training.distillation import TEMPERATURE, WEIGHT
+    from autocompress.training.losses import TEMPERATURE, WEIGHT
 
     assert (DEFAULTS.distillation_weight, DEFAULTS.distillation_temperature) == (WEIGHT, TEMPERATURE)

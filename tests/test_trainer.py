@@ -19,11 +19,9 @@ from autocompress.errors import AutocompressError, InvalidInputError, TrainingDi
 from autocompress.task import Task, load_task
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import forward, split_batch, to_device
-from autocompress.training.callbacks import Callback
-from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
-from autocompress.training.distillation import Distillation
+from autocompress.training.checkpoint import Callback, load_checkpoint, save_checkpoint
 from autocompress.training.evaluation import evaluate
-from autocompress.training.losses import classification_loss, correct_predictions
+from autocompress.training.losses import Distillation, classification_loss, correct_predictions
 from autocompress.training.recipe import Recipe
 from autocompress.training.reference import reference_network
 from autocompress.training.tensor_batches import TensorBatches

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import autocompress as ac
 from autocompress.network.live_network import check_copyable, copy_network, named_modules, named_tensors
 from autocompress.network.selection import select
-from autocompress.relative_rate import RelativeRate
+from autocompress.solver.admm import RelativeRate
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.compressor import Compressor
 from autocompress.constraints.constraint import Network
 from autocompress.constraints.weight_bits import InPlaceWeightBitsMethod, WeightBitsMethod
 from autocompress.network.selection import select
 from autocompress.solver.budget_path import budget_on_path
+from autocompress.solver.compressor import Compressor
 from autocompress.solver.constants import DEFAULTS
 from autocompress.targets import WeightBits, parse_target
 

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autocompress.cli.console import accuracy_lines, check_folder, check_output, save_or_keep, to_json
 from autocompress.codec.atomic_write import write_whole
-from autocompress.compressor import check_target
-from autocompress.console.output import accuracy_lines, check_folder, check_output, save_or_keep, to_json
-from autocompress.console.start import starting_network
 from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.errors import InvalidInputError
 from autocompress.solver.compression import compress
+from autocompress.solver.compressor import check_target
 from autocompress.targets import Targets, hold_together
 from autocompress.task import load_task
+from autocompress.training.reference import starting_network
 
 logger = logging.getLogger(__name__)
 

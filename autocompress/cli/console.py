@@ -3,17 +3,55 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import math
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from autocompress.codec.atomic_write import NAME_CHARACTERS, remove_leftovers
 from autocompress.errors import AutocompressError, CorruptArtifactError, InfeasibleTargetError, InvalidInputError
+
+MODEL = (
+    "lenet5, alexnet, resnet20/32/44/56, resnet50, torchvision:NAME, or package.module:function, a function without "
+    "arguments that returns the network (the current folder is importable)"
+)
+DATA = (
+    "digits, mnist, fashion-mnist, cifar10, folder:PATH, or package.module:function, a function without arguments "
+    "that returns the loaders (train, validation[, test])"
+)
+
+
+def positive(text: str) -> int:
+    """Returns a whole number of at least 1."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    """Returns a whole number of at least 0."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """Returns a whole number that every random generator takes as its seed."""
+    if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) < 2**32):
+        raise ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
 
 DONE, FAILURE, BAD_INPUT, DAMAGED_FILE, INTERRUPTED = 0, 1, 2, 3, 130
 # Loggers whose lines stand in for a bar where stderr is a file.
@@ -112,3 +150,95 @@ def _say(program: str, status: int, message: str) -> int:
     """Prints one message on stderr and returns the status."""
     print(f"{program}: {message}", file=sys.stderr)
     return status
+
+
+# Enough to find out now, not after hours of training, that a disk is full.
+PROBE_BYTES = 65536
+
+
+def check_output(path: Path, suffixes: tuple[str, ...], inputs: tuple[Path | None, ...] = ()) -> None:
+    """Returns if `path` can be written: its name says what it is, its folder takes files, no input is overwritten.
+
+    Raises:
+        InvalidInputError: otherwise, naming what is wrong.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise InvalidInputError(f"--out {str(path)!r}: the file's name must end in {' or '.join(suffixes)}")
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name that is too long for the file system
+        raise InvalidInputError(f"--out {str(path)!r} cannot be a file: {error.strerror}") from error
+    if is_folder:
+        raise InvalidInputError(f"--out {str(path)!r} is a folder; give the name of a file in it")
+    for other in inputs:
+        if other is not None and path.exists() and other.exists() and path.samefile(other):
+            raise InvalidInputError(f"--out {str(path)!r} is a file that is read, too; give it another name")
+    check_folder(path.parent, f"--out {str(path)!r}")
+    remove_leftovers(path)
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """Returns if files can be created in `folder`.
+
+    Raises:
+        InvalidInputError: there is no such folder, or it takes no file; `what` names the option.
+    """
+    if not folder.is_dir():
+        raise InvalidInputError(f"{what}: there is no folder {str(folder)!r}; create it first")
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        raise InvalidInputError(f"{what}: cannot write into the folder {str(folder)!r}: {error.strerror}") from error
+
+
+def save_or_keep(save: Callable[[Path], None], path: Path) -> None:
+    """Writes a result of hours of work; where its place is gone or full by now, to a temporary folder.
+
+    Raises:
+        AutocompressError: it is not at `path`; the message says where it is.
+    """
+    try:
+        save(path)
+    except (AutocompressError, OSError) as error:
+        kept = Path(tempfile.mkdtemp(prefix="autocompress-")) / path.name[-NAME_CHARACTERS:]
+        try:
+            save(kept)
+        except (AutocompressError, OSError) as second:
+            raise AutocompressError(f"{error}; nor can it be kept in {kept.parent}: {second}") from error
+        raise AutocompressError(f"{error}; the result is kept as {kept}: move it where it shall be") from error
+
+
+def to_json(answer: Mapping[str, object]) -> str:
+    """Returns one JSON object on one line; a number that JSON does not have (nan, inf) becomes null."""
+    return json.dumps(_plain(answer), allow_nan=False)
+
+
+def _plain(value: object) -> object:
+    """Returns `value` with what JSON does not have replaced."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def percent(fraction: float | None) -> str:
+    """Returns a fraction of 1 as text such as `98.61 %`."""
+    return "not known" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def accuracy_lines(answer: Mapping[str, Any]) -> list[str]:
+    """Returns the scores as text; the reference's is of the test data where there are some."""
+    metric = answer.get("metric", "accuracy")
+
+    def text(key: str) -> str:
+        return percent(answer[key]) if metric == "accuracy" else str(answer[key])
+
+    reference = f", reference {text('reference_accuracy')}"
+    validation = f"validation {metric}  {text('validation_accuracy')}"
+    if answer["test_accuracy"] is None:
+        return [validation + reference]
+    return [validation, f"{f'test {metric}':<{len(validation.partition('  ')[0])}}  {text('test_accuracy')}{reference}"]

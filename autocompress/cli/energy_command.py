@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autocompress.cli.console import check_output, percent, to_json
 from autocompress.cli.file_commands import network_and_example, random_input
-from autocompress.console.output import check_output, percent, to_json
 from autocompress.energy.channel_graph import ANALYTIC_SAMPLES, ChannelGraph
 from autocompress.energy.channel_model import ChannelEnergy, fit_channel_energy, random_widths
 from autocompress.energy.energy_meters import Meter, joules_per_call, make_meter

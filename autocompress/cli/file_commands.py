@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.artifact.files import load, read_state
+from autocompress.cli.console import check_output, percent, to_json
 from autocompress.codec.atomic_write import replacing
+from autocompress.codec.file import load, read_state
 from autocompress.codec.size_report import size_report
-from autocompress.console.output import check_output, percent, to_json
 from autocompress.energy.network_energy import run_example
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import CompressedState

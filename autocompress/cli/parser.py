@@ -6,7 +6,7 @@ from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormat
 from importlib import metadata
 from pathlib import Path
 
-from autocompress.console.options import DATA, MODEL, not_negative, positive, seed
+from autocompress.cli.console import DATA, MODEL, not_negative, positive, seed
 
 EXAMPLES = """\
 examples:

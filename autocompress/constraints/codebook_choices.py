@@ -19,10 +19,9 @@ from torch import Tensor
 from autocompress.network.compressed_tensors import CodedTensor, WeightTensor
 from autocompress.network.kernel_tensor import MAX_CODEWORDS, KernelTensor, kernel_code_bits, vector_lengths
 from autocompress.network.tensor_sizes import scalar_code_bits
-from autocompress.numerics.kmeans import encode, fit_codebooks
+from autocompress.numerics.kmeans import encode, fit_codebooks, prepare_sorted
+from autocompress.numerics.knapsack import RankedWeights, rank_weights
 from autocompress.numerics.vector_kmeans import KernelBook, encode_kernels, fit_kernels
-from autocompress.projection.ranked_weights import RankedWeights, rank_weights
-from autocompress.projection.sorted_values import prepare_sorted
 
 # What may be chosen: SCALARS, KERNELS (where a layer has vectors that fit), or both. For studies: both together never
 # err by more than either alone.

@@ -1,4 +1,20 @@
-"""`Energy(channels=True)`: whole channels within an energy that is bilinear in their numbers."""
+"""`Energy(channels=True)`: whole channels within an energy that is bilinear in their numbers.
+
+How many channels each group keeps within an energy that is bilinear in them.
+
+    minimise  sum_g D_g(s_g)   subject to   psi(s) <= limit,   1 <= s_g <= c_g integers        (Yang et al. 2019, CVPR)
+
+D_g(s) is what group g loses when only its s channels of largest saliency stay: convex, falling. Two methods, neither
+exact, because the constraint is bilinear:
+
+    priced   at a price of energy, each group in turn takes its best width given the others (exact, by trying all),
+             until none moves; the price by bisection; what is left of the limit goes to the channels worth most
+    greedy   all channels at first; the one that loses least per energy it saves goes, until the limit holds
+
+The first is the multiplier of the paper with its gradient steps replaced by exact ones. The better of both is improved
+by exchanges: 1, 2, 4, ... channels of a group go, and what is then free is filled again.
+Cost: O(prices * sweeps * channels), and O(channels * groups) for the greedy.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +23,126 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from autocompress.constraints.constraint import Network, Projection
 from autocompress.constraints.energy import EnergyMethod
+from autocompress.constraints.file_writer import WeightsAlone
 from autocompress.energy.channel_graph import ChannelCount
+from autocompress.energy.channel_model import ChannelEnergy, Floats
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.methods.weights_alone import WeightsAlone
-from autocompress.projection.channel_widths import choose_widths, losses_of
 from autocompress.solver.budget_path import left_of_path
 from autocompress.solver.constants import DEFAULTS, SolverConstants
+
+Widths = npt.NDArray[np.int64]
+PRICE_TOLERANCE = 0.01  # relative width of the bracket at which the bisection stops
+SWEEPS = 30
+
+
+def losses_of(saliencies: Sequence[Floats]) -> list[Floats]:
+    """Returns for each group what it loses at 0 ... c kept channels, [c + 1], falling to 0."""
+    return [np.concatenate([np.cumsum(np.sort(s))[::-1], [0.0]]) for s in saliencies]
+
+
+def loss_at(losses: Sequence[Floats], widths: Widths) -> float:
+    """Returns what is lost at these widths."""
+    return float(sum(loss[width] for loss, width in zip(losses, widths, strict=True)))
+
+
+def choose_widths(losses: Sequence[Floats], energy: ChannelEnergy, limit: float) -> Widths:
+    """Returns the better of the two methods' widths, improved by exchanges.
+
+    Args:
+        losses: of each group at 0 ... c kept channels.
+        energy: psi.
+        limit: most energy.
+
+    Raises:
+        InfeasibleTargetError: one channel per group is too much.
+    """
+    smallest = float(energy.of(np.ones(len(losses))))
+    if smallest > limit:
+        raise InfeasibleTargetError(f"one channel per group takes {smallest:.6g}, more than {limit:.6g}", smallest)
+    found = [method(losses, energy, limit) for method in (widths_by_price, widths_by_greedy)]
+    return _exchanged(losses, energy, limit, min(found, key=lambda widths: loss_at(losses, widths)))
+
+
+def _exchanged(losses: Sequence[Floats], energy: ChannelEnergy, limit: float, widths: Widths) -> Widths:
+    """Returns widths that no exchange makes better."""
+    best, improved = loss_at(losses, widths), True
+    while improved:
+        improved = False
+        for group in range(len(losses)):
+            gone = 1
+            while gone < widths[group]:
+                tried = widths.copy()
+                tried[group] -= gone
+                tried = _filled(losses, energy, limit, tried)
+                if loss_at(losses, tried) < best * (1 - 1e-9):
+                    widths, best, improved = tried, loss_at(losses, tried), True
+                gone *= 2
+    return widths
+
+
+def widths_by_price(losses: Sequence[Floats], energy: ChannelEnergy, limit: float) -> Widths:
+    """Returns widths within the limit, by a price of energy."""
+    full = np.array(energy.channels)
+    if energy.of(full) <= limit:
+        return full
+    best = np.ones(len(losses), dtype=np.int64)
+    low, high = 1e-12, 1e12  # of the whole loss per dense energy
+    scale = max(sum(float(loss[0]) for loss in losses), 1e-30) / energy.dense
+    while high / low > 1 + PRICE_TOLERANCE:
+        price = float(np.sqrt(low * high))
+        widths = _descend(losses, energy, price * scale, full)
+        if energy.of(widths) <= limit:
+            high = price
+            if loss_at(losses, widths) < loss_at(losses, best):
+                best = widths
+        else:
+            low = price
+    return _filled(losses, energy, limit, best)
+
+
+def _descend(losses: Sequence[Floats], energy: ChannelEnergy, price: float, start: Widths) -> Widths:
+    """Returns widths none of which alone has a smaller loss + price * energy."""
+    widths = start.copy()
+    for _ in range(SWEEPS):
+        before = widths.copy()
+        for group, loss in enumerate(losses):
+            tried = np.repeat(widths[None], len(loss) - 1, axis=0)
+            tried[:, group] = np.arange(1, len(loss))
+            widths = tried[int(np.argmin(loss[1:] + price * energy.of(tried)))]
+        if np.array_equal(before, widths):
+            break
+    return widths
+
+
+def _filled(losses: Sequence[Floats], energy: ChannelEnergy, limit: float, widths: Widths) -> Widths:
+    """Returns the widths with channels added, the most saved loss first, while any fits."""
+    while True:
+        tried = widths + np.eye(len(widths), dtype=np.int64)
+        fits = (tried <= np.array(energy.channels)).all(axis=1) & (energy.of(tried) <= limit)
+        if not fits.any():
+            return widths
+        gains = [loss[w] - loss[w + 1] if f else -1.0 for loss, w, f in zip(losses, widths, fits, strict=True)]
+        widths = tried[int(np.argmax(gains))]
+
+
+def widths_by_greedy(losses: Sequence[Floats], energy: ChannelEnergy, limit: float) -> Widths:
+    """Returns widths within the limit, by dropping one channel after the other."""
+    widths = np.array(energy.channels)
+    while float(energy.of(widths)) > limit:
+        tried = widths - np.eye(len(widths), dtype=np.int64)
+        saved = energy.of(widths) - energy.of(tried)
+        lost = np.array([loss[max(w - 1, 0)] - loss[w] for loss, w in zip(losses, widths, strict=True)])
+        rate = np.where((widths > 1) & (saved > 0), lost / np.maximum(saved, 1e-300), np.inf)
+        if not np.isfinite(rate).any():
+            return np.ones(len(losses), dtype=np.int64)
+        widths = tried[int(np.argmin(rate))]
+    return _filled(losses, energy, limit, widths)
 
 
 class ChannelEnergyMethod(EnergyMethod):

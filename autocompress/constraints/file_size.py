@@ -18,7 +18,7 @@ from autocompress.constraints.rate_distortion.assignment import LayerTables
 from autocompress.constraints.rate_distortion.fixed_tables import FixedTables, fixed_tables
 from autocompress.constraints.rate_distortion.projection import PricedState, project_priced
 from autocompress.constraints.rate_distortion.rates import CodeLengths, Counts, as_matrix, code_length
-from autocompress.energy.energy_budget import EnergyBudget
+from autocompress.energy.accelerator import EnergyBudget
 from autocompress.network.compressed_tensors import CodedTensor, CompressedState, SideGrid, WeightTensor, scalar_tensors
 from autocompress.network.network_state import side_tensors
 from autocompress.solver.budget_path import Path, budget_on_path, energy_on_path

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from autocompress.codec.file import encode_state
+from autocompress.codec.state_coder import code_length as stream_length
 from autocompress.codec.weight_coder import Choice
 from autocompress.constraints.constraint import Network
 from autocompress.constraints.rate_distortion.assignment import LayerTables
 from autocompress.constraints.rate_distortion.projection import PricedState, project_priced
 from autocompress.constraints.rate_distortion.rates import Counts, as_matrix, code_length, estimate_code_lengths
-from autocompress.energy.energy_budget import EnergyBudget
+from autocompress.energy.accelerator import EnergyBudget
 from autocompress.errors import InfeasibleTargetError
 from autocompress.network.compressed_tensors import CodedTensor, CompressedState, SideGrid, WeightTensor, scalar_tensors
 from autocompress.network.network_state import (
@@ -21,7 +23,6 @@ from autocompress.network.network_state import (
     empty_state,
     norm_parameters,
     side_grids,
-    what_fills,
     zero_state,
 )
 
@@ -32,6 +33,23 @@ RESERVE_BYTES = 2
 SIDE_SHARE = 0.3
 COARSENING = 1.5
 COARSENINGS = 12
+# Tensors named that fill the smallest file.
+FILLS_SHOWN = 3
+
+
+def what_fills(state: CompressedState) -> str:
+    """Returns what takes most of a file that holds nothing compressed, for a message; empty where nothing stands out.
+
+    Args:
+        state: as `empty_state` returns it.
+    """
+    sizes: dict[str, float] = defaultdict(float)
+    for (_, name), bits in stream_length(state).items():
+        sizes[name] += bits / 8
+    largest = sorted(((size, name) for name, size in sizes.items() if name in state.raw and size >= 1), reverse=True)
+    shown = [f"{name} {list(state.raw[name].shape)} ({size:,.0f} bytes)" for size, name in largest[:FILLS_SHOWN]]
+    more = f" and {len(largest) - FILLS_SHOWN} more" if len(largest) > FILLS_SHOWN else ""
+    return f"; most of it is what is kept as it is: {', '.join(shown)}{more}" if shown else ""
 
 
 def smallest_file(network: Network) -> int:
@@ -154,3 +172,24 @@ class FileFit:
             for c in coded
         ]
         return PricedState(self.price, tables)
+
+
+class WeightsAlone:
+    """Writes files of any size: biases and norms, which are not counted, on their finest grids."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.norms = norm_parameters(network.model)
+
+    def rules(self) -> None:
+        """Returns nothing: V follows W by magnitude."""
+        return None
+
+    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
+        """Returns the finest grids: what is not counted is not rounded away."""
+        return side_grids(sides, self.norms, 0.0, 0.0)
+
+    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+        """Returns the state and its file; finishing changes values, not how many there are."""
+        state = build_state(self.network.model, self.network.selection, coded, sides, self.side_grids(sides))
+        return state, encode_state(state)

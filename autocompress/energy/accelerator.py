@@ -15,6 +15,7 @@ zeros in them save nothing. A linear layer over P positions is the same with a 1
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 MULTIPLY, MEMORY, CACHE, REGISTER = 3.0, 200.0, 6.0, 1.0
@@ -41,6 +42,31 @@ class WeightEnergy:
     def __add__(self, other: WeightEnergy) -> WeightEnergy:
         """Returns what a tensor costs that is used in two places."""
         return WeightEnergy(self.each + other.each, self.overflow + other.overflow)
+
+
+@dataclass(frozen=True)
+class EnergyBudget:
+    """What the nonzeros of some tensors may cost together.
+
+    Attributes:
+        costs: of each tensor.
+        limit: most energy of all.
+    """
+
+    costs: tuple[WeightEnergy, ...]
+    limit: float
+
+    def used(self, nonzeros: Sequence[int]) -> float:
+        """Returns the energy of these numbers of nonzeros."""
+        return sum(cost.of(count) for cost, count in zip(self.costs, nonzeros, strict=True))
+
+    def holds(self, nonzeros: Sequence[int]) -> bool:
+        """Tells whether they are within the limit."""
+        return self.used(nonzeros) <= self.limit
+
+    def at(self, limit: float) -> EnergyBudget:
+        """Returns the same with another limit."""
+        return replace(self, limit=limit)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,26 @@ from typing import Any, Protocol
 import torch
 
 from autocompress.errors import InvalidInputError
+
+
+def energy_counter(index: int = 0) -> Callable[[], float]:
+    """Returns a function that returns the joules a GPU has taken since its driver was loaded.
+
+    Raises:
+        InvalidInputError: the package is not installed, or there is no GPU that counts.
+    """
+    try:
+        nvml: Any = importlib.import_module("pynvml")
+    except ImportError as error:
+        raise InvalidInputError("--meter nvml needs the package nvidia-ml-py: pip install nvidia-ml-py") from error
+    try:
+        nvml.nvmlInit()
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except nvml.NVMLError as error:
+        raise InvalidInputError(f"--meter nvml: this machine has no GPU that counts its energy ({error})") from error
+    return lambda: 1e-3 * float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+
 
 POWERCAP = Path("/sys/class/powercap")
 # Counters move every few to 100 ms: over this time a step is a small part.
@@ -76,7 +97,7 @@ class NvmlMeter:
         Raises:
             InvalidInputError: the package nvidia-ml-py, the GPU or its counter is missing.
         """
-        from autocompress.integrations.nvml import energy_counter
+        from autocompress.energy.energy_meters import energy_counter
 
         self.read: Callable[[], float] = energy_counter()
         if not torch.cuda.is_available():

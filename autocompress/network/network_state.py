@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from autocompress.codec.state_coder import code_length
 from autocompress.network.compressed_tensors import CodedTensor, CompressedState, GridTensor, SideGrid, WeightTensor
 from autocompress.network.live_network import copy_network, named_modules, named_tensors
 from autocompress.network.selection import Selection, folded_parameters
@@ -27,8 +25,6 @@ FINEST_SIDE = 2048.0
 # pruned and quantized at once to 54 KB has 82.9 % on CIFAR-10, at a thousandth 88.3 %, unrounded 88.9 %.
 COARSEST_NORM = 256.0
 NORM_REFINEMENT = 256.0
-# Tensors named that fill the smallest file.
-FILLS_SHOWN = 3
 
 
 def uniform_step(price: float) -> float:
@@ -132,21 +128,6 @@ def _changing(model: nn.Module) -> set[str]:
         if isinstance(module, nn.modules.batchnorm._NormBase):
             changing |= {f"{name}.{key}" if name else key for key in ("running_mean", "running_var")}
     return changing
-
-
-def what_fills(state: CompressedState) -> str:
-    """Returns what takes most of a file that holds nothing compressed, for a message; empty where nothing stands out.
-
-    Args:
-        state: as `empty_state` returns it.
-    """
-    sizes: dict[str, float] = defaultdict(float)
-    for (_, name), bits in code_length(state).items():
-        sizes[name] += bits / 8
-    largest = sorted(((size, name) for name, size in sizes.items() if name in state.raw and size >= 1), reverse=True)
-    shown = [f"{name} {list(state.raw[name].shape)} ({size:,.0f} bytes)" for size, name in largest[:FILLS_SHOWN]]
-    more = f" and {len(largest) - FILLS_SHOWN} more" if len(largest) > FILLS_SHOWN else ""
-    return f"; most of it is what is kept as it is: {', '.join(shown)}{more}" if shown else ""
 
 
 def empty_state(model: nn.Module, selection: Selection) -> CompressedState:

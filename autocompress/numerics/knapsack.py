@@ -18,10 +18,125 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from autocompress.errors import InfeasibleTargetError
-from autocompress.projection.knapsack import best_nearby, fill
-from autocompress.projection.ranked_weights import RankedWeights
+
+
+@dataclass(frozen=True)
+class RankedWeights:
+    """A layer's weights ordered by magnitude.
+
+    Attributes:
+        squares: float64 [n], ascending.
+        order: int64 [n], flat position of each in the tensor.
+        dropped: float64 [n + 1], sum of the smallest i squares at i.
+    """
+
+    squares: Tensor
+    order: Tensor
+    dropped: Tensor
+
+    def mask(self, nonzeros: int, shape: torch.Size) -> Tensor:
+        """Returns a bool tensor of `shape`, true at the `nonzeros` largest magnitudes."""
+        kept = torch.zeros(self.order.numel(), dtype=torch.bool, device=self.order.device)
+        kept[self.order[self.order.numel() - nonzeros :]] = True
+        return kept.view(shape)
+
+    def dropped_square(self, nonzeros: int) -> float:
+        """Returns the squared error of keeping only the `nonzeros` largest magnitudes."""
+        return float(self.dropped[self.order.numel() - nonzeros])
+
+
+def rank_weights(weight: Tensor) -> RankedWeights:
+    """Returns the elements of `weight` (any shape) ordered by magnitude; equal ones keep their order."""
+    magnitudes, order = weight.detach().flatten().abs().sort(stable=True)
+    squares = magnitudes.double().square()
+    return RankedWeights(squares, order, torch.cat([squares.new_zeros(1), squares.cumsum(0)]))
+
+
+def _neighbours(
+    layers: Sequence[RankedWeights], counts: Sequence[int], floor: Sequence[int], reach: int
+) -> list[tuple[list[float], list[float]]]:
+    """Returns for each layer the squares of its next weights, descending, and of its last kept ones, ascending."""
+    windows = []
+    for layer, count, least in zip(layers, counts, floor, strict=True):
+        edge = layer.order.numel() - count
+        next_ones = layer.squares[max(0, edge - reach) : edge].flip(0)
+        last_ones = layer.squares[edge : min(edge + reach, layer.order.numel() - least)]
+        windows.append((next_ones, last_ones))
+    flat = torch.cat([part for window in windows for part in window]).tolist()  # one transfer from the device
+    result = []
+    for window in windows:
+        parts = [[flat.pop(0) for _ in range(part.numel())] for part in window]
+        result.append((parts[0], parts[1]))
+    return result
+
+
+def fill(
+    layers: Sequence[RankedWeights], bits: Sequence[int], counts: Sequence[int], left: int
+) -> tuple[list[int], float]:
+    """Returns (counts, gained squares) after adding, by falling density, every weight that still fits."""
+    filled, gain = list(counts), 0.0
+    windows = _neighbours(layers, counts, [0] * len(layers), left // min(bits))  # more do not fit
+    items = sorted(
+        (
+            (square / bit, -index, square)
+            for index, bit in enumerate(bits)
+            for square in windows[index][0]
+            if square > 0
+        ),
+        reverse=True,
+    )
+    for _, negated, square in items:
+        if bits[-negated] <= left:
+            filled[-negated] += 1
+            left -= bits[-negated]
+            gain += square
+    return filled, gain
+
+
+def best_nearby(
+    layers: Sequence[RankedWeights], bits: Sequence[int], counts: Sequence[int], floor: Sequence[int], left: int
+) -> tuple[list[int], float]:
+    """Returns (counts, gained squares) of an optimum, given the linear relaxation's counts and what they leave.
+
+    best[u] = most gained by the layers with one of the sizes seen so far, for u bits used beyond `counts`.
+    """
+    reach = 2 * max(bits) + 2
+    span = reach * max(bits)
+    windows = _neighbours(layers, counts, floor, reach)
+    best = np.full(2 * span + 1, -np.inf)
+    best[span] = 0.0
+    history: list[tuple[npt.NDArray[np.int64], list[tuple[float, int]], list[tuple[float, int]], int]] = []
+    for bit in sorted(set(bits)):
+        members = [index for index, other in enumerate(bits) if other == bit]
+        added = sorted(((s, i) for i in members for s in windows[i][0]), key=lambda item: -item[0])[:reach]
+        removed = sorted(((s, i) for i in members for s in windows[i][1]), key=lambda item: item[0])[:reach]
+        gains = {0: 0.0}
+        for step, (square, _) in enumerate(added, 1):
+            gains[step] = gains[step - 1] + square
+        for step, (square, _) in enumerate(removed, 1):
+            gains[-step] = gains[1 - step] - square
+        table = np.full((len(gains), best.size), -np.inf)
+        changes = sorted(gains)
+        for row, change in enumerate(changes):
+            shift = change * bit
+            source = best[max(0, -shift) : best.size - max(0, shift)]
+            table[row, max(0, shift) : best.size + min(0, shift)] = source + gains[change]
+        history.append((np.asarray(changes)[table.argmax(0)], added, removed, bit))
+        best = table.max(0)
+    used = int(best[: span + left + 1].argmax())
+    gain, solution = float(best[used]), list(counts)
+    for changes_at, added, removed, bit in reversed(history):
+        change = int(changes_at[used])
+        for _, index in added[: max(0, change)]:
+            solution[index] += 1
+        for _, index in removed[: max(0, -change)]:
+            solution[index] -= 1
+        used -= change * bit
+    return solution, gain
+
 
 PROBES = 64  # prices tried per round of the search; eleven rounds separate any two float64 numbers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from autocompress.energy.energy_budget import EnergyBudget
+from autocompress.energy.accelerator import EnergyBudget
 from autocompress.solver.constants import SolverConstants
 
 # (target, ceiling, fraction of the steps before fine-tuning, constants) -> budget of that moment.

@@ -11,24 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.compressor import Compressor, check_target
 from autocompress.constraints.factory import counts_energy
 from autocompress.energy.channel_model import ChannelEnergy
-from autocompress.errors import InvalidInputError
+from autocompress.errors import InvalidInputError, whole_number
 from autocompress.network.live_network import copy_network
 from autocompress.network.selection import Ignore
-from autocompress.plain_numbers import whole_number
+from autocompress.solver.compressor import Compressor, check_target
 from autocompress.solver.constants import DEFAULTS, SolverConstants
 from autocompress.solver.result import Result, warn_of_loss
 from autocompress.targets import LossIncrease, Target, Targets, hold_together
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import TaughtBatches, check_batches, default_device, input_example
-from autocompress.training.callbacks import Callback
+from autocompress.training.checkpoint import Callback
 from autocompress.training.checks import check_finite, check_task, guesses, name_of
-from autocompress.training.distillation import distillation_from
 from autocompress.training.evaluation import evaluate
 from autocompress.training.held_out import hold_out
-from autocompress.training.losses import output_distance
+from autocompress.training.losses import distillation_from, output_distance
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer

@@ -16,13 +16,9 @@ together: `50KB and drop:0.5`, `50KB and energy:40%`.
 The same strings serve in Python and on the command line; upper and lower case mean the same.
 """
 
-from autocompress.targets.code_bits import CodeBits
-from autocompress.targets.energy import Energy
-from autocompress.targets.grammar import Target, parse_target
-from autocompress.targets.kinds import BYTES_PER_UNIT, FileSize
+from autocompress.targets.grammar import Target, Targets, hold_together, parse_target
+from autocompress.targets.kinds import BYTES_PER_UNIT, CodeBits, Energy, FileSize, WeightBits
 from autocompress.targets.promises import AccuracyDrop, LossIncrease, Promise
-from autocompress.targets.together import Targets, hold_together
-from autocompress.targets.weight_bits import WeightBits
 
 __all__ = [
     "BYTES_PER_UNIT",

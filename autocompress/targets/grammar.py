@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from typing import TypeVar
 
-from autocompress.targets.amounts import refuse, split
-from autocompress.targets.code_bits import CodeBits
-from autocompress.targets.energy import Energy, parse_energy
-from autocompress.targets.kinds import FileSize
-from autocompress.targets.promises import AccuracyDrop, LossIncrease
-from autocompress.targets.weight_bits import WeightBits
+from autocompress.targets.kinds import CodeBits, Energy, FileSize, WeightBits, parse_energy, refuse, split
+from autocompress.targets.promises import AccuracyDrop, LossIncrease, Promise
 
 Target = FileSize | WeightBits | CodeBits | Energy | AccuracyDrop | LossIncrease
 # Those that count bits of the weights alone, by their word.
@@ -80,3 +78,76 @@ def _loss_increase(target: str, rest: str) -> LossIncrease:
     if not percent or more or _NUMBER.fullmatch(number.strip()) is None:
         refuse(target, "an increase of the loss is given in percent, at least 0 (loss:+2%)")
     return LossIncrease(Fraction(number.strip()))
+
+
+_JOINT = re.compile(r"\s+and\s+", re.IGNORECASE)
+# Kinds that may be given with one another; any kind may be given alone, and several times: the tightest rules.
+SUPPORTED = ({FileSize, AccuracyDrop}, {FileSize, LossIncrease}, {FileSize, Energy})
+T = TypeVar("T", bound=Target)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is asked of one network: all of it holds, the tightest rules.
+
+    Attributes:
+        each: the targets in the order they were given, at least one, no two alike.
+    """
+
+    each: tuple[Target, ...]
+
+    def __str__(self) -> str:
+        """Returns them in the grammar; `hold_together` of it is equal to this."""
+        return " and ".join(map(str, self.each))
+
+    @property
+    def only(self) -> Target:
+        """The target, for who can meet one alone.
+
+        Raises:
+            InvalidInputError: there are several.
+        """
+        if len(self.each) > 1:
+            refuse(str(self), "one target alone can be met here")
+        return self.each[0]
+
+    def of_kind(self, kind: type[T]) -> list[T]:
+        """Returns the targets of one kind."""
+        return [target for target in self.each if isinstance(target, kind)]
+
+    @property
+    def promise(self) -> Promise | None:
+        """The strictest promise, if any is made."""
+        promises: list[Promise] = [*self.of_kind(AccuracyDrop), *self.of_kind(LossIncrease)]
+        return min(promises, key=lambda promise: promise.strictness, default=None)
+
+
+def hold_together(targets: str | Target | Targets | Sequence[str | Target]) -> Targets:
+    """Returns what has to hold together: of one target, of several, or of a string that joins them by "and".
+
+    >>> str(hold_together(["50KB", "drop:0.5"]))
+    '50KB and drop:0.5'
+    >>> hold_together("50KB and drop:0.5").promise
+    AccuracyDrop(points=Fraction(1, 2))
+
+    Raises:
+        InvalidInputError: there is none, one is not of the grammar, or they are not supported together.
+    """
+    if isinstance(targets, Targets):
+        return targets
+    several = list(targets) if isinstance(targets, Sequence) and not isinstance(targets, str) else [targets]
+    if not several:
+        refuse(several, "a target is needed")
+    words = [word for target in several for word in (_JOINT.split(target) if isinstance(target, str) else [target])]
+    found = Targets(tuple(dict.fromkeys(parse_target(word) for word in words)))
+    kinds = {type(target) for target in found.each}
+    if len(kinds) > 1 and kinds not in SUPPORTED:
+        refuse(str(found), "these are not supported together; a file size may be given with energy: or one promise")
+    channels = {energy.channels for energy in found.of_kind(Energy)}
+    if len(kinds) > 1 and True in channels:
+        refuse(str(found), "energy-channels: is not supported together with others; energy: is, with a file size")
+    if len(channels) > 1:
+        refuse(str(found), "energy: and energy-channels: are two methods; give one")
+    if len({getattr(target, "in_place", None) for target in found.each}) > 1:
+        refuse(str(found), "weights: and weights-in-place: are two methods; give one")
+    return found

@@ -3,10 +3,49 @@
 from __future__ import annotations
 
 import numbers
+import re
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import NoReturn
 
-from autocompress.targets.amounts import decimal, refuse, split
+from autocompress.errors import InvalidInputError
+
+EXAMPLES = (
+    '"50KB", "50KiB", "1%", "100x" (of the original float32 tensors), "weights:836x", "codes:20x", "energy:40%", '
+    '"energy-channels:40%", "drop:0.5" or "loss:+2%"'
+)
+
+
+_NUMBER_AND_UNIT = re.compile(r"(\d{1,18}(?:\.\d{0,40})?|\.\d{1,40})\s*(%|[a-z]+)", re.IGNORECASE | re.ASCII)
+
+
+def split(whole: object, text: str, such_as: str) -> tuple[Fraction, str]:
+    """Returns (amount, unit) of `text`, or raises naming `whole` and what would be right."""
+    match = _NUMBER_AND_UNIT.fullmatch(text.strip())
+    if match is None:
+        refuse(whole, f"a number above zero and its unit are needed, such as {such_as}")
+    amount, unit = Fraction(match[1]), match[2]
+    if amount == 0:
+        refuse(whole, "the number must be above zero")
+    return amount, unit.lower() if unit in "xX" else unit
+
+
+def decimal(number: Fraction) -> str:
+    """Returns the number without exponent, as short as exact decimals allow; `a/b` has no place in the grammar."""
+    if number.denominator == 1:
+        return str(number.numerator)
+    digits = 0
+    while (number * 10**digits).denominator != 1 and digits < 40:
+        digits += 1
+    whole, rest = divmod(int(number * 10**digits), 10**digits)
+    return f"{whole}.{rest:0{digits}d}"
+
+
+def refuse(value: object, reason: str) -> NoReturn:
+    """Raises InvalidInputError for a target."""
+    raise InvalidInputError(f"cannot use the target {value!r}: {reason}. Write for example {EXAMPLES}.")
+
 
 BYTES_PER_UNIT = {
     "B": 1,
@@ -82,3 +121,133 @@ def _fraction_of_original(whole: object, amount: Fraction, unit: str) -> Fractio
     if fraction > 1:
         refuse(whole, "that is more than the original; at most 100% or at least 1x")
     return fraction
+
+
+@dataclass(frozen=True, init=False)
+class BitCount:
+    """A limit in bits, or in bits per compressible weight.
+
+    Attributes:
+        bits: the limit in bits, or None where a factor was given.
+        factor: how many times less than 32 bits per compressible weight, at least 1, or None.
+    """
+
+    bits: int | None
+    factor: Fraction | None
+
+    def __init__(self, *, bits: int | None = None, factor: float | Fraction | None = None) -> None:
+        """Sets the limit; exactly one of `bits` and `factor` is given.
+
+        Raises:
+            InvalidInputError: none or both are given, `bits` is not a whole number above zero, `factor` is below 1.
+        """
+        if (bits is None) == (factor is None):
+            name = type(self).__name__
+            refuse(f"{name}({bits=}, {factor=})", f"exactly one of bits and factor is needed, {name}(factor=836)")
+        if bits is not None and (isinstance(bits, bool) or not isinstance(bits, numbers.Integral) or bits < 1):
+            refuse(bits, "this target takes a whole number of bits above zero")
+        numeric = isinstance(factor, numbers.Real)
+        if factor is not None and not (numeric and 1 <= factor < float("inf")):  # also refuses nan
+            refuse(factor, "a factor is a number of at least 1")
+        object.__setattr__(self, "bits", None if bits is None else int(bits))
+        # By way of its shortest decimal form: 0.1 means one tenth, not the double nearest to it.
+        object.__setattr__(self, "factor", None if factor is None else Fraction(str(factor)))
+
+    @property
+    @abstractmethod
+    def word(self) -> str:
+        """What the grammar calls it."""
+
+    def __str__(self) -> str:
+        """Returns the target in the grammar; `parse_target` of it is equal to this one."""
+        return f"{self.word}:{self.bits}bits" if self.factor is None else f"{self.word}:{decimal(self.factor)}x"
+
+    def resolve(self, original_bytes: int, compressible_weights: int) -> int:
+        """Returns the budget in bits, rounded down.
+
+        Args:
+            original_bytes: not used by these targets.
+            compressible_weights: number of elements of the tensors that are compressed.
+        """
+        if self.bits is not None:
+            return self.bits
+        assert self.factor is not None
+        return int(32 * compressible_weights / self.factor)
+
+
+@dataclass(frozen=True, init=False)
+class CodeBits(BitCount):
+    """Positions, codes and codebooks of the weights take at most this; biases and norm parameters do not count.
+
+    The count of Kernel Quantization (Yu et al. 2020), under which a layer may have a codebook of whole kernels. Weight
+    data leaves out positions and codebooks, which is what such a layer spends its bits on.
+    """
+
+    @property
+    def word(self) -> str:
+        """What the grammar calls it."""
+        return "codes"
+
+
+@dataclass(frozen=True, init=False)
+class WeightBits(BitCount):
+    """The weight data, bits times nonzeros summed over the compressed tensors, is at most this.
+
+    Positions, codebooks, biases and norm parameters do not count (Yang et al. 2020, section 3): for comparing with
+    the literature, not for fitting a file into a place.
+
+    Attributes:
+        in_place: run the published algorithm as it was published, which also prunes the network that is being trained,
+            at the target from the start. It loses more accuracy; it is there to compare with.
+    """
+
+    in_place: bool
+
+    def __init__(
+        self, *, bits: int | None = None, factor: float | Fraction | None = None, in_place: bool = False
+    ) -> None:
+        """Sets the limit as `BitCount` does."""
+        super().__init__(bits=bits, factor=factor)
+        object.__setattr__(self, "in_place", in_place)
+
+    @property
+    def word(self) -> str:
+        """What the grammar calls it."""
+        return "weights-in-place" if self.in_place else "weights"
+
+
+@dataclass(frozen=True, init=False)
+class Energy:
+    """A forward pass takes at most this part of the dense network's energy, under an energy model.
+
+    Attributes:
+        fraction: of the dense energy, in (0, 1].
+        channels: whole channels are removed, so that the network can be made physically smaller; else single weights.
+    """
+
+    fraction: Fraction
+    channels: bool
+
+    def __init__(self, fraction: float | Fraction, *, channels: bool = False) -> None:
+        """Sets the limit.
+
+        Raises:
+            InvalidInputError: the fraction is not a number above 0 and at most 1.
+        """
+        numeric = isinstance(fraction, numbers.Real) and not isinstance(fraction, bool)
+        if not numeric or not 0 < fraction <= 1:  # also refuses nan
+            refuse(fraction, "an energy is a fraction of the dense network's, above 0 and at most 1")
+        # By way of its shortest decimal form: 0.1 means one tenth, not the double nearest to it.
+        object.__setattr__(self, "fraction", Fraction(str(fraction)))
+        object.__setattr__(self, "channels", channels)
+
+    def __str__(self) -> str:
+        """Returns the target in the grammar; `parse_target` of it is equal to this one."""
+        return f"{'energy-channels' if self.channels else 'energy'}:{decimal(100 * self.fraction)}%"
+
+
+def parse_energy(whole: object, word: str, amount: Fraction, unit: str) -> Energy:
+    """Returns the target of `energy:40%` or `energy-channels:40%`, its number and unit already read."""
+    if unit != "%" or amount > 100:
+        refuse(whole, f"energy is given in percent of the dense network's, at most 100 ({word}:40%)")
+    return Energy(amount / 100, channels=word == "energy-channels")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from autocompress.errors import InvalidInputError
-from autocompress.targets.amounts import decimal, refuse
+from autocompress.targets.kinds import decimal, refuse
 
 # A promise of no fall at all still needs a scale on which a measured fall is large or small: points, percent.
 LEAST_POINTS = Fraction(1, 2)

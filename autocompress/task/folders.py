@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets, transforms
 
-from autocompress.data.splits import VALIDATION_FRACTION, stratified
 from autocompress.errors import InvalidInputError
+from autocompress.task.arrays import VALIDATION_FRACTION, stratified
 
 _SIDE = 224  # pixels, the usual size of ImageNet networks; smaller images keep theirs
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autocompress.data.splits import hold_out, stratified
 from autocompress.errors import InvalidInputError
-from autocompress.task.arrays import load_arrays, load_digits
+from autocompress.task.arrays import hold_out, load_arrays, load_digits, stratified
 from autocompress.task.user_code import import_function
 from autocompress.training.tensor_batches import CropAndFlip, Normalize, TensorBatches
 

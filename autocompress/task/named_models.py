@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import logging
+import pickle
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-from torch import nn
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
-from autocompress.models.alexnet import AlexNet
-from autocompress.models.lenet import LeNet5
-from autocompress.task.networks import CifarResNet, ResNet50
+from autocompress.network.live_network import EXTRA_STATE, named_tensors, state_names, storage_key
+from autocompress.task.networks import AlexNet, CifarResNet, LeNet5, ResNet50
 from autocompress.task.user_code import import_function
 
 # name -> (constructor, channels of the images it is meant for)
@@ -85,3 +91,94 @@ def _torchvision_classifiers() -> list[str]:
 def _suggest(name: str, known: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f" did you mean {' or '.join(close)}?" if close else ""
+
+
+logger = logging.getLogger(__name__)
+
+_LISTED = 8  # names told in an error message
+# Where training checkpoints keep the state_dict, and what wrappers put before its names.
+_CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")
+_WRAPPER_PREFIXES = ("module.", "model.")
+
+
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """Loads a state_dict into the model, in place, and returns the model.
+
+    Args:
+        model: the network.
+        path: `.safetensors`, or anything else as a file of `torch.save` that holds a state_dict, read without
+            unpickling code. The names may be those of a wrapper, and the state_dict may lie in a training checkpoint.
+
+    Raises:
+        InvalidInputError: no such file, not a file of tensors, or names or shapes that are not the model's.
+    """
+    expected = named_tensors(model)
+    state = _with_names_of(_read_state(Path(path)), set(expected))
+    problems, given = [], {storage_key(expected[name]): name for name in state if name in expected}
+    for name, tensor in expected.items():
+        holder = given.get(storage_key(tensor))  # the name under which the file has this tensor, shared or not
+        if holder is None and not _is_counter(name):
+            problems.append(f"{name} is missing")
+        elif holder and holder != name and name in state and not torch.equal(state[name], state[holder]):
+            problems.append(f"{name} and {holder} are one tensor in the model and differ in the file")
+    problems += [f"{name} is not in the model" for name in state if name not in expected]
+    problems += [
+        f"{name} is {list(state[name].shape)} where the model has {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        raise InvalidInputError(
+            f"the weights in {path} do not fit the model {type(model).__name__}: {'; '.join(problems[:_LISTED])}{more}"
+        )
+    own = state_names(model)
+    model.load_state_dict({own[name]: tensor for name, tensor in state.items()}, strict=False)
+    return model
+
+
+def _is_counter(name: str) -> bool:
+    """Returns whether the entry is batch norm's count of batches, which older files lack and nothing needs."""
+    return name.rpartition(".")[2] == "num_batches_tracked"
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InvalidInputError(f"there is no file {path} to take weights from")
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds pickled objects; save model.state_dict() instead"
+        raise InvalidInputError(f"{path} is not a readable file of weights ({reason})") from error
+    for key in _CHECKPOINT_KEYS:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    # What is no tensor, such as the extra state of a module, is none of the network's weights.
+    tensors = {n: t for n, t in state.items() if isinstance(t, Tensor)} if isinstance(state, dict) else {}
+    if not tensors:
+        raise InvalidInputError(f"{path} holds a {type(state).__name__}; it must be a state_dict: names and tensors")
+    return {str(name): tensor for name, tensor in tensors.items() if not str(name).endswith(EXTRA_STATE)}
+
+
+def _with_names_of(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
+    """Returns a state_dict under the names of a plain network: without those of wrappers, at every level.
+
+    A name that a wrapper's owner gave it (Lightning's `model.`) goes only where it leads to a name that is expected;
+    then what stands beside the network, such as the weights of a loss, is left out.
+    """
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+    found = state
+    while found and not expected & set(found):
+        common = next((p for p in _WRAPPER_PREFIXES if any(name.startswith(p) for name in found)), None)
+        if common is None:
+            return state
+        found = {name.removeprefix(common): t for name, t in found.items() if name.startswith(common)}
+    if len(found) < len(state):
+        logger.info("%d tensors beside the network are left out of its weights", len(state) - len(found))
+    inner = {name: name.replace(".module.", ".") for name in found if name not in expected}
+    return {inner[name] if inner.get(name) in expected else name: tensor for name, tensor in found.items()}

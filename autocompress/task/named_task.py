@@ -53,8 +53,8 @@ def load_task(model: str, data: str, *, device: str | torch.device | None = None
     """Returns the task of a network on a data set, both by name.
 
     Args:
-        model: see `models.make_model`.
-        data: see `data.load_data`.
+        model: see `named_models.make_model`.
+        data: see `named_data.load_data`.
         device: where small data sets lie; default: CUDA where there is one.
         seed: of the network's first weights and of the order of the training data; the splits do not depend on it.
 

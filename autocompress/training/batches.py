@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -182,3 +183,32 @@ def input_example(batches: Iterable[Any]) -> Any:
         return {name: value[:1] if isinstance(value, Tensor) else value for name, value in kwargs.items()}
     first = tuple(value[:1] if isinstance(value, Tensor) else value for value in args)
     return first[0] if len(first) == 1 else first
+
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def cpu_has_bfloat16_tiles() -> bool:
+    """Returns whether this CPU multiplies bfloat16 matrices in hardware (Intel AMX); False where torch cannot tell."""
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(probe()) if probe is not None else False
+
+
+def uses_bfloat16(precision: str, device: torch.device) -> bool:
+    """Returns whether training runs under bfloat16 autocast and channels-last.
+
+    Elsewhere than on CUDA and AMX, "auto" means float32: bfloat16 is emulated there, and slower.
+
+    Raises:
+        InvalidInputError: `precision` is not one of "auto", "fp32", "bf16".
+    """
+    if precision not in PRECISIONS:
+        raise InvalidInputError(f"precision {precision!r} is unknown; it may be {', '.join(PRECISIONS)}")
+    if precision == "auto":
+        return device.type == "cuda" or (device.type == "cpu" and cpu_has_bfloat16_tiles())
+    return precision == "bf16"
+
+
+def autocast(enabled: bool, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Returns the bfloat16 autocast context of `device`, or one that does nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if enabled else contextlib.nullcontext()

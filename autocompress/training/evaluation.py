@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
 from autocompress.training.batch_norm import refit_batch_norm as refit_batch_norm
-from autocompress.training.batches import check_repeatable, default_device, forward, to_device
+from autocompress.training.batches import autocast, check_repeatable, default_device, forward, to_device, uses_bfloat16
 from autocompress.training.losses import carried_loss, classification_loss, correct_predictions
-from autocompress.training.precision import autocast, uses_bfloat16
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from autocompress.errors import TrainingDivergedError
 from autocompress.network.live_network import copy_network, dense_gradients
 from autocompress.training.batch_norm import forward_in_training
-from autocompress.training.batches import to_device
+from autocompress.training.batches import autocast, to_device
 from autocompress.training.losses import carried_loss
-from autocompress.training.precision import autocast
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
-from autocompress.models.weights import load_weights
 from autocompress.network.live_network import named_tensors
 from autocompress.task.arrays import data_root
+from autocompress.task.named_models import load_weights
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import check_batches, split_batch
 from autocompress.training.checkpoint import save_checkpoint
@@ -26,6 +26,7 @@ from autocompress.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from autocompress.task import Task
+from autocompress.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def reference_network(
 
     Args:
         task: the network, its data and its recipe.
-        cache_dir: folder of the weights; default: `reference` in `data.data_root()`.
+        cache_dir: folder of the weights; default: `reference` in `task.arrays.data_root()`.
         seed: of the training.
         device: default: CUDA where there is one.
         progress: a bar on stderr, where that is a terminal.
@@ -167,3 +168,25 @@ def _update(digest: Any, value: Any) -> None:
     elif isinstance(value, (tuple, list)):
         for each in value:
             _update(digest, each)
+
+
+def starting_network(
+    task: Task, weights: Path | None, *, seed: int, device: str | None = None, progress: bool = True
+) -> nn.Module:
+    """Returns the task's network with the weights of a file, or trained, or taken from where it was kept.
+
+    Args:
+        task: the network and its data.
+        weights: a .safetensors or .pt state_dict; None = its reference network.
+        seed: of the training of the reference.
+        device: where it is trained; default: CUDA where there is one.
+        progress: a bar on stderr, where that is a terminal.
+
+    Raises:
+        InvalidInputError: the file does not hold this network.
+    """
+    if weights is None:
+        return reference_network(task, seed=seed, device=device, progress=progress)[0]
+    model = task.make_model()
+    load_weights(model, weights)
+    return model

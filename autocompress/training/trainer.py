@@ -14,21 +14,24 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autocompress.codec.atomic_write import remove_leftovers
-from autocompress.errors import TrainingDivergedError
+from autocompress.errors import TrainingDivergedError, whole_number
 from autocompress.network.live_network import dense_gradients
-from autocompress.plain_numbers import whole_number
 from autocompress.training.batch_norm import forward_in_training
-from autocompress.training.batches import check_batches, default_device, forward, to_device
-from autocompress.training.callbacks import TrainerCallback
-from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
-from autocompress.training.distillation import Distillation, OutputDistillation
+from autocompress.training.batches import autocast, check_batches, default_device, forward, to_device, uses_bfloat16
+from autocompress.training.checkpoint import (
+    OpenEpoch,
+    TrainerCallback,
+    TrainingLog,
+    begin_epoch,
+    load_checkpoint,
+    restore_run,
+    run_state,
+    save_checkpoint,
+)
 from autocompress.training.learning_rate import find_learning_rate
-from autocompress.training.losses import carried_loss, classification_loss
-from autocompress.training.precision import autocast, uses_bfloat16
+from autocompress.training.losses import Distillation, OutputDistillation, carried_loss, classification_loss
 from autocompress.training.random_state import seed_data_order, seeded, set_epoch
-from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
-from autocompress.training.resume import OpenEpoch, TrainingLog, begin_epoch, restore_run, run_state
-from autocompress.training.schedule import make_scheduler
+from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer, make_scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +87,7 @@ class Trainer:
             distillation: a network to learn from beside the targets, and how much.
             callbacks: see `callbacks.TrainerCallback`.
             checkpoint: file to resume from where it exists; rewritten after each epoch, and every few minutes in one.
-            state: of `resume.run_state`, to resume from where there is no checkpoint.
+            state: of `checkpoint.run_state`, to resume from where there is no checkpoint.
             progress: a bar on stderr, where that is a terminal.
 
         Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from autocompress.console.output import percent
+from autocompress.cli.console import percent
 from autocompress.network.selection import Ignore
 from autocompress.solver.result import Result
 from autocompress.task import Task

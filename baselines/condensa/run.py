@@ -10,13 +10,11 @@ import torch
 from torch import nn
 
 from autocompress.constraints.constraint import Network
-from autocompress.methods.ending import finished_file, start_finishing
 from autocompress.network.compressed_tensors import CodedTensor, CompressedState
 from autocompress.network.live_network import copy_network
 from autocompress.network.selection import select
-from autocompress.numerics.kmeans import encode, fit_codebook
-from autocompress.projection.sorted_values import sort_values
-from autocompress.solver.fine_tuning import finishing_steps
+from autocompress.numerics.kmeans import encode, fit_codebook, sort_values
+from autocompress.solver.fine_tuning import finished_file, finishing_steps, start_finishing
 from autocompress.targets import FileSize
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import check_batches, default_device

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import InvalidInputError
-from autocompress.numerics.kmeans import fit_codebook
-from autocompress.projection.sorted_values import sort_values
+from autocompress.numerics.kmeans import fit_codebook, sort_values
 
 # state_dict name -> tensor of two or more dimensions, the first of which counts the outputs of the layer
 Weights = Mapping[str, Tensor]

@@ -28,7 +28,7 @@ from autocompress.energy.channel_graph import ChannelGraph, shrink
 from autocompress.energy.network_energy import network_energy
 from autocompress.targets import Energy
 from autocompress.task import Task, load_task
-from autocompress.training.callbacks import Callback
+from autocompress.training.checkpoint import Callback
 from autocompress.training.evaluation import evaluate
 from autocompress.training.reference import reference_network
 from autocompress.training.trainer import Trainer

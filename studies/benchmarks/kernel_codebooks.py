@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.console.start import starting_network
 from autocompress.constraints import codebook_choices
 from autocompress.task import load_task
+from autocompress.training.reference import starting_network
 from studies.benchmarks.compression import file_sizes, load_records, mean_and_deviation
 from studies.compressing import compress_task
 from studies.measure import revision, versions

@@ -24,14 +24,13 @@ from torch import Tensor, nn
 
 from autocompress.task.named_data import load_data
 from autocompress.task.named_models import make_model
-from autocompress.training.callbacks import Callback
+from autocompress.training.batches import uses_bfloat16
+from autocompress.training.checkpoint import Callback
 from autocompress.training.evaluation import evaluate
 from autocompress.training.learning_rate import range_test
 from autocompress.training.losses import classification_loss
-from autocompress.training.precision import uses_bfloat16
 from autocompress.training.random_state import seeded
-from autocompress.training.recipe import Recipe
-from autocompress.training.schedule import make_scheduler
+from autocompress.training.recipe import Recipe, make_scheduler
 from autocompress.training.tensor_batches import TensorBatches
 from autocompress.training.trainer import Trainer
 

@@ -1,6 +1,6 @@
 """Between two projections: the nearest of the networks that the last one's tables and price allow.
 
-With tables and price fixed each weight takes the value of least `error + price * bits` (see `priced`); nothing is
+With tables and price fixed each weight takes the value of least `error + price * bits` (see `projection`); nothing is
 searched, so the cost is O(n) a call with a small constant. The bits that come out are about those of the budget as long
 as the weights have moved little.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from autocompress.constraints.rate_distortion.assignment import LayerTables, lower_envelope
 from autocompress.constraints.rate_distortion.projection import PricedState
 from autocompress.constraints.rate_distortion.rates import as_matrix
-from autocompress.energy.energy_budget import EnergyBudget
+from autocompress.energy.accelerator import EnergyBudget
 
 
 class FixedTables:

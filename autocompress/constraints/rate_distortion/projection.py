@@ -2,7 +2,7 @@
 
 Problem:  minimise  sum_l ||V_l - X_l||^2   subject to   sum_l bits(V_l) <= budget_bits,
 where X is the network (under ADMM, the network plus the scaled dual), V_l takes values in a codebook of its layer or
-zero, and bits() is the static code length of `costs.code_length`: positions, codes and codebooks.
+zero, and bits() is the static code length of `rates`: positions, codes and codebooks.
 
 With the code tables (codebook values, code lengths, row and column odds) held fixed, the Lagrangian separates over
 weights: each takes the value of least `error + price * bits`, and the used bits fall as the price rises, so the price
@@ -39,7 +39,7 @@ from autocompress.constraints.rate_distortion.assignment import (
 from autocompress.constraints.rate_distortion.codebooks import cold_tables, grown_tables, re_estimate, used_tables
 from autocompress.constraints.rate_distortion.energy_multiplier import find_prices
 from autocompress.constraints.rate_distortion.rates import Counts, as_matrix, code_length, estimate_code_lengths
-from autocompress.energy.energy_budget import EnergyBudget
+from autocompress.energy.accelerator import EnergyBudget
 from autocompress.network.compressed_tensors import CodedTensor, round_codebook
 
 ROUNDS = 40  # of new tables in one projection, at most

@@ -15,21 +15,17 @@ from autocompress.constraints.constraint import Method, Network, Projection
 from autocompress.constraints.factory import count_energy, make_method
 from autocompress.constraints.weight_bits import InPlaceWeightBitsMethod
 from autocompress.energy.channel_model import ChannelEnergy
-from autocompress.errors import InvalidInputError, TrainingDivergedError
-from autocompress.methods.ending import finished_file, start_finishing
+from autocompress.errors import InvalidInputError, TrainingDivergedError, whole_number
 from autocompress.network.compressed_tensors import CompressedState
 from autocompress.network.live_network import check_copyable, unwrap
 from autocompress.network.network_state import fill, filled_copy
 from autocompress.network.selection import Ignore, check_trainable, is_moderate, original_bytes, select
-from autocompress.outcome import BEFORE_FINE_TUNING, ONE_SHOT, TRAINED, Outcome, zero_layers
-from autocompress.plain_numbers import whole_number
-from autocompress.relative_rate import RelativeRate
-from autocompress.solver.admm import Admm
+from autocompress.solver.admm import Admm, RelativeRate
 from autocompress.solver.constants import ADMM, DEFAULTS, SolverConstants
-from autocompress.solver.fine_tuning import Finishing, finishing_steps
+from autocompress.solver.fine_tuning import Finishing, finished_file, finishing_steps, start_finishing
 from autocompress.solver.lazy_projection import LazyProjection
 from autocompress.solver.quality_constraint import SEARCH_FRACTION, Steering, make_steering
-from autocompress.solver.result import Result
+from autocompress.solver.result import BEFORE_FINE_TUNING, ONE_SHOT, TRAINED, Outcome, Result, zero_layers
 from autocompress.targets import Target, Targets, hold_together
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.checks import check_validation

@@ -1,1 +1,0 @@
-"""What command lines share: exit status, messages, checks of options, answers. Free of any method of compression."""

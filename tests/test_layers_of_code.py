@@ -1,0 +1,87 @@
+"""Who may import whom in `autocompress`: one order of its parts, no circle, few files, each with a name of its own."""
+
+import ast
+from collections import Counter
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "autocompress"
+
+# From the bottom up; a part, by the longest name that fits, imports from its own level and from those above it here.
+LEVELS = [
+    ["autocompress.errors"],
+    ["autocompress.targets", "autocompress.codec.atomic_write"],
+    ["autocompress.network"],
+    ["autocompress.codec", "autocompress.numerics", "autocompress.solver.constants"],
+    ["autocompress.energy"],
+    ["autocompress.solver.budget_path"],
+    ["autocompress.constraints"],
+    ["autocompress.training"],
+    ["autocompress.solver"],
+    ["autocompress.task"],
+    ["autocompress.training.reference"],
+    ["autocompress.aggregated"],
+    ["autocompress"],
+    ["autocompress.cli"],
+    ["autocompress.__main__"],
+]
+LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
+
+
+def modules() -> dict[str, Path]:
+    """Returns the files of the package by module name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports_of(path: Path, known: set[str]) -> set[str]:
+    """Returns the modules of `autocompress` that a file imports anywhere, but not for the eyes of mypy alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "autocompress":
+            found |= {
+                f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in known else node.module for a in node.names
+            }
+        elif isinstance(node, ast.Import):
+            found |= {a.name for a in node.names if a.name.split(".")[0] == "autocompress"}
+    return found
+
+
+def level_of(module: str) -> int:
+    """Returns the level of the longest name that a module begins with."""
+    parts = module.split(".")
+    return next(LEVEL_OF[name] for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in LEVEL_OF)
+
+
+def test_nothing_imports_upwards():
+    known = modules()
+    upwards = [
+        f"{module} imports {other}"
+        for module, path in known.items()
+        for other in imports_of(path, set(known))
+        if level_of(other) > level_of(module)
+    ]
+    assert upwards == []
+
+
+def test_there_is_no_circle():
+    known = modules()
+    graph = {module: imports_of(path, set(known)) - {module} for module, path in known.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(known)  # a circle raises
+
+
+def test_few_files_each_with_a_name_of_its_own():
+    files = list(PACKAGE.rglob("*.py"))
+    assert len(files) <= 100
+    names = Counter(path.name for path in files if path.name != "__init__.py")
+    assert [name for name, count in names.items() if count > 1] == []
+    top = [path for path in PACKAGE.iterdir() if not path.name.startswith("__") and path.name != "py.typed"]
+    assert len(top) <= 12, sorted(path.name for path in top)
