@@ -41,9 +41,11 @@ class FixedTables:
         self.row_price, self.column_price = (
             price * bits.to(device) for bits in (lengths.row_bits, lengths.column_bits)
         )
-        least = self.code_price.min() + self.row_price.min() + self.column_price.min() if len(self.values) else 0.0
-        # Whatever its code, a nonzero takes at most the square of its weight off the error.
-        self.floor = math.sqrt(max(float(least), 0.0))
+        # Whatever its code, a nonzero takes at most the square of its weight off the error. The hair is for rounding.
+        self.floors = torch.full((0, 0), math.inf, device=device)
+        if len(self.values):
+            cheapest = self.code_price.min() + self.row_price[:, None] + self.column_price
+            self.floors = cheapest.clamp_(min=0).sqrt_().mul_(1 - 1e-5)
 
     def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the flat indices, int64 [m], and the values, float32 [m], of the nonzeros of W, a contiguous tensor.
@@ -53,7 +55,7 @@ class FixedTables:
         flat, columns = weights.view(-1), as_matrix(weights).shape[1]
         if not len(self.values):
             return torch.zeros(0, dtype=torch.int64, device=flat.device), self.values
-        index = indices_beyond(flat, self.floor)
+        index = indices_beyond(flat, self.floors.view(-1))
         x = flat[index]
         code = torch.bucketize(x, self.between)
         value = self.values[code]
@@ -66,11 +68,11 @@ class FixedTables:
         return index, value
 
 
-def indices_beyond(weights: Tensor, magnitude: float) -> Tensor:
-    """Returns the indices, int64 [m] ascending, of the elements of a vector whose magnitude is above one."""
+def indices_beyond(weights: Tensor, magnitude: Tensor | float) -> Tensor:
+    """Returns the indices, int64 [m] ascending, of the elements of a vector whose magnitude is above one, or its own."""
     if weights.device.type == "cpu":  # numpy looks through them in a fifth of the time
-        numbers = weights.numpy()
-        return torch.from_numpy(np.flatnonzero((numbers > magnitude) | (numbers < -magnitude)))
+        limit = magnitude.numpy() if isinstance(magnitude, Tensor) else magnitude
+        return torch.from_numpy(np.flatnonzero(np.abs(weights.numpy()) > limit))
     return (weights.abs() > magnitude).nonzero().view(-1)
 
 
