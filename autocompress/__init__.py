@@ -7,9 +7,9 @@ result.save("net.safetensors")
 net = ac.load("net.safetensors", into=make_model())
 """
 
-from autocompress.codec.file import load
-from autocompress.energy.channel_graph import shrink
-from autocompress.energy.network_energy import energy_of
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from autocompress.errors import (
     AutocompressError,
     CorruptArtifactError,
@@ -17,9 +17,6 @@ from autocompress.errors import (
     InvalidInputError,
     TrainingDivergedError,
 )
-from autocompress.solver.compression import compress
-from autocompress.solver.compressor import Compressor
-from autocompress.solver.result import Result
 from autocompress.targets import (
     AccuracyDrop,
     CodeBits,
@@ -30,6 +27,14 @@ from autocompress.targets import (
     WeightBits,
     parse_target,
 )
+
+if TYPE_CHECKING:
+    from autocompress.codec.file import load
+    from autocompress.energy.channel_graph import shrink
+    from autocompress.energy.network_energy import energy_of
+    from autocompress.solver.compression import compress
+    from autocompress.solver.compressor import Compressor
+    from autocompress.solver.result import Result
 
 __all__ = [
     "AccuracyDrop",
@@ -52,3 +57,25 @@ __all__ = [
     "parse_target",
     "shrink",
 ]
+
+# What needs torch is imported when it is first asked for (PEP 562): `autocompress --help` does without.
+_MODULES = {
+    "Compressor": "solver.compressor",
+    "Result": "solver.result",
+    "compress": "solver.compression",
+    "energy_of": "energy.network_energy",
+    "load": "codec.file",
+    "shrink": "energy.channel_graph",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

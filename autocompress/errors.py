@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import numbers
 import operator
 from typing import Any
-
-from torch import Tensor
 
 
 class AutocompressError(Exception):
@@ -53,15 +50,3 @@ def whole_number(name: str, value: Any, least: int) -> int:
     if number < least:
         raise InvalidInputError(f"{name} is {number}; it must be at least {least}")
     return number
-
-
-def real_number(name: str, value: Any) -> float:
-    """Returns a number of any library as a float.
-
-    Raises:
-        InvalidInputError: it is none; `name` says of what.
-    """
-    one = isinstance(value, Tensor) and value.numel() == 1
-    if isinstance(value, bool) or not (one or isinstance(value, numbers.Real)):
-        raise InvalidInputError(f"{name} is {value!r}; it must be a number")
-    return float(value)

@@ -9,10 +9,10 @@ import torch
 from small_task import batches, make_model, train_reference
 
 import autocompress as ac
-from autocompress.errors import real_number, whole_number
+from autocompress.errors import whole_number
 from autocompress.targets import parse_target
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
-from autocompress.training.recipe import Recipe
+from autocompress.training.recipe import Recipe, real_number
 
 NUMPY_RECIPE = Recipe("sgd", np.float64(0.05), momentum=np.float32(0.5), batch_size=np.int32(16))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,22 @@ def data_root() -> Path:
     return Path(os.environ.get("AUTOCOMPRESS_DATA") or Path.home() / ".cache" / "autocompress").expanduser()
 
 
+@contextlib.contextmanager
+def data_extra(what: str) -> Iterator[None]:
+    """Says how to install what is imported inside, where it is missing.
+
+    Raises:
+        InvalidInputError: scikit-learn or torchvision is not installed; `what` needs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = {"sklearn": "scikit-learn", "torchvision": "torchvision"}.get((error.name or "").partition(".")[0])
+        if package is None:
+            raise
+        raise InvalidInputError(f'{what} needs {package}: pip install "autocompress[data]"') from error
+
+
 def load_arrays(name: str) -> Arrays:
     """Returns a data set: from `NAME.npz` in `data_root()`, else from torchvision's files there, else downloaded there.
 
@@ -60,7 +78,8 @@ def load_arrays(name: str) -> Arrays:
 
 def load_digits() -> tuple[Tensor, Tensor]:
     """Returns scikit-learn's 1,797 digits, enlarged from 8 x 8: uint8 [1797, 1, 28, 28] and classes int64 [1797]."""
-    from sklearn import datasets  # here because it takes a second to import
+    with data_extra("the data set digits"):
+        from sklearn import datasets  # here because it takes a second to import
 
     bunch: Any = datasets.load_digits()
     images = torch.from_numpy(bunch.images).float()[:, None] * (255 / 16)
@@ -88,7 +107,8 @@ def _from_npz(path: Path) -> Arrays:
 
 
 def _from_torchvision(name: str) -> Arrays:
-    from torchvision import datasets  # here because it takes a second to import
+    with data_extra(f"reading or downloading {name} without {name}.npz in {data_root()}"):
+        from torchvision import datasets  # here because it takes a second to import
 
     root = data_root()
     class_name, files = _TORCHVISION[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import pickle
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
 from autocompress.network.live_network import EXTRA_STATE, named_tensors, state_names, storage_key
+from autocompress.task.arrays import data_extra
 from autocompress.task.networks import AlexNet, CifarResNet, LeNet5, ResNet50
 from autocompress.task.user_code import import_function
 
@@ -56,7 +58,9 @@ def make_model(name: str, num_classes: int = 10, in_channels: int | None = None)
         if not isinstance(model, nn.Module):
             raise InvalidInputError(f"{name!r} returned a {type(model).__name__}; it must return a torch.nn.Module")
         return model
-    classifiers = _torchvision_classifiers()
+    classifiers: list[str] = []
+    with contextlib.suppress(InvalidInputError):  # torchvision is not installed: it has no names to suggest
+        classifiers = _torchvision_classifiers()
     exact = f" did you mean {_TORCHVISION}{name}?" if name in classifiers else ""
     hint = exact or _suggest(name, (*_MODELS, *(_TORCHVISION + each for each in classifiers)))
     raise InvalidInputError(
@@ -83,7 +87,8 @@ def _torchvision_model(name: str, num_classes: int, in_channels: int | None) -> 
 
 
 def _torchvision_classifiers() -> list[str]:
-    from torchvision import models  # here because it takes a second to import
+    with data_extra("a network of torchvision"):
+        from torchvision import models  # here because it takes a second to import
 
     return list(models.list_models(module=models))
 

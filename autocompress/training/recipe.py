@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from autocompress.errors import InvalidInputError, real_number, whole_number
+from autocompress.errors import InvalidInputError, whole_number
 
 # Longer gradients are scaled down to this global norm: without it LeNet-5 on the digits, which has no normalization,
 # diverges at the learning rates at which it trains best.
 LARGEST_GRADIENT_NORM = 1.0
+
+
+def real_number(name: str, value: Any) -> float:
+    """Returns a number of any library as a float.
+
+    Raises:
+        InvalidInputError: it is none; `name` says of what.
+    """
+    one = isinstance(value, Tensor) and value.numel() == 1
+    if isinstance(value, bool) or not (one or isinstance(value, numbers.Real)):
+        raise InvalidInputError(f"{name} is {value!r}; it must be a number")
+    return float(value)
 
 
 @dataclass(frozen=True)
