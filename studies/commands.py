@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import shlex
 from argparse import Namespace
+from pathlib import Path
 
 import torch
 
-from autocompress.errors import AutocompressError
-from studies.cell import Cell, cells_of, check_methods
-from studies.checking import check_cells
-from studies.conditions import Conditions
-from studies.finding import RESULTS, find_study, own_specs
-from studies.local import LocalExecutor
-from studies.measure import revision
-from studies.run import Executor, open_cells, run_cells
-from studies.spec import StudySpec
-from studies.status import states_of, status
-from studies.store import Store, records_of
+from autocompress.errors import AutocompressError, InvalidInputError
+from studies.design.cell import Cell, cells_of, check_methods
+from studies.design.checking import check_cells
+from studies.design.spec import StudySpec
+from studies.finding import RESULTS, find_study, load_study, own_specs
+from studies.records.convert import convert
+from studies.records.machine import revision, usable_cores
+from studies.records.store import Store, records_of
+from studies.running.conditions import Conditions
+from studies.running.local import LocalExecutor
+from studies.running.run import Executor, open_cells, run_cells
+from studies.running.status import states_of, status
 
 
 class InterruptedStudyError(KeyboardInterrupt):
@@ -50,15 +52,15 @@ def run_command(options: Namespace) -> str:
         spec = spec.only(options.only)
     check_methods(spec)
     cells, store = cells_of(spec), Store(folder)
-    to_do = open_cells(cells, store.read(), retry_failed=options.retry_failed)
+    to_do = open_cells(cells, store, retry_failed=options.retry_failed)
     if to_do:
-        executor = _executor(options, spec, to_do)
+        executor = _executor(options, spec, to_do, folder)
         try:
             run_cells(cells, store, executor, retry_failed=options.retry_failed, progress=not options.no_progress)
         except KeyboardInterrupt:
             raise InterruptedStudyError(_how_to_go_on(options, cells, store)) from None
     answer = status(cells, folder)
-    failures = list(states_of(cells, store.read(), set()).values()).count("failed")
+    failures = list(states_of(cells, store.read(cells), set()).values()).count("failed")
     if failures:
         again = "" if options.retry_failed else "; --retry-failed runs them again"
         raise AutocompressError(f"{failures} of {len(cells)} cells failed{again}\n{answer}")
@@ -71,21 +73,59 @@ def status_command(options: Namespace) -> str:
     return status(cells_of(spec), folder)
 
 
-def report_command(options: Namespace) -> str:
-    """Writes the tables, figures and page of a study and returns the table."""
-    from studies.report import report_command as write_report
-
+def convert_command(options: Namespace) -> str:
+    """Makes files of the records of an earlier release and returns how many there are."""
     spec, folder = find_study(options.study, smoke=options.smoke, results=options.results)
-    cells = cells_of(spec)
-    keys = [cell.key for cell in cells]
-    out = options.out or folder
-    records = records_of(cells, folder)
-    return write_report(spec.name, records, keys, out, partial=options.partial, description=describe(spec))
+    return f"{convert(folder, cells_of(spec))} records in {Store(folder).records}"
+
+
+def records_command(options: Namespace) -> str:
+    """Returns the records of a study as a table: CSV, or what there is of it in a few words."""
+    from studies.report.frame import flat
+
+    table = load_study(options.study, smoke=options.smoke, results=options.results)
+    if options.csv:
+        return str(flat(table).to_csv(index=False, lineterminator="\n")).rstrip("\n")
+    columns = ["task", "target", "method", "seed", "state", "test_accuracy", "file_bytes"]
+    return str(flat(table)[columns].to_string(index=False))
+
+
+def report_command(options: Namespace) -> str:
+    """Writes tables, figures and page of studies and returns the tables; of all with records, if none is named.
+
+    Raises:
+        InvalidInputError: as `write.report_command`; the study is named.
+    """
+    from studies.report.write import report_command as write_report
+
+    names = options.study or [name for name in own_specs() if Store((options.results or RESULTS) / name).digests()]
+    if not names:
+        raise InvalidInputError("no study has a record yet; `python -m studies run NAME` makes some")
+    answers = []
+    for name in names:
+        spec, folder = find_study(name, smoke=options.smoke, results=options.results)
+        cells = cells_of(spec)
+        out = options.out / spec.name if options.out and len(names) > 1 else options.out or folder
+        try:
+            answers.append(
+                write_report(
+                    spec.name,
+                    records_of(cells, folder),
+                    [cell.key for cell in cells],
+                    out,
+                    partial=options.partial,
+                    mixed=options.mixed,
+                    description=describe(spec),
+                )
+            )
+        except InvalidInputError as error:
+            raise InvalidInputError(f"study {spec.name}: {error}") from error
+    return "\n".join(answers)
 
 
 def compare_command(options: Namespace) -> str:
     """Returns the table of the cells that two studies share."""
-    from studies.report import compare_command as write_comparison
+    from studies.report.side_by_side import compare_command as write_comparison
 
     both = [find_study(name, results=options.results) for name in (options.a, options.b)]
     (name_a, a), (name_b, b) = ((spec.name, records_of(cells_of(spec), folder)) for spec, folder in both)
@@ -105,14 +145,14 @@ def describe(spec: StudySpec) -> str:
     return "\n".join(lines)
 
 
-def _executor(options: Namespace, spec: StudySpec, to_do: list[Cell]) -> Executor:
+def _executor(options: Namespace, spec: StudySpec, to_do: list[Cell], folder: Path) -> Executor:
     """Returns what runs the cells, once all that can be known to be wrong has been looked for."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = usable_cores()
     if options.ray_address is not None:
-        from studies.cluster import ClusterExecutor
+        from studies.running.cluster import ClusterExecutor
 
         threads = options.cpus_per_cell or 1
-        conditions = _conditions(options, spec, threads, options.gpus_per_cell or 0.0)
+        conditions = _conditions(options, spec, folder, threads, options.gpus_per_cell or 0.0)
         cluster = ClusterExecutor(options.ray_address, conditions, workers=options.workers, modules=tuple(spec.modules))
         cluster.on_cluster(check_cells, to_do)
         return cluster
@@ -122,21 +162,24 @@ def _executor(options: Namespace, spec: StudySpec, to_do: list[Cell]) -> Executo
     threads = options.cpus_per_cell or max(1, cpus // workers)
     # Ray counts in ten-thousandths; rounded down, so that all workers' shares fit.
     share = min(1.0, int(10_000 * gpus / workers) / 10_000)
-    conditions = _conditions(options, spec, threads, share if options.gpus_per_cell is None else options.gpus_per_cell)
+    share = share if options.gpus_per_cell is None else options.gpus_per_cell
+    conditions = _conditions(options, spec, folder, threads, share)
     return LocalExecutor(workers, conditions)
 
 
-def _conditions(options: Namespace, spec: StudySpec, threads: int, gpus: float) -> Conditions:
+def _conditions(options: Namespace, spec: StudySpec, folder: Path, threads: int, gpus: float) -> Conditions:
     # How many threads a library may start at all is the user's to say.
     limit = os.environ.get("OMP_NUM_THREADS", "")
     threads = min(threads, int(limit)) if limit.isdigit() and int(limit) > 0 else threads
     storage = None if options.storage is None else os.path.abspath(options.storage)
-    return Conditions(spec.name, revision(), threads, cpus=float(threads), gpus=gpus, storage=storage)
+    return Conditions(
+        spec.name, revision(), str(folder.absolute()), threads, cpus=float(threads), gpus=gpus, storage=storage
+    )
 
 
 def _how_to_go_on(options: Namespace, cells: list[Cell], store: Store) -> str:
     """Returns what to say after Ctrl-C."""
-    left = len(open_cells(cells, store.read()))
+    left = len(open_cells(cells, store))
     smoke = ["--smoke"] if options.smoke else []
     results = ["--results", str(options.results)] if options.results else []
     again = shlex.join(["python", "-m", "studies", "run", options.study, *smoke, *results])

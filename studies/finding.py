@@ -8,10 +8,14 @@ import sys
 import traceback
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autocompress.errors import InvalidInputError
 from studies import specs
-from studies.spec import StudySpec
+from studies.design.spec import StudySpec
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 RESULTS = Path(__file__).parent / "results"
 SMOKE = "-smoke"
@@ -54,6 +58,21 @@ def find_study(name: str, *, smoke: bool = False, results: Path | None = None) -
         spec = known[name]
     spec = spec.smoke_variant() if smoke else spec
     return spec, (results or RESULTS) / spec.name
+
+
+def load_study(name: str, *, smoke: bool = False, results: Path | None = None) -> DataFrame:
+    """Returns the records of a study as `studies.report.frame` has them, a row for each cell that it asks for.
+
+    Raises:
+        InvalidInputError: there is no such study, or a record is damaged.
+    """
+    from studies.design.cell import cells_of
+    from studies.records.store import records_of
+    from studies.report.frame import frame_of
+
+    spec, folder = find_study(name, smoke=smoke, results=results)
+    cells = cells_of(spec)
+    return frame_of(records_of(cells, folder), [cell.key for cell in cells])
 
 
 def _load(path: Path) -> StudySpec:

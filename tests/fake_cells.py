@@ -8,10 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from studies.cell import Cell
-from studies.conditions import Conditions
-from studies.record import Record
-from studies.spec import StudySpec, TaskSpec
+from studies.design.cell import Cell
+from studies.design.spec import StudySpec, TaskSpec
+from studies.records.record import Record
+from studies.running.conditions import Conditions
 
 
 def make_spec(count: int = 3, **changes: object) -> StudySpec:

@@ -7,13 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from studies.blocks import collect
-from studies.claims import claims
-from studies.latex import to_latex
-from studies.record import Record, pack
-from studies.rows import make_tables
-from studies.spreadsheet import to_csv
-from studies.table import caption, comparison_table, to_markdown
+from studies.records.record import Record, pack
+from studies.report.frame import check_frame, frame_of
+from studies.report.tables import summarize, to_csv, to_latex, to_markdown
+from studies.report.write import make_report
 
 SKILL = {
     "compressor": 0.972,
@@ -138,14 +135,22 @@ def make_study(methods=tuple(SKILL), targets=("4KB", "2KB"), seeds=range(5), tas
     ]
 
 
+def framed(records, keys=None, **settings):
+    """Returns (the table of the records, its summary), checked; of these cells, or of those of the records."""
+    table = frame_of(records, keys or [record.key for record in records])
+    check_frame(table, **settings)
+    return table, summarize(table)
+
+
 def written(records, keys=None, **settings):
     """Returns the text of each file of tables; the study asks for these cells, or for those of the records."""
-    tables = make_tables(collect(records, keys or [record.key for record in records], **settings))
-    texts = [comparison_table(table) for table in tables]
+    table, summary = framed(records, keys, **settings)
+    report = make_report(table, summary)
+    said = [line for line in (report.finding, *report.claims) if line]
     return {
-        "table.md": to_markdown("golden", texts, [caption(tables)], claims(tables)),
-        "table.csv": to_csv(tables),
-        "table.tex": to_latex("golden", texts),
+        "table.md": to_markdown("golden", report.tables, report.notes, said),
+        "table.csv": to_csv(summary),
+        "table.tex": to_latex("golden", report.tables),
     }
 
 

@@ -24,7 +24,6 @@ from autocompress.solver.compression import compress
 from autocompress.task.named_models import make_model
 from autocompress.training.evaluation import evaluate
 from autocompress.training.losses import classification_loss
-from studies.benchmarks.aggregated import table
 
 IMAGES = {"lenet5": (1, 28, 28), "resnet20": (3, 16, 16)}
 
@@ -218,29 +217,3 @@ def test_one_file_serves_both_inputs(tmp_path):
     net = load(tmp_path / "two.safetensors", into=joint.make_model())
     assert evaluate(net, joint.test).metric == result.test_accuracy > 0.65
     assert evaluate(Batched(net), task.test).metric > 0.65
-
-
-def record(fold, alpha, seed, accuracy):
-    scores = {protocol: {"test": accuracy} for protocol in ("replicated", "batched")}
-    return {
-        "case": "lenet5-digits-4KB",
-        "fold": fold,
-        "alpha": alpha,
-        "seed": seed,
-        "training_steps": 1020,
-        "compression_steps": 2040,
-        "file_bytes": 3900 + seed,
-        "dense": scores,
-        "file": scores,
-    }
-
-
-def test_the_benchmarks_table():
-    records = [record(1, 0.0, 0, 0.98), record(2, 0.3, 0, 0.97), record(2, 0.3, 1, 0.99)]
-    assert table(records).splitlines()[2:] == [
-        "| lenet5, digits, `4KB` | 1 | 0 | 1 | 1,020 + 2,040 | 98.00 % | 98.00 % | 3,900 | 98.00 % | 98.00 % |",
-        "| lenet5, digits, `4KB` | 2 | 0.3 | 2 | 1,020 + 2,040 | 98.00 ± 1.41 % | 98.00 ± 1.41 % | 3,900 to 3,901 "
-        "| 98.00 ± 1.41 % | 98.00 ± 1.41 % |",
-    ]
-    with pytest.raises(ValueError, match="more than one record of a seed"):
-        table([*records, records[0]])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from small_task import make_task, train_reference
+from studies.speed import count_macs, median_seconds
 from torch import nn
 
 import autocompress as ac
@@ -31,7 +32,6 @@ from autocompress.energy.network_energy import network_energy
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.targets import Energy, parse_target
 from autocompress.task.named_models import make_model
-from studies.speed import count_macs, median_seconds
 
 pytest.importorskip("torch_pruning")
 

@@ -25,11 +25,11 @@ from autocompress.network.kernel_tensor import KernelTensor, kernel_levels, kern
 from autocompress.network.selection import select
 from autocompress.network.tensor_sizes import code_bits, position_bits, scalar_code_bits
 from autocompress.numerics.vector_kmeans import encode_kernels, fit_kernels, nearest
+from autocompress.solver.constants import DEFAULTS
 from autocompress.solver.fine_tuning import Finishing
 from autocompress.targets import parse_target
 from baselines.fitting import make_budget
 from baselines.plan import Plan
-from studies.benchmarks import kernel_codebooks as kernel_benchmark
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = [(8, 4, 3, 3), (6, 16), (5, 7), (12, 8, 1, 1), (6, 3, 5)]
@@ -213,7 +213,8 @@ def test_choices_cost_and_err_as_they_say():
 
 
 def test_both_kinds_are_the_default():
-    assert code_choices_module.KINDS == SCALARS | KERNELS
+    assert code_choices_module.EITHER == SCALARS | KERNELS
+    assert code_choices_module.KINDS[DEFAULTS.codebooks] == SCALARS | KERNELS
 
 
 def test_a_warm_start_is_no_worse_and_pure():
@@ -296,7 +297,23 @@ def start(target="codes:20x", steps=20) -> tuple[nn.Module, torch.optim.Optimize
 
 @pytest.fixture
 def kernels_only(monkeypatch):
-    monkeypatch.setattr("autocompress.constraints.codebook_choices.KINDS", KERNELS)
+    monkeypatch.setitem(code_choices_module.KINDS, "both", KERNELS)
+
+
+@pytest.mark.parametrize(("codebooks", "kinds"), [("scalar", {CodedTensor}), ("kernel", {KernelTensor})])
+def test_a_study_says_which_kinds_a_layer_may_have(codebooks, kinds):
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    constants = replace(DEFAULTS, codebooks=codebooks)
+    compressor = ac.Compressor(model, optimizer, target="codes:20x", total_steps=5, constants=constants)
+    train(model, optimizer, 5, compressor)
+    result = compressor.finish(train=[(INPUTS, LABELS)])
+    assert {type(tensor) for tensor in result.state.coded.values()} == kinds
+
+
+def test_another_kind_is_refused():
+    with pytest.raises(InvalidInputError, match="codebooks is 'vector'; it may be 'both' or 'scalar' or 'kernel'"):
+        replace(DEFAULTS, codebooks="vector")
 
 
 def test_a_whole_run_within_its_bits_and_back_from_its_file(kernels_only, tmp_path):
@@ -479,18 +496,3 @@ def test_searches_refuse_the_target_and_plans_the_tensors():
         Plan.of({"w": random_kernels((4, 8), 4, 3)})
     with pytest.raises(InfeasibleTargetError, match="one weight in each of 3 tensors"):
         start(target="codes:3bits")
-
-
-def test_the_table_of_the_benchmark():
-    layer = {"shape": [4, 2, 3, 3], "kind": "kernel"}
-    record = {
-        "case": "lenet5-digits-codes:32x", "kinds": "both", "epochs": 60, "seed": 0, "code_bytes": 18.0,
-        "file_bytes": 300, "reference_accuracy": 0.99, "test_accuracy": 0.98, "history": [{"error": 2.5}],
-        "layers": [layer, {**layer, "kind": "scalar"}],
-    }  # fmt: skip
-    row = kernel_benchmark.table([record]).splitlines()[-1]
-    assert row == (
-        "| lenet5, digits | `codes:32x` | 60 | both | 1 | 1.000 | 1 of 2 | 2.5 | 300 | 99.00 % | 98.00 % | -1.00 |"
-    )
-    with pytest.raises(ValueError, match="more than one record of a seed"):
-        kernel_benchmark.table([record, record])

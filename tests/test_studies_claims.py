@@ -6,11 +6,15 @@ from dataclasses import replace
 import pytest
 
 from autocompress.errors import InvalidInputError
-from studies.blocks import collect
-from studies.claims import claims, steps_to_reach
-from studies.report import compare_command
-from studies.rows import make_tables
-from tests.study_records import failure, make_record, make_study, written
+from studies.report.frame import frame_of
+from studies.report.sentences import claims, cost_to_reach, finding
+from studies.report.side_by_side import compare_command
+from tests.study_records import failure, framed, make_record, make_study, written
+
+
+def steps_to_reach(search, other):
+    rows = frame_of([search, replace(other, method="other")])
+    return cost_to_reach(rows.iloc[0], rows.iloc[1])[0]
 
 
 def test_steps_to_the_compressors_accuracy():
@@ -42,18 +46,48 @@ def study_with_search(reached):
 @pytest.mark.parametrize(
     ("reached", "said"),
     [
-        (5, r"the cheapest search, random, takes 2\.0 times the compressor's \(median of 5 seeds; reached in 5\)"),
-        (3, r"takes 2\.0 times the compressor's \(median of 5 seeds; reached in 3\)"),
-        (2, r"never reached by the median seed of any search within 4\.0 times .*; in 2 of 5 seeds random does\."),
-        (0, r"never reached by the median seed of any search within 4\.0 times the compressor's\.$"),
+        (
+            5,
+            r"the cheapest search, random search, takes 2\.0 times the compressor's gradient steps \(geometric",
+        ),
+        (3, r"no search reaches it in all seeds within 4\.0 times .*; random search reaches it in 3 of 5 seeds\."),
+        (0, r"no search reaches it in all seeds within 4\.0 times the compressor's gradient steps\.$"),
     ],
 )
 def test_claim_of_cost(reached, said):
-    records = study_with_search(reached)
-    tables = make_tables(collect(records, [record.key for record in records]))
-    accuracy, cost = claims(tables)
+    table, summary = framed(study_with_search(reached))
+    accuracy, cost = claims(summary, table)
     assert re.search(said, cost)
     assert "with 4.0 times the gradient steps" in accuracy
+
+
+def test_cost_is_by_validation_loss_where_the_records_have_it():
+    """By hand: the seeds reach the compressor's loss after one or two trials, of 100 steps and 3 s each."""
+    records = study_with_search(0)
+    changed = []
+    for record in records:
+        if record.method == "compressor":
+            changed.append(replace(record, validation_loss=0.5, device_seconds=3.0))
+            continue
+        losses = [0.4, 0.3, 0.3] if record.seed == 0 else [0.6, 0.5, 0.3]
+        trials = [{"state": "complete", "loss": loss, "gradient_steps": 100, "device_seconds": 3.0} for loss in losses]
+        changed.append(replace(record, validation_loss=0.45, search=trials))
+    table, summary = framed(changed)
+    cost = claims(summary, table)[1]
+    factor = 2 ** (4 / 5)  # geometric mean of 1, 2, 2, 2, 2
+    assert (
+        f"cost to the compressor's validation loss: the cheapest search, random search, takes {factor:.1f} times ["
+        in cost
+    )
+    assert cost.count(f"{factor:.1f} times [") == 2  # steps and seconds
+
+
+def test_the_finding_counts_verdicts():
+    records = make_study(methods=("compressor", "uniform", "random"), targets=("4KB",))
+    text = finding(framed(records)[1])
+    assert re.match(r"Of 2 comparisons with the compressor none better, 2 worse", text)
+    assert "the best search by validation" in text
+    assert finding(framed(make_study(methods=("uniform",), targets=("4KB",)))[1]) == ""
 
 
 def test_no_claims_without_the_compressor():
@@ -68,12 +102,13 @@ def test_two_studies_side_by_side():
     b = [replace(record, file_bytes=record.file_bytes - 100) for record in a if record.method == "compressor"]
     b += [make_record("uniform", seed, skill=0.99) for seed in range(5)]
     text = compare_command("first", a, "second", b)
-    compressor, uniform = (line for line in text.splitlines() if line.startswith("| lenet5-digits, 4KB"))
-    assert re.search(r"0\.00 \[0\.00, 0\.00\] \| tie .*-100 \| smaller", compressor)
+    compressor, uniform = (line for line in text.splitlines() if line.startswith("| LeNet-5 on digits, 4 KB"))
+    assert re.search(r"0\.00 \[0\.00, 0\.00\] \| equivalent .*-100 \| smaller", compressor)
     assert re.search(r"\| higher ", uniform)
-    few = compare_command("first", a, "second", b[:3])
-    assert "7 finished cells only in first" in few
-    assert few.count("| n < 5") == 2
+    few = compare_command("first", a, "second", b[:2])
+    assert "8 finished cells only in first" in few
+    assert few.count("| undecided") == 1
+    assert "Revisions of the code, A: 0123456789 (10); B: 0123456789 (2)" in few
     with pytest.raises(InvalidInputError, match="first and second have no finished cell in common"):
         compare_command("first", a, "second", [make_record(target="2KB")])
     with pytest.raises(InvalidInputError, match="1 failed"):

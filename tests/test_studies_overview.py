@@ -8,13 +8,11 @@ import torch
 from torch import nn
 
 from autocompress.aggregated import AggregatedModel
-from studies.blocks import collect
-from studies.overview import HEAD, overview_table
-from studies.record import Record
-from studies.report import report_command
-from studies.resources import resources_of
-from studies.rows import make_tables
-from tests.study_records import make_record
+from studies.records.record import Record
+from studies.records.resources import resources_of
+from studies.report.tables import NOTHING, systems_table
+from studies.report.write import report_command
+from tests.study_records import framed, make_record
 
 pytest.importorskip("torch_pruning")
 
@@ -80,25 +78,25 @@ def study(**more: object) -> list[Record]:
 def test_rows_by_hand():
     records = study(resources=HALF, entropy_bytes=900.0, weight_data_bytes=800.0, gradient_steps=50)
     records[1] = replace(records[1], resources=HALF | {"energy": 0.7})
-    table = overview_table(make_tables(collect(records, [record.key for record in records])))
-    assert [(row[0].text, row[1].text) for row in table.rows] == [
-        ("compressor", "4KB"),
-        ("uniform", "4KB"),
-        ("compressor", "2KB"),
+    rows = systems_table(framed(records)[1], "lenet5-digits").text.to_dict("records")
+    assert [(row["method"], row["asked for"]) for row in rows] == [
+        ("compressor", "4 KB"),
+        ("uniform", "4 KB"),
+        ("compressor", "2 KB"),
     ]
-    cells = dict(zip(HEAD, (cell.text for cell in table.rows[0]), strict=True))
+    cells = rows[0]
     assert cells["energy, %"] == "60 ± 14"
     assert (cells["MACs, %"], cells["latency, %"]) == ("25", "80")
     assert (cells["entropy bytes"], cells["weight data bytes"], cells["steps"]) == ("900", "800", "50")
-    assert dict(zip(HEAD, (cell.text for cell in table.rows[1]), strict=True))["steps"] == "7,250"
+    assert rows[1]["steps"] == "7,250"
 
 
 def test_the_report_has_one_table_of_all_and_compares_only_where_there_are_several(tmp_path):
     records = study(resources=HALF)
     text = report_command("small", records, [record.key for record in records], tmp_path)
-    assert text.count("\n## ") == 3  # all systems, 4KB, what it says; nothing of 2KB alone
-    assert "## lenet5-digits, all systems" in text
-    assert "## lenet5-digits, 2KB" not in text
+    assert text.count("\n## ") == 3  # what it says, all systems, 4 KB; nothing of 2 KB alone
+    assert "## LeNet-5 on digits, all systems" in text
+    assert "## LeNet-5 on digits, 2 KB" not in text
     assert (tmp_path / "table.tex").read_text(encoding="utf-8").count(r"\begin{table*}") == 2
     assert "all systems" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
@@ -107,17 +105,17 @@ def test_without_measurements_there_is_no_such_table(tmp_path):
     records = study()
     text = report_command("small", records, [record.key for record in records], tmp_path)
     assert "all systems" not in text
-    assert "## lenet5-digits, 2KB" in text
+    assert "## LeNet-5 on digits, 2 KB" in text
 
 
 def test_missing_cells_and_missing_measurements_are_marked():
     records = study()[1:2] + [replace(record, resources=HALF) for record in study()[2:4]]
     keys = [record.key for record in study()]
-    table = overview_table(make_tables(collect(records, keys, partial=True)))
-    rows = {(row[0].text, row[1].text): [cell.text for cell in row] for row in table.rows}
-    assert rows["compressor", "4KB"][8:11] == ["\N{EN DASH}"] * 3
-    assert rows["compressor", "2KB"][3:] == ["\N{EN DASH}"] * (len(HEAD) - 3)
-    assert rows["uniform", "4KB"][8:11] == ["50", "25", "80"]
+    table = systems_table(framed(records, keys, partial=True)[1], "lenet5-digits")
+    rows = {(row["method"], row["asked for"]): list(row.values()) for row in table.text.to_dict("records")}
+    assert rows["compressor", "4 KB"][8:11] == [NOTHING] * 3
+    assert rows["compressor", "2 KB"][3:] == [NOTHING] * (len(table.text.columns) - 3)
+    assert rows["uniform", "4 KB"][8:11] == ["50", "25", "80"]
 
 
 def test_records_of_the_first_schema_are_read():

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from autocompress.errors import InvalidInputError
-from studies.report import report_command, write_file
+from studies.report.write import report_command, write_file
 from tests.study_records import make_study
 
 METHODS = ("compressor", "uniform", "optuna-tpe", "ray-asha")
@@ -34,8 +34,9 @@ def page(folder):
 
 def test_report_writes_every_file_and_no_other(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["figures", *FILES]
-    kinds = ("bytes", "cost", "layers", "size", "solver")
-    assert sorted(path.name for path in (folder / "figures").iterdir()) == [f"lenet5-digits-{k}.png" for k in kinds]
+    kinds = ("2KB-layers", "bytes", "cost", "differences", "solver")
+    names = [f"lenet5-digits-{kind}.{suffix}" for kind in kinds for suffix in ("pdf", "png")]
+    assert sorted(path.name for path in (folder / "figures").iterdir()) == names
 
 
 def test_a_second_report_gives_the_same_files(study, folder, tmp_path):
@@ -45,7 +46,7 @@ def test_a_second_report_gives_the_same_files(study, folder, tmp_path):
 
 
 def test_figures_of_an_earlier_report_go_away_and_an_error_leaves_all_as_it_was(study, tmp_path, monkeypatch):
-    monkeypatch.setattr("studies.report.draw_figures", lambda blocks: [])
+    monkeypatch.setattr("studies.report.write.draw_figures", lambda *_: [])
     few = [record for record in study if record.seed == 0]
     old = tmp_path / "figures" / "other-task-size.png"
     write_file(old, b"old")
@@ -106,7 +107,7 @@ def test_page_tells_configuration_and_provenance(page, study):
 
 
 def test_page_of_a_partial_study_shows_failures(study, tmp_path, monkeypatch):
-    monkeypatch.setattr("studies.report.draw_figures", lambda blocks: [])
+    monkeypatch.setattr("studies.report.write.draw_figures", lambda *_: [])
     empty = {"test_accuracy": None, "validation_accuracy": None, "file_bytes": None, "correct": "", "layers": []}
     broken = replace(study[-1], state="failed", error="Traceback: <out of memory>", revision="9876543210", **empty)
     records = [*study[:-1], broken]

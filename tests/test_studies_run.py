@@ -17,13 +17,13 @@ import fake_cells
 import pytest
 from fake_cells import HereExecutor, make_record, make_spec
 
-from studies.cell import Cell, cells_of
 from studies.cli import main
-from studies.conditions import Conditions
-from studies.record import Record
-from studies.run import run_cells
-from studies.status import status
-from studies.store import Store
+from studies.design.cell import Cell, cells_of
+from studies.records.record import Record
+from studies.records.store import Store
+from studies.running.conditions import Conditions
+from studies.running.run import run_cells
+from studies.running.status import status
 
 CONDITIONS = Conditions("fake", "abc")
 TESTS = Path(__file__).parent
@@ -33,11 +33,11 @@ if __name__ == "__main__":
     import sys
     from pathlib import Path
     import fake_cells
-    from studies.cell import cells_of
-    from studies.conditions import Conditions
-    from studies.local import LocalExecutor
-    from studies.run import run_cells
-    from studies.store import Store
+    from studies.design.cell import cells_of
+    from studies.running.conditions import Conditions
+    from studies.running.local import LocalExecutor
+    from studies.running.run import run_cells
+    from studies.records.store import Store
 
     folder, kind, seeds = sys.argv[1:]
     conditions = Conditions("fake", "abc")
@@ -119,7 +119,7 @@ def test_a_changed_cell_is_run_again(trace: Path):
     run_cells(cells_of(make_spec()), store, HereExecutor(CONDITIONS))
     changed = cells_of(make_spec(trial_epochs=1))
     assert run_cells(changed, store, HereExecutor(CONDITIONS)) == 3
-    assert {cell.name for cell in changed if len(store.records_of(cell)) == 1} == {"compressor", "magnitude"}
+    assert {cell.name for cell in changed if store.stamp(cell)} == {"compressor", "magnitude"}
     assert "3 records are of cells that this study does not ask for" in status(changed, trace)
 
 
@@ -142,9 +142,9 @@ def test_failures_are_recorded_and_tried_again_only_if_asked(
 
 
 def test_lines_of_progress(trace: Path, caplog: pytest.LogCaptureFixture):
-    caplog.set_level(logging.INFO, "studies.progress")
+    caplog.set_level(logging.INFO, "studies.running.progress")
     run_cells(cells_of(make_spec(1)), Store(trace), HereExecutor(CONDITIONS))
-    lines = [record.getMessage() for record in caplog.records if record.name == "studies.progress"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "studies.running.progress"]
     assert lines[0].startswith("1 of 2 cells done, 0 failed, ")
     assert lines[1].startswith("2 of 2 cells done, 0 failed, 0 s left: lenet5-digits, magnitude, 4KB, seed 0: test ")
 
@@ -183,8 +183,7 @@ def test_nothing_is_lost_or_doubled_after_a_kill(tmp_path: Path):
     wait_until(lambda: len(lines_of(folder, "start")) > len(lines_of(folder, "end")))
     runner.kill()
     runner.communicate()
-    with Store(folder).path.open("ab") as file:
-        file.write(b'{"study": "half-wri')
+    (Store(folder).records / ".half.part").write_bytes(b'{"study": "half-wri')
     finished = {f"{record.method} {record.seed}" for record in Store(folder).read()}
     pids = {int(line.split()[1]) for line in log_of(folder).read_text().splitlines()}
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
@@ -221,7 +220,7 @@ def test_ctrl_c_ends_quickly_and_nothing_is_recorded(tmp_path: Path):
 
 
 OWN = """
-from studies.spec import StudySpec, TaskSpec
+from studies.design.spec import StudySpec, TaskSpec
 SPEC = StudySpec(
     "mine", [TaskSpec("small_task:make_model", "small_task:loaders", reference_epochs=3)],
     ["compressor", "magnitude"], ["20x"], [0], final_epochs=3, trial_epochs=1, description="Clusters",
@@ -290,7 +289,7 @@ def test_cells_on_a_cluster_outlive_a_node(tmp_path: Path, monkeypatch: pytest.M
     import ray
     from ray.cluster_utils import Cluster
 
-    from studies.cluster import ClusterExecutor
+    from studies.running.cluster import ClusterExecutor
 
     folder = tmp_path / "fake"
     ray.cloudpickle.register_pickle_by_value(fake_cells)  # the cluster does not know the folder of the tests

@@ -11,10 +11,10 @@ from fake_cells import make_spec
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.solver.constants import DEFAULTS
 from baselines.methods import PLAN_METHODS
-from studies.cell import Cell, cells_of, check_methods, solver_constants
-from studies.checking import check_cells
+from studies.design.cell import Cell, cells_of, check_methods, solver_constants
+from studies.design.checking import check_cells
+from studies.design.spec import Smoke, TaskSpec, Variant
 from studies.finding import find_study, own_specs
-from studies.spec import Smoke, TaskSpec, Variant
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,11 @@ from studies.spec import Smoke, TaskSpec, Variant
         ({"budget": float("nan")}, "budget nan must be a number above 0"),
         ({"methods": [Variant("a", "compressor", fold=0)]}, "fold of a 0 must be a whole number of at least 1"),
         ({"methods": [Variant("a", "random", fold=2)]}, "fold of a 2 must be 1 for all methods but the compressor"),
+        ({"methods": [Variant("a", "compressor", alpha=-1.0)]}, "alpha of a -1.0 must be a number of at least 0"),
+        (
+            {"methods": [Variant("a", "random", alpha=0.3)]},
+            "alpha of a 0.3 must be 0 for all methods but the compressor",
+        ),
         ({"budgets": {"random": 3}}, "budgets 'random' must be a method of the study"),
     ],
 )
@@ -114,6 +119,20 @@ def test_a_method_may_be_for_some_targets_alone():
     pairs = [(cell.name, cell.target) for cell in cells_of(spec)]
     assert pairs == [("compressor", "2KB"), ("compressor", "4KB"), ("random", "4KB")]
     assert [(cell.name, cell.target) for cell in cells_of(spec.smoke_variant())] == [("compressor", "2KB")]
+
+
+def test_a_method_may_be_for_some_targets_of_some_tasks():
+    tasks = [TaskSpec("lenet5", "digits"), TaskSpec("lenet5", "mnist")]
+    where = {"lenet5-digits": ("4KB", "2KB"), "lenet5-mnist": ("2KB",)}
+    spec = make_spec(1, tasks=tasks, targets=["2KB", "4KB"], methods=[Variant("a", "compressor", where=where)],
+                     smoke=Smoke(targets=("4KB",)))  # fmt: skip
+    pairs = {(cell.task.name, cell.target) for cell in cells_of(spec)}
+    assert pairs == {("lenet5-digits", "2KB"), ("lenet5-digits", "4KB"), ("lenet5-mnist", "2KB")}
+    assert [(cell.task.name, cell.target) for cell in cells_of(spec.smoke_variant())] == [("lenet5-digits", "4KB")]
+    with pytest.raises(InvalidInputError, match="task of a 'lenet5-cifar10' must be one of"):
+        make_spec(methods=[Variant("a", "compressor", where={"lenet5-cifar10": ("4KB",)})])
+    with pytest.raises(InvalidInputError, match="target of a '9KB' must be one of the study's, 4KB"):
+        make_spec(methods=[Variant("a", "compressor", where={"lenet5-digits": ("9KB",)})])
 
 
 def test_a_budget_is_a_number_of_trials():
@@ -210,7 +229,7 @@ def test_a_part_of_a_study_is_of_the_same_cells():
 
 
 OWN = """
-from studies.spec import StudySpec, TaskSpec
+from studies.design.spec import StudySpec, TaskSpec
 SPEC = StudySpec("mine", [TaskSpec("lenet5", "digits")], ["random"], ["4KB"], [0], final_epochs=2, trial_epochs=1)
 """
 

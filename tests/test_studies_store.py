@@ -1,4 +1,4 @@
-"""The records file after every way to end in the middle of it, and the locks on cells."""
+"""The records of a study: one file each, whole or not there; the locks on cells; records of former releases."""
 
 from __future__ import annotations
 
@@ -6,106 +6,178 @@ import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_cells import make_record, make_spec
+from fake_cells import HereExecutor, make_record, make_spec
 
 from autocompress.errors import InvalidInputError
-from studies.cell import cells_of
-from studies.cell_locks import CellLocks, claimed
-from studies.conditions import Conditions
-from studies.record import Record
-from studies.store import Store
+from studies.design.cell import cells_of
+from studies.records.convert import convert
+from studies.records.record import Record
+from studies.records.store import CellLocks, Store, claimed, records_of
+from studies.running import run as running
+from studies.running.conditions import Conditions
+from studies.running.run import open_cells, run_cells
 
+CONDITIONS = Conditions("fake", "abc")
 CELLS = cells_of(make_spec())
-RECORDS = [make_record(cell, Conditions("fake", "abc")) for cell in CELLS]
+RECORDS = [make_record(cell, CONDITIONS) for cell in CELLS]
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """Two records."""
     store = Store(tmp_path / "fake")
-    store.append(RECORDS[0])
-    store.append(RECORDS[1])
+    store.write(RECORDS[0])
+    store.write(RECORDS[1])
     return store
 
 
 def test_records_come_back(store: Store):
     assert store.read() == RECORDS[:2]
-    assert store.records_of(CELLS[1]) == [RECORDS[1]]
-    assert store.records_of(CELLS[2]) == []
-    lines = store.path.read_text().splitlines()
-    assert [Record.from_json(json.loads(line)) for line in lines] == RECORDS[:2]
+    assert store.read(CELLS[::-1]) == RECORDS[1::-1]
+    assert store.digests() == {cell.hash for cell in CELLS[:2]}
+    assert [store.stamp(cell) is None for cell in CELLS[:3]] == [False, False, True]
+    names = sorted(path.name for path in store.records.iterdir())
+    assert names == [f"lenet5-digits.compressor.4KB.seed{cell.seed}.{cell.hash}.json" for cell in CELLS[:2]]
+
+
+def test_names_of_files_are_of_plain_characters_and_their_own(tmp_path: Path):
+    store = Store(tmp_path)
+    strange = [replace(RECORDS[0], method="a/b, 2 ±" * 40 + end, spec_hash=f"{number:016x}")
+               for number, end in enumerate("xy")]  # fmt: skip
+    for record in strange:
+        store.write(record)
+    assert store.read() == strange
+    assert store.digests() == {record.spec_hash for record in strange}
+    assert all(len(path.name.encode()) < 256 for path in store.records.iterdir())
 
 
 def test_nothing_is_there_at_first(tmp_path: Path):
     assert Store(tmp_path / "none").read() == []
+    assert Store(tmp_path / "none").digests() == set()
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize(
-    "tail", [b'{"study": "fa', b'{"study": "fa\n', b"\x00\x00\x00", b"\xff\xfe", b'{"a": "x\rz\n'], ids=range(5)
-)
-def test_a_half_written_line_is_moved_aside(store: Store, tail: bytes, caplog: pytest.LogCaptureFixture):
-    with store.path.open("ab") as file:
-        file.write(tail)
+def test_a_record_replaces_an_earlier_one_of_its_cell(store: Store):
+    better = replace(RECORDS[0], file_bytes=1)
+    before = store.stamp(CELLS[0])
+    os.utime(store.path(CELLS[0].key, CELLS[0].hash), ns=(1, 1))
+    store.write(better)
+    assert store.stamp(CELLS[0]) not in (1, None)
+    assert before is not None
+    assert store.read() == [better, RECORDS[1]]
+
+
+def test_what_a_killed_writer_left_does_not_count(store: Store):
+    whole = store.path(CELLS[0].key, CELLS[0].hash)
+    (store.records / f".{whole.name[:40]}.abc.part").write_bytes(whole.read_bytes()[:200])
     assert store.read() == RECORDS[:2]
-    assert "half-written line, which does not count" in caplog.text
-    store.append(RECORDS[2])
-    assert store.read() == RECORDS[:3]
-    assert (store.folder / "records.damaged").read_bytes() == tail.rstrip(b"\n") + b"\n"
-    assert len(store.path.read_bytes().splitlines()) == 3
-
-
-def test_every_cut_of_a_line_is_repaired(store: Store):
-    whole = store.path.read_bytes()
-    first = whole.index(b"\n") + 1
-    for length in range(first, len(whole) - 1, 41):
-        store.path.write_bytes(whole[:length])
-        store.append(RECORDS[1])
-        assert store.path.read_bytes() == whole
-
-
-def test_a_line_that_only_lacks_its_end_counts(store: Store):
-    store.path.write_bytes(store.path.read_bytes().rstrip(b"\n"))
-    store.repair()
-    assert store.read() == RECORDS[:2]
-    store.append(RECORDS[2])
-    assert store.read() == RECORDS[:3]
-    assert not (store.folder / "records.damaged").exists()
+    assert len(store.digests()) == 2
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{broken", "line 2 is no record"),
-        ('{"schema": 9}', "line 2: the record is of schema 9"),
-        ("[]", "line 2: a record is"),
-    ],
+    ("text", "message"),
+    [("{broken", "is no record"), ('{"schema": 9}', "the record is of schema 9"), ("[]", "a record is a JSON object")],
 )
-def test_a_broken_line_in_the_middle_is_an_error(store: Store, line: str, message: str):
-    lines = store.path.read_text().splitlines()
-    store.path.write_text("\n".join([lines[0], line, lines[1]]) + "\n")
-    for action in (store.read, store.repair, lambda: store.append(RECORDS[2])):
-        with pytest.raises(InvalidInputError, match=message):
-            action()
-    assert len(store.path.read_text().splitlines()) == 3
+def test_a_damaged_file_is_named(store: Store, text: str, message: str):
+    path = store.path(CELLS[1].key, CELLS[1].hash)
+    path.write_text(text)
+    with pytest.raises(InvalidInputError, match=rf"{CELLS[1].hash}\.json is no record.*{message}|{message}"):
+        store.read()
+    assert store.read(CELLS[:1]) == RECORDS[:1]
 
 
 def test_a_record_that_is_not_sound_is_not_written(store: Store):
     unsound = Record(**(vars(RECORDS[2]) | {"file_bytes": "3"}))
     with pytest.raises(InvalidInputError, match="file_bytes is '3'"):
-        store.append(unsound)
+        store.write(unsound)
     assert store.read() == RECORDS[:2]
+
+
+def test_records_of_other_versions_of_a_study_are_left_out(store: Store, caplog: pytest.LogCaptureFixture):
+    assert records_of(CELLS[1:], store.folder) == [RECORDS[1]]
+    assert "1 records in" in caplog.text
+
+
+def test_only_failures_are_open_again(store: Store):
+    store.write(make_record(CELLS[2], CONDITIONS, error="Traceback"))
+    assert open_cells(CELLS, store) == CELLS[3:]
+    assert open_cells(CELLS, store, retry_failed=True) == CELLS[2:]
+
+
+def test_the_runners_own_time_for_a_cell_is_small_and_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Counted by what it asks the system for, as seconds of a test say little: nothing of it knows how many there are.
+
+    The first thousand and the last thousand cells of five thousand differ by no scan of the records and no more looks
+    at files; the CPU time is bounded generously beside it.
+    """
+    looks = []
+    monkeypatch.setattr(running, "StudyDisplay", lambda *_, **__: Quiet())
+    monkeypatch.setattr("studies.records.store.write_whole", lambda path, data: path.write_bytes(data))  # no fsync
+    for name in ("digests", "stamp", "read"):
+        original = getattr(Store, name)
+        monkeypatch.setattr(Store, name, lambda *a, _o=original, _n=name, **k: (looks.append(_n), _o(*a, **k))[1])
+    cells = cells_of(make_spec(2500))
+    begun = time.process_time()
+    assert run_cells(cells, Store(tmp_path), HereExecutor(CONDITIONS), progress=False) == 5000
+    assert (time.process_time() - begun) / 5000 < 0.2
+    assert {name: looks.count(name) for name in looks} == {"digests": 1, "stamp": 2 * 5000}
+
+
+class Quiet:
+    """A display of nothing."""
+
+    def __enter__(self) -> Quiet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was shown."""
+
+    def __getattr__(self, name: str) -> object:
+        return lambda *_: None
+
+
+def former(folder: Path, records: list[Record]) -> list[dict[str, object]]:
+    """Writes records as the release before this one did, and returns them."""
+    added = ("cell", "constants", "hardware", "reference_hash", "reference_loss", "validation_loss", "code_bytes")
+    added = (*added, "scores", "plan", "search")
+    lines = [{k: v for k, v in r.to_json().items() if k not in added} | {"schema": 2} for r in records]
+    folder.mkdir()
+    (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def test_records_of_the_former_form_are_converted_without_loss(tmp_path: Path):
+    failed = make_record(CELLS[0], CONDITIONS, error="Traceback")
+    old = replace(RECORDS[2], spec_hash="0" * 16)  # of a cell that nobody asks for any more
+    lines = former(tmp_path / "fake", [failed, *RECORDS[:2], old])
+    store = Store(tmp_path / "fake")
+    with pytest.raises(InvalidInputError, match="python -m studies convert"):
+        store.read()
+    assert convert(store.folder, CELLS) == 3
+    assert not (store.folder / "records.jsonl").exists()
+    found = {record.spec_hash: record for record in store.read()}
+    for line in lines[1:]:
+        record = found[str(line["spec_hash"])].to_json()
+        assert {name: record[name] for name in line if name != "schema"} == {
+            k: v for k, v in line.items() if k != "schema"
+        }
+    assert found[CELLS[0].hash].cell == json.loads(json.dumps(CELLS[0].to_json()))
+    assert found["0" * 16].cell == {}
+    with pytest.raises(InvalidInputError, match=r"there is no .*records\.jsonl"):
+        convert(store.folder, CELLS)
 
 
 HOLD = """
 import sys
 from fake_cells import make_spec
 from pathlib import Path
-from studies.cell import cells_of
-from studies.cell_locks import CellLocks
+from studies.design.cell import cells_of
+from studies.records.store import CellLocks
 cell = cells_of(make_spec())[1]
 locks = CellLocks(Path(sys.argv[1]))
 print(locks.take(cell), flush=True)

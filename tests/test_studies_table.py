@@ -8,12 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from studies.blocks import collect
-from studies.latex import escape
-from studies.record import Record, pack
-from studies.rows import make_tables
-from studies.table import HEAD, cells_of, points
-from tests.study_records import make_record, small_study, written
+from studies.records.record import Record, pack
+from studies.report.tables import aggregate_table, blocks_of, comparison_table, latex_text, points
+from tests.study_records import framed, make_record, small_study, written
+
+
+def text_of(records):
+    """Returns the text of the table of one task and target."""
+    table, summary = framed(records)
+    (rows,) = blocks_of(summary)
+    return comparison_table(rows, table).text.to_dict("records")
+
 
 GOLDEN = Path(__file__).parent / "golden" / "studies"
 
@@ -34,14 +39,11 @@ def test_the_order_of_the_records_does_not_matter():
 
 
 def test_no_cell_of_a_finished_row_is_empty():
-    (table,) = make_tables(collect(small_study(), [record.key for record in small_study()]))
-    compressor, uniform = (cells_of(row) for row in table.rows)
-    assert all(re.search(r"\d|n < 5|compressor|uniform", cell) for cell in uniform)
+    compressor, uniform = text_of(small_study())
+    assert all(re.search(r"\d|undecided|uniform", cell) for cell in uniform.values())
     # the compressor is not compared with itself
-    assert [HEAD[i] for i, cell in enumerate(compressor) if not re.search(r"\w", cell)] == [
-        "to compressor [95 % interval]",
-        "verdict",
-    ]
+    nothing = [name for name, cell in compressor.items() if not re.search(r"\w", cell)]
+    assert nothing == ["to compressor [95 % interval]", "verdict"]
 
 
 def test_numbers_of_a_row_by_hand():
@@ -53,6 +55,7 @@ def test_numbers_of_a_row_by_hand():
             make_record(seed=seed),
             examples=8,
             correct=pack(right[seed]),
+            reference_correct=pack(right[seed]),
             test_accuracy=float(right[seed].mean()),
             reference_accuracy=0.75,
             file_bytes=1000 + seed,
@@ -60,40 +63,47 @@ def test_numbers_of_a_row_by_hand():
             weight_data_bytes=5.0,
             gradient_steps=100,
             search_gradient_steps=250 + 100 * seed,
+            trials={"complete": 3},
             device_seconds=12.0,
         )
         for seed in (0, 1)
     ]
-    (table,) = make_tables(collect(records, [record.key for record in records]))
-    cells = dict(zip(HEAD, cells_of(table.rows[0]), strict=True))
-    assert cells["file bytes"] == "1,000 to 1,001"
+    (cells,) = text_of(records)
+    assert (cells["file bytes"], cells["of target, %"]) == ("1,000 to 1,001", "25.0")
     assert cells["test accuracy, %"] == "62.50 ± 17.68"
     assert cells["to reference"] == "-12.50"
     assert cells["weight data"] == "80x"
     assert (cells["steps"], cells["search steps"], cells["device s"]) == ("100", "3.0x", "12")
 
 
-def test_best_is_bold_only_where_the_test_allows_it():
-    clear = [make_record(m, s, skill=k) for m, k in (("compressor", 0.98), ("random", 0.8)) for s in range(5)]
-    text = written(clear)
-    assert "**compressor**" in text["table.md"]
-    assert r"\textbf{compressor}" in text["table.tex"]
-    few = [record for record in clear if record.seed < 4]
-    assert "**" not in written(few)["table.md"]
-    assert "textbf" not in written(few)["table.tex"]
+def test_the_aggregate_of_tasks_and_targets_by_hand():
+    """Differences of -1, -2, -3 and -10 points to the compressor: the middle half has a mean of -2.5."""
+    ours = [
+        replace(make_record(seed=s, target=t), correct="", test_accuracy=0.9) for t in ("4KB", "2KB") for s in (0, 1)
+    ]
+    fall = {("4KB", 0): 0.01, ("4KB", 1): 0.02, ("2KB", 0): 0.03, ("2KB", 1): 0.1}
+    theirs = [replace(r, method="random", test_accuracy=0.9 - fall[r.target, r.seed]) for r in ours]
+    table = aggregate_table(framed(ours + theirs)[0])
+    assert table.text["tasks and targets"].tolist() == ["2"]
+    mean, low, high = map(float, re.findall(r"-?\d+\.\d+", table.text["to compressor [95 % interval]"][0]))
+    assert mean == pytest.approx(-2.5)
+    assert -10 <= low < -2.5 < high <= -1
+    one = [record for record in ours + theirs if record.target == "4KB"]
+    assert aggregate_table(framed(one)[0]) is None
 
 
 def test_latex_is_well_formed():
     records = [replace(record, task="net_1-data%", method=record.method) for record in small_study()]
     text = written(records)["table.tex"]
-    assert r"net\_1-data\%, 4KB" in text
+    assert r"net\_1-data\%, 4 KB" in text
     body = [line for line in text.splitlines() if line.endswith(r" \\")]
-    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {len(HEAD) - 1}
+    assert len(body) == 3
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {len(text_of(records)[0]) - 1}
     plain = re.sub(r"\\[{}]", "", text)
     assert plain.count("{") == plain.count("}")
     assert text.count(r"\begin") == text.count(r"\end")
     assert all(ord(sign) < 128 for sign in text)
-    assert escape("a_b & 5 % -1.00 [-2.00, +3.00] x-y") == r"a\_b \& 5 \% $-$1.00 [$-$2.00, +3.00] x-y"
+    assert latex_text("a_b & 5 % -1.00 [-2.00, +3.00] x-y") == r"a\_b \& 5 \% $-$1.00 [$-$2.00, +3.00] x-y"
 
 
 def test_differences_that_round_to_zero_have_no_sign():

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autocompress.constraints.codebook_choices import CodeChoice, WarmStart, code_choices
+from autocompress.constraints.codebook_choices import EITHER, KINDS, CodeChoice, WarmStart, code_choices
 from autocompress.constraints.constraint import Network, Projection, relative_error
 from autocompress.constraints.file_writer import WeightsAlone
 from autocompress.constraints.weight_bits import squared_error
@@ -54,7 +54,7 @@ def project_code_bits(
     budget_bits: int,
     starts: Sequence[WarmStart] | None = None,
     *,
-    kinds: int | None = None,
+    kinds: int = EITHER,
     closing: bool = False,
 ) -> CodeBitsProjection:
     """Returns the projection of X onto the networks of at most `budget_bits` of codes.
@@ -63,7 +63,7 @@ def project_code_bits(
         targets: X, one floating tensor with elements per layer, any shapes, any device.
         budget_bits: most code bits.
         starts: what the last update returned.
-        kinds: see `code_choices.KINDS`, its default.
+        kinds: SCALARS, KERNELS or EITHER of `codebook_choices`.
         closing: take more care with the codebooks chosen.
 
     Raises:
@@ -128,7 +128,9 @@ class CodeBitsMethod(WeightsAlone):
         return self._projected(targets, self.budget_bits, closing=True)
 
     def _projected(self, targets: Sequence[Tensor], budget_bits: int, *, closing: bool) -> Projection:
-        found = project_code_bits(targets, budget_bits, self.starts, closing=closing)
+        found = project_code_bits(
+            targets, budget_bits, self.starts, closing=closing, kinds=KINDS[self.constants.codebooks]
+        )
         self.starts = found.starts
         error = found.squared_error
         return Projection(

@@ -23,10 +23,11 @@ from autocompress.numerics.kmeans import encode, fit_codebooks, prepare_sorted
 from autocompress.numerics.knapsack import RankedWeights, rank_weights
 from autocompress.numerics.vector_kmeans import KernelBook, encode_kernels, fit_kernels
 
-# What may be chosen: SCALARS, KERNELS (where a layer has vectors that fit), or both. For studies: both together never
-# err by more than either alone.
+# What may be chosen: scalar codebooks, those of kernels (where a layer has vectors that fit), or either.
 SCALARS, KERNELS = 1, 2
-KINDS = SCALARS | KERNELS
+EITHER = SCALARS | KERNELS
+# by `SolverConstants.codebooks`
+KINDS = {"both": EITHER, "scalar": SCALARS, "kernel": KERNELS}
 # Kept weights are this part of those kept in the choice before.
 KEEP_RATIO = 2**-0.5
 VALUES = tuple(2**bit for bit in range(9))
@@ -100,7 +101,7 @@ class WarmStart:
 
 
 def code_choices(
-    target: Tensor, room_bits: int, start: WarmStart | None = None, kinds: int | None = None
+    target: Tensor, room_bits: int, start: WarmStart | None = None, kinds: int = EITHER
 ) -> tuple[list[CodeChoice], WarmStart]:
     """Returns the choices that a layer has in so many bits, the cheapest first, and what to start from next time.
 
@@ -108,10 +109,9 @@ def code_choices(
         target: the weights, any shape, with elements.
         room_bits: most that a choice may cost; one weight of one value is always among them.
         start: what the last update returned.
-        kinds: see `KINDS`, its default.
+        kinds: SCALARS, KERNELS or EITHER.
     """
     start, after = start or WarmStart(), WarmStart()
-    kinds = KINDS if kinds is None else kinds
     choices: list[CodeChoice] = []
     if kinds & KERNELS:
         choices += _kernel_choices(target, room_bits, start.kernels, after.kernels)

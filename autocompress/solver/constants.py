@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from autocompress.errors import InvalidInputError
 
 LAZY, ADMM = "lazy", "admm"
+BOTH, SCALAR, KERNEL = "both", "scalar", "kernel"
+CHOICES = {"iteration": (LAZY, ADMM), "codebooks": (BOTH, SCALAR, KERNEL)}
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class SolverConstants:
         distillation_weight: in `compress`, where the loss is the default: the part of the loss that is the distance to
             the outputs of the network as it was given, in [0, 1].
         distillation_temperature: of that distance.
+        codebooks: what a layer may have under a `codes:` target, codebooks of scalars, of kernels or either, whichever
+            errs less; "both" together never err by more than one alone.
         admm_contraction: of "admm", the share of the distance from W to V - U that is taken back between two updates.
     """
 
@@ -46,13 +50,14 @@ class SolverConstants:
     distillation_weight: float = 0.5
     distillation_temperature: float = 2.0
     admm_contraction: float = 0.5
+    codebooks: str = BOTH
 
     def __post_init__(self) -> None:
-        if self.iteration not in (LAZY, ADMM):
-            raise InvalidInputError(f"iteration is {self.iteration!r}; it may be {LAZY!r} or {ADMM!r}")
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "iteration" and not value >= 0:
+            value, known = getattr(self, field.name), CHOICES.get(field.name)
+            if known and value not in known:
+                raise InvalidInputError(f"{field.name} is {value!r}; it may be {' or '.join(map(repr, known))}")
+            if not known and not value >= 0:
                 raise InvalidInputError(f"{field.name} is {value!r}; it must be a number of at least 0")
 
 

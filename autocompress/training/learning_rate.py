@@ -1,8 +1,8 @@
 """A learning rate for a network that comes without one: a short range test.
 
 The rate rises exponentially, step by step, over the range of the optimizer; the loss falls, turns and rises again. The
-rate of the schedule is the one where the smoothed loss was lowest, divided by `MARGIN`. `studies/benchmarks/
-learning_rate.py` compares this rule with others and with a parameter-free optimizer.
+rate of the schedule is the one where the smoothed loss was lowest, divided by `MARGIN`. `studies/results/
+learning_rate.json` compares this rule with others and with a parameter-free optimizer.
 """
 
 from __future__ import annotations

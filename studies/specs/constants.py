@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from studies.record import COMPRESSOR
-from studies.spec import StudySpec, TaskSpec, Variant
+from studies.design.spec import StudySpec, TaskSpec, Variant
+from studies.records.record import COMPRESSOR
 
 # short name -> (field of SolverConstants, values around its default, which is the plain compressor)
 VARIED: Mapping[str, tuple[str, Sequence[float]]] = {

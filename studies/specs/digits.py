@@ -1,8 +1,8 @@
 """LeNet-5 on the handwritten digits that come with scikit-learn: every method; hours on two cores."""
 
 from baselines.methods import PLAN_METHODS
-from studies.record import COMPRESSOR
-from studies.spec import Smoke, StudySpec, TaskSpec
+from studies.design.spec import Smoke, StudySpec, TaskSpec
+from studies.records.record import COMPRESSOR
 
 SPEC = StudySpec(
     name="digits",

@@ -1,8 +1,8 @@
 """Every system of the family on one network, trained by one trainer: what each is asked for, and what it takes."""
 
 from baselines.methods import CONDENSA
-from studies.record import COMPRESSOR
-from studies.spec import Smoke, StudySpec, TaskSpec, Variant
+from studies.design.spec import Smoke, StudySpec, TaskSpec, Variant
+from studies.records.record import COMPRESSOR
 
 SIZE = "4KB"
 

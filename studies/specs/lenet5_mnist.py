@@ -1,7 +1,7 @@
 """LeNet-5 on MNIST, at a size of the file and at the literature's count: what two cores can do."""
 
-from studies.record import COMPRESSOR
-from studies.spec import Smoke, StudySpec, TaskSpec, Variant
+from studies.design.spec import Smoke, StudySpec, TaskSpec, Variant
+from studies.records.record import COMPRESSOR
 
 SEARCHES = ("uniform", "magnitude", "random", "optuna-tpe", "ray-asha")
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from studies.record import COMPRESSOR
+from studies.records.record import COMPRESSOR
 from studies.specs.lenet5_mnist import SEARCHES
 from studies.specs.lenet5_mnist import SPEC as SHORT
 

@@ -1,7 +1,7 @@
 """ResNet-20 on CIFAR-10, a network with batch norm: very short runs, what two cores can do."""
 
-from studies.record import COMPRESSOR
-from studies.spec import Smoke, StudySpec, TaskSpec
+from studies.design.spec import Smoke, StudySpec, TaskSpec
+from studies.records.record import COMPRESSOR
 from studies.specs.lenet5_mnist import SEARCHES
 
 SPEC = StudySpec(

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from studies.spec import TaskSpec
+from studies.design.spec import TaskSpec
 from studies.specs.resnet20_cifar10 import SPEC as SHORT
 
 SPEC = replace(

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from studies.record import COMPRESSOR
-from studies.spec import StudySpec, TaskSpec, Variant
+from studies.design.spec import StudySpec, TaskSpec, Variant
+from studies.records.record import COMPRESSOR
 
 EPOCHS = (4, 10, 40, 120)
 # name in the tables -> what it changes of the method

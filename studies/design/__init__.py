@@ -1,0 +1,1 @@
+"""What a study asks for: its specification and its cells."""

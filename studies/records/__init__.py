@@ -1,0 +1,1 @@
+"""What a cell leaves: one file each, and what stands in it."""

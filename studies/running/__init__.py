@@ -1,0 +1,1 @@
+"""Cells are run: on this machine or on a Ray cluster."""
