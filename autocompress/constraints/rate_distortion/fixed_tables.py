@@ -69,7 +69,7 @@ class FixedTables:
 
 
 def indices_beyond(weights: Tensor, magnitude: Tensor | float) -> Tensor:
-    """Returns the indices, int64 [m] ascending, of the elements of a vector whose magnitude is above one, or its own."""
+    """Returns indices, int64 [m] ascending: the elements of a vector above a magnitude, or each above its own."""
     if weights.device.type == "cpu":  # numpy looks through them in a fifth of the time
         limit = magnitude.numpy() if isinstance(magnitude, Tensor) else magnitude
         return torch.from_numpy(np.flatnonzero(np.abs(weights.numpy()) > limit))
