@@ -9,7 +9,7 @@ from studies.records.record import COMPRESSOR
 VARIED: Mapping[str, tuple[str, Sequence[float]]] = {
     "pruned rate": ("pruned_rate", (0.0, 0.2, 0.6, 1.0)),
     "updates": ("updates", (10, 90)),
-    "memory steps": ("memory_steps", (100, 2000)),
+    "memory steps": ("memory_steps", (100.0, 2000.0)),
     "path fraction": ("path_fraction", (0.1, 0.25, 0.75, 0.95)),
     "path start": ("path_start", (1.0, 3.0, 16.0)),
     "fine-tuning": ("fine_tuning_fraction", (0.02, 0.05, 0.2, 0.4)),
