@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from small_task import make_task, train_reference
-from studies.speed import count_macs, median_seconds
 from torch import nn
 
 import autocompress as ac
@@ -32,6 +31,7 @@ from autocompress.energy.network_energy import network_energy
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.targets import Energy, parse_target
 from autocompress.task.named_models import make_model
+from studies.records.speed import count_macs, median_seconds
 
 pytest.importorskip("torch_pruning")
 
