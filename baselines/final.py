@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from autocompress.codec.file import decode_state
+from autocompress.codec.layout import layout_of
 from autocompress.constraints.constraint import Network
 from autocompress.network.compressed_tensors import CompressedState
 from autocompress.network.live_network import copy_network
 from autocompress.network.network_state import filled_copy
 from autocompress.network.selection import Ignore
-from autocompress.solver.result import Result, warn_of_loss
+from autocompress.solver.result import Outcome, Result, warn_of_loss
 from autocompress.targets import Target, Targets
 from autocompress.task import Task
 from autocompress.training.batches import default_device
@@ -22,6 +24,8 @@ from autocompress.training.checks import name_of
 from autocompress.training.evaluation import evaluate
 from baselines.interface import Values
 from baselines.objective import PlanObjective, PlanRun
+
+BEST_TRIAL = "best trial"  # what was chosen, as in `Outcome`
 
 
 def train_best(
@@ -37,11 +41,12 @@ def train_best(
     ignore: Ignore = (),
     checkpoint: Path | None = None,
     progress: bool = True,
+    trial_file: bytes = b"",
 ) -> Result:
-    """Returns the reference trained under a plan, within the target.
+    """Returns the reference trained under a plan, or the best trial where that is better; within the target.
 
-    As the compressor does, it chooses by validation between the network before and after finishing, and looks at the
-    test split once, at the end.
+    As the compressor does, it chooses by validation loss between the trained network, the one before fine-tuning and
+    the one pruned and quantized at once, and looks at the test split once, at the end.
 
     Args:
         task: gives the data, loss, metric and recipe.
@@ -54,6 +59,7 @@ def train_best(
         ignore: as of the search.
         checkpoint: file to resume from where it exists; rewritten after each epoch.
         progress: a bar on stderr, where that is a terminal.
+        trial_file: what the best trial wrote: kept where the training came to nothing better.
 
     Raises:
         InvalidInputError, InfeasibleTargetError: as `PlanObjective`.
@@ -65,16 +71,16 @@ def train_best(
     )
     run = PlanRun(objective, values, checkpoint=checkpoint, progress=progress)
     run.trainer.fit()
-    assert run.tuning.finishing is not None
-    candidates = [run.finish()]
-    run.tuning.finishing.rewind()
-    candidates.append(run.finish())
-    return written(
+    trained = run.finish(lambda network: -objective.scores(network).loss)
+    candidates = [(trained.state, trained.data)]
+    if trial_file:
+        candidates.append((decode_state(trial_file, layout_of(run.compressor.network.model)), trial_file))
+    result = written(
         task,
         reference,
-        run.network,
+        run.compressor.network,
         candidates,
-        score=objective.score,
+        score=lambda network: -objective.scores(network).loss,
         target=objective.target,
         gradient_steps=run.trainer.step,
         curve=run.trainer.log.curve,
@@ -82,6 +88,10 @@ def train_best(
         seed=seed,
         started=started,
     )
+    kept = result.data == trained.data
+    outcome = trained.outcome if kept else Outcome(BEST_TRIAL, judged_by="the loss on the validation data")
+    result.history, result.outcome = trained.history, outcome
+    return result
 
 
 def written(
@@ -105,7 +115,7 @@ def written(
         reference: what was compressed; left as it is.
         network: what was trained.
         candidates: (state, file) of each; of equals the first is taken.
-        score: validation accuracy of a network.
+        score: of a network on the validation split, higher is better.
         target, gradient_steps, curve, seed: as of `Result`.
         device: where it was trained.
         started: `time.perf_counter()` at the beginning.
@@ -122,7 +132,9 @@ def written(
         gradient_steps=gradient_steps,
         history=[],
         curve=curve,
-        validation_accuracy=scores[best],
+        validation_accuracy=evaluate(
+            networks[best], task.validation, loss=task.loss, metric=task.metric, device=device
+        ).metric,
         device=str(device),
         seed=seed,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -14,10 +15,11 @@ from autocompress.constraints.file_size import FileSizeMethod
 from autocompress.constraints.file_writer import FileFit
 from autocompress.constraints.weight_bits import WeightBitsMethod, squared_error
 from autocompress.errors import InvalidInputError
-from autocompress.network.compressed_tensors import CodedTensor, CompressedState, coded_tensor, scalar_tensors
+from autocompress.network.compressed_tensors import CodedTensor, CompressedState
 from autocompress.network.network_state import side_tensors
 from autocompress.network.selection import original_bytes
 from autocompress.network.tensor_sizes import weight_data_bits
+from autocompress.solver.constants import SolverConstants
 from autocompress.solver.fine_tuning import FileWriter
 from autocompress.targets import FileSize, Target, WeightBits
 from baselines.plan import Plan
@@ -31,13 +33,15 @@ class Fitted:
         coded: the weights under it, one per compressed tensor.
         plan: what they follow, after the repair.
         size: what the target counts: bytes of the file, or bits of weight data.
-        writer: writes the file, also after training has moved the values.
+        writer: writes the file, also after training has moved the values; None where the size is an estimate.
+        place: of the plan on the path of its proposal, see `repair`.
     """
 
     coded: list[CodedTensor]
     plan: Plan
     size: int
-    writer: FileWriter
+    writer: FileWriter | None
+    place: float = 0.0
 
 
 class FileBudget:
@@ -47,6 +51,7 @@ class FileBudget:
         limit: bytes that a proposal may take.
         unit: of the limit.
         positions_count: where the nonzeros are has to be written, too.
+        fixed: what a file takes without any weight.
     """
 
     def __init__(self, network: Network, target: FileSize) -> None:
@@ -56,6 +61,8 @@ class FileBudget:
         self.budget_bytes = target.resolve(self.original_bytes, network.selection.compressible)
         self.file = FileFit(network, self.budget_bytes)
         self.limit, self.unit, self.positions_count = self.file.allowed_bytes, "bytes", True
+        self.fixed = float(self.file.smallest)
+        self._sides_fit = False
 
     @property
     def asked(self) -> int:
@@ -76,19 +83,29 @@ class FileBudget:
         file.price = marginal_price(coded, weights)
         file.relative_error = relative_error(squared_error(coded, weights), weights)
         sides = side_tensors(self.network.selection)
-        file.bytes_without_weights(sides)  # rounds the biases until they take no more than their share
+        if not self._sides_fit:  # rounds the biases until they take no more than their share
+            file.bytes_without_weights(sides)
+            self.file.side_factor, self._sides_fit = file.side_factor, True
         return len(file.encode(coded, sides)[1]), file
 
     def size_of(self, state: CompressedState, data: bytes) -> int:
         """Returns what the target counts of a finished network."""
         return len(data)
 
-    def priced(self, scales: Sequence[float]) -> Fitted:
-        """Returns the compressor's own projection of the weights, each layer's error multiplied by scale^2."""
-        method = FileSizeMethod(self.network, self.budget_bytes, self.original_bytes)
-        coded = _closed(method, self.network, scales)
-        size = len(method.file.encode(coded, side_tensors(self.network.selection))[1])
-        return Fitted(coded, _plan_of(self.network, coded), size, method)
+    def method(self, constants: SolverConstants) -> Method:
+        """Returns the compressor's own method for the target."""
+        return FileSizeMethod(self.network, self.budget_bytes, self.original_bytes, constants=constants)
+
+    def writer_state(self, writer: FileWriter) -> list[float | None]:
+        """Returns what `writer_of` makes the same writer from."""
+        assert isinstance(writer, FileFit)
+        return [writer.price, writer.relative_error, writer.side_factor]
+
+    def writer_of(self, state: Sequence[Any]) -> FileWriter:
+        """Returns the writer of a state."""
+        file = copy.copy(self.file)
+        file.price, file.relative_error, file.side_factor = state
+        return file
 
 
 class WeightDataBudget:
@@ -96,7 +113,7 @@ class WeightDataBudget:
 
     def __init__(self, network: Network, target: WeightBits) -> None:
         """Raises InfeasibleTargetError for a target below one bit per layer."""
-        self.network, self.unit, self.positions_count = network, "bits", False
+        self.network, self.unit, self.positions_count, self.fixed = network, "bits", False, 0.0
         self.limit = target.resolve(original_bytes(network.model), network.selection.compressible)
         self.writer = WeightBitsMethod(network, self.limit)
 
@@ -117,11 +134,17 @@ class WeightDataBudget:
         """Returns what the target counts of a finished network."""
         return state.weight_data_bits
 
-    def priced(self, scales: Sequence[float]) -> Fitted:
-        """Returns the compressor's own projection of the weights, each layer's error multiplied by scale^2."""
-        method = WeightBitsMethod(self.network, self.limit)
-        coded = _closed(method, self.network, scales)
-        return Fitted(coded, _plan_of(self.network, coded), weight_data_bits(coded), method)
+    def method(self, constants: SolverConstants) -> Method:
+        """Returns the compressor's own method for the target."""
+        return WeightBitsMethod(self.network, self.limit, constants)
+
+    def writer_state(self, writer: FileWriter) -> list[float | None]:
+        """Returns nothing: the writer has no state."""
+        return []
+
+    def writer_of(self, state: Sequence[Any]) -> FileWriter:
+        """Returns the writer."""
+        return self.writer
 
 
 Budget = FileBudget | WeightDataBudget
@@ -157,15 +180,3 @@ def marginal_price(coded: Sequence[CodedTensor], weights: Sequence[Tensor]) -> f
         error += tensor.nonzeros * float(kept.abs().min()) ** 2
         bits += tensor.nonzeros * max(code_bits, 1.0)
     return error / bits if bits else 0.0
-
-
-def _closed(method: Method, network: Network, scales: Sequence[float]) -> list[CodedTensor]:
-    """Returns a method's last projection of the weights with each layer scaled, and scaled back."""
-    weights = [weight.detach() * scale for weight, scale in zip(network.weights, scales, strict=True)]
-    found = scalar_tensors(method.close(weights, weights).coded)
-    return [coded_tensor(c.codes, c.values / scale) for c, scale in zip(found, scales, strict=True)]
-
-
-def _plan_of(network: Network, coded: Sequence[CodedTensor]) -> Plan:
-    named: Mapping[str, CodedTensor] = dict(zip([n for n, _ in network.selection.weights], coded, strict=True))
-    return Plan.of(named)

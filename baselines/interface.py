@@ -46,7 +46,24 @@ class Space(Protocol):
 
     @property
     def start(self) -> Values:
-        """A reasonable point: every searcher evaluates it first."""
+        """A reasonable point: every searcher evaluates it first. A space may have more such points, `starts`."""
+
+
+def starts_of(space: Space) -> list[dict[str, float]]:
+    """Returns the points that every searcher evaluates first, each once."""
+    starts: list[dict[str, float]] = []
+    for values in getattr(space, "starts", (space.start,)):
+        if dict(values) not in starts:
+            starts.append(dict(values))
+    return starts
+
+
+def score_of(accuracy: float, loss: float | None) -> float:
+    """Returns what trials are compared by, higher is better: minus the validation loss.
+
+    The accuracy of a few hundred examples moves in steps, on which many trials are equal.
+    """
+    return accuracy if loss is None else -loss
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,7 @@ class Progress:
         gradient_steps: optimizer steps of this evaluation so far, those before a resume not included.
         device_seconds: seconds for which this evaluation has held its device so far, likewise.
         state: returns all that is needed to go on from here, tensors, numbers, strings and containers of them.
+        loss: on the validation split, by which trials are compared; None where only the accuracy is.
     """
 
     epoch: int
@@ -66,6 +84,12 @@ class Progress:
     gradient_steps: int
     device_seconds: float
     state: Callable[[], dict[str, Any]]
+    loss: float | None = None
+
+    @property
+    def score(self) -> float:
+        """What is compared, higher is better."""
+        return score_of(self.accuracy, self.loss)
 
 
 Report = Callable[[Progress], bool]
@@ -88,6 +112,8 @@ class Evaluation:
         curve: (gradient steps, validation accuracy) after each epoch.
         plan: the plan after its repair, as `Plan.to_json` returns it.
         stopped: `report` asked for it.
+        loss: as in `Progress`, of the same network.
+        file: that network as it is written; empty if stopped.
     """
 
     accuracy: float
@@ -97,6 +123,13 @@ class Evaluation:
     curve: tuple[tuple[int, float], ...] = ()
     plan: dict[str, Any] = field(default_factory=dict)
     stopped: bool = False
+    loss: float | None = None
+    file: bytes = b""
+
+    @property
+    def score(self) -> float:
+        """What is compared, higher is better."""
+        return score_of(self.accuracy, self.loss)
 
 
 class Objective(Protocol):
@@ -141,6 +174,8 @@ class Trial:
         node: where it ran: host name, or a Ray node id.
         attempts: times it was started.
         error: traceback of the last attempt, if it failed.
+        loss: as in `Evaluation`.
+        file: as in `Evaluation`, kept of those trials that were the best when they ended; no part of the record.
     """
 
     number: int
@@ -155,10 +190,17 @@ class Trial:
     node: str = ""
     attempts: int = 1
     error: str | None = None
+    loss: float | None = None
+    file: bytes = field(default=b"", repr=False, compare=False)
+
+    @property
+    def score(self) -> float | None:
+        """What is compared, higher is better; None of a trial that failed before the first report."""
+        return None if self.accuracy is None else score_of(self.accuracy, self.loss)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record of the trial."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "file"}
 
 
 @dataclass(frozen=True)
@@ -175,9 +217,9 @@ class SearchOutcome:
 
     @property
     def best(self) -> Trial | None:
-        """The complete trial of highest validation accuracy, of equals the smaller, of equals the first; or None."""
-        complete = [trial for trial in self.trials if trial.state == "complete" and trial.accuracy is not None]
-        return min(complete, key=lambda t: (-(t.accuracy or 0.0), t.size, t.number), default=None)
+        """The complete trial of least validation loss, of equals the first; or None."""
+        complete = [trial for trial in self.trials if trial.state == "complete" and trial.score is not None]
+        return min(complete, key=lambda t: (-(t.score or 0.0), -(t.accuracy or 0.0), t.number), default=None)
 
     @property
     def front(self) -> tuple[Trial, ...]:
@@ -213,6 +255,7 @@ class SearchSettings:
         ray_address: of a running Ray cluster; None = one is started on this machine, where one is needed.
         cpus_per_trial, gpus_per_trial: what a Ray trial holds; fractions may be given.
         retries: how often a trial that failed is started again.
+        max_gradient_steps, max_seconds: of device time, that all trials together may take; None = no limit.
         connect_seconds: how long an unreachable cluster is waited for.
         progress: show trials done, the best so far and the time left on stderr.
     """
@@ -226,6 +269,8 @@ class SearchSettings:
     cpus_per_trial: float = 1.0
     gpus_per_trial: float = 0.0
     retries: int = 2
+    max_gradient_steps: int | None = None
+    max_seconds: float | None = None
     connect_seconds: float = 10.0
     progress: bool = True
 
@@ -246,6 +291,10 @@ def check_numbers(settings: SearchSettings) -> None:
             raise InvalidInputError(f"{name} is {value!r}, but must be a number of at least 0")
     if settings.gpus_per_trial > 1 and settings.gpus_per_trial != int(settings.gpus_per_trial):
         raise InvalidInputError(f"gpus_per_trial is {settings.gpus_per_trial}, but above 1 must be a whole number")
+    for name in ("max_gradient_steps", "max_seconds"):
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise InvalidInputError(f"{name} is {value!r}, but must be more than 0")
     if not settings.connect_seconds > 0:
         raise InvalidInputError(f"connect_seconds is {settings.connect_seconds!r}, but must be more than 0")
     if settings.resume and settings.storage is None:

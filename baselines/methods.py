@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 from autocompress.errors import InvalidInputError
 from baselines.interface import Searcher
 
 DEFAULT_SPACE = "per-layer"
-CONDENSA = "condensa"
+CONDENSA, PRICE = "condensa", "price"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Method:
         make: returns the searcher with the pruner named, or with its own for None.
         packages: what must be installed.
         own_space: the one space it searches; None = any of the others.
+        halves: most of its trials are stopped early, by successive halving.
+        least_trials: with which it is what its name says.
         trials: of a search that is not told how many.
         most_trials: that it takes; None = any number.
     """
@@ -34,6 +37,8 @@ class Method:
     own_space: str | None = None
     trials: int = 20
     most_trials: int | None = None
+    halves: bool = False
+    least_trials: int = 1
 
     @property
     def uses_ray(self) -> bool:
@@ -50,9 +55,14 @@ def _optuna(name: str, pruner: str | None) -> Searcher:
 def _ray(name: str, pruner: str | None) -> Searcher:
     if pruner not in (None, "none"):
         raise InvalidInputError(f"pruner {pruner!r} cannot be used with {name}, whose scheduler stops trials itself")
-    from baselines.ray_search import RayAsha, RayOptuna, RayPbt
+    from baselines.ray_search import RayAsha, RayOptuna, RayPbt, RayPrice
 
-    searchers: dict[str, Callable[[], Searcher]] = {"ray-optuna": RayOptuna, "ray-asha": RayAsha, "ray-pbt": RayPbt}
+    searchers: dict[str, Callable[[], Searcher]] = {
+        "ray-optuna": RayOptuna,
+        "ray-asha": RayAsha,
+        "ray-pbt": RayPbt,
+        PRICE: RayPrice,
+    }
     return searchers[name]()
 
 
@@ -64,12 +74,14 @@ def _condensa(pruner: str | None) -> Searcher:
     return CondensaSearcher()
 
 
-def _with_optuna(name: str, description: str, packages: tuple[str, ...] = (), own_space: str | None = None) -> Method:
-    return Method(description, partial(_optuna, name), ("optuna", *packages), own_space)
+def _with_optuna(
+    name: str, description: str, packages: tuple[str, ...] = (), own_space: str | None = None, **more: Any
+) -> Method:
+    return Method(description, partial(_optuna, name), ("optuna", *packages), own_space, **more)
 
 
-def _with_ray(name: str, description: str) -> Method:
-    return Method(description, partial(_ray, name), ("ray", "optuna"))
+def _with_ray(name: str, description: str, own_space: str | None = None, **more: Any) -> Method:
+    return Method(description, partial(_ray, name), ("ray", "optuna"), own_space, **more)
 
 
 METHODS: dict[str, Method] = {
@@ -77,14 +89,26 @@ METHODS: dict[str, Method] = {
     "magnitude": _with_optuna(
         "magnitude", "one threshold on all weights together, each bit-width tried", (), "magnitude"
     ),
+    "gradual": _with_optuna(
+        "gradual", "gradual magnitude pruning, then k-means codebooks; each bit-width tried", (), "gradual"
+    ),
     "random": _with_optuna("random", "random search, each number uniform in its range"),
     "optuna-tpe": _with_optuna("optuna-tpe", "Parzen estimators of good and bad trials (TPE), all numbers jointly"),
-    "optuna-cmaes": _with_optuna("optuna-cmaes", "evolution with an adapted covariance matrix (CMA-ES)", ("cmaes",)),
+    "optuna-cmaes": _with_optuna(
+        "optuna-cmaes", "evolution with an adapted covariance matrix (CMA-ES)", ("cmaes",), least_trials=20
+    ),
     "optuna-gp": _with_optuna("optuna-gp", "Bayesian optimization with a Gaussian process", ("scipy",)),
-    "optuna-nsga2": _with_optuna("optuna-nsga2", "genetic search for accuracy against size (NSGA-II); gives the front"),
+    "optuna-nsga2": _with_optuna(
+        "optuna-nsga2", "genetic search for accuracy against size (NSGA-II); gives the front", least_trials=20
+    ),
     "ray-optuna": _with_ray("ray-optuna", "TPE on a Ray cluster, every trial runs to its end"),
-    "ray-asha": _with_ray("ray-asha", "asynchronous successive halving on a Ray cluster: the worse trials end early"),
+    "ray-asha": _with_ray(
+        "ray-asha", "asynchronous successive halving on a Ray cluster: the worse trials end early", halves=True
+    ),
     "ray-pbt": _with_ray("ray-pbt", "population based training on a Ray cluster: the plans change while they train"),
+    PRICE: _with_ray(
+        PRICE, "the compressor's own plan, each layer's price searched by ASHA on a Ray cluster", PRICE, halves=True
+    ),
     CONDENSA: Method(
         "Condensa: one density for all, trained by L-C; ten samples at most find where the target is lost",
         _condensa,
@@ -123,7 +147,7 @@ def find_space(method: str, space: str | None) -> str:
     from baselines.space import SPACES
 
     own = find_method(method).own_space
-    owned = {known.own_space for known in METHODS.values()}
+    owned = {known.own_space for known in METHODS.values()} - {PRICE}  # which any searcher may search
     if own is not None:
         if space not in (None, own):
             raise InvalidInputError(

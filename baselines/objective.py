@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
 import time
-from collections.abc import Iterable
-from dataclasses import replace
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from autocompress.constraints.constraint import Network
+from autocompress.constraints.constraint import Method, Network
 from autocompress.errors import InvalidInputError
-from autocompress.network.compressed_tensors import CompressedState
 from autocompress.network.live_network import copy_network, named_tensors
 from autocompress.network.network_state import filled_copy
 from autocompress.network.selection import Ignore, select
-from autocompress.solver.fine_tuning import finished_file
+from autocompress.solver.compression import CompressorCallback
+from autocompress.solver.compressor import Compressor
+from autocompress.solver.result import Result
 from autocompress.targets import Target, parse_target
 from autocompress.task import Task
-from autocompress.training.batch_norm import refit_batch_norm
-from autocompress.training.batches import default_device
+from autocompress.training.batches import check_batches, default_device
 from autocompress.training.checkpoint import Callback, run_state
 from autocompress.training.evaluation import Evaluation as Scores
 from autocompress.training.evaluation import evaluate
@@ -29,10 +33,12 @@ from autocompress.training.losses import distillation_from
 from autocompress.training.random_state import seeded
 from autocompress.training.tensor_batches import TensorBatches
 from autocompress.training.trainer import Trainer
-from baselines.fine_tuning import PlanTuning
 from baselines.fitting import make_budget
+from baselines.gradual import GradualPruning
 from baselines.interface import Evaluation, Progress, Report, Values, go_on
-from baselines.space import make_space
+from baselines.plan import Plan
+from baselines.plan_method import PlanMethod, make_plan_method
+from baselines.space import GradualSpace, PlanSpace, make_space
 
 
 class TaskObjective:
@@ -51,13 +57,20 @@ class TaskObjective:
         """Takes what it needs of a task; the reference is copied."""
         self.name, self.epochs, self.seed, self.device, self.ignore = task.name, epochs, seed, device, ignore
         self.train, self.validation = task.train, task.validation
+        self.steps_per_epoch = check_batches(task.train, "the training data")
         self.loss, self.metric = task.loss, task.metric
         self.reference = copy_network(reference, device="cpu")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns what is sent to another process: data in main memory, because its device may be another."""
+        """Returns what is sent to another process: data in main memory, because its device may be another.
+
+        As numpy arrays, which Ray's actors of one node read from one place: a tensor would be copied into each of them.
+        """
         state = dict(self.__dict__)
-        return state | {"train": on_device(self.train, "cpu"), "validation": on_device(self.validation, "cpu")}
+        return state | {"train": _packed(self.train), "validation": _packed(self.validation)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state | {"train": _unpacked(state["train"]), "validation": _unpacked(state["validation"])}
 
     def scores(self, network: nn.Module) -> Scores:
         """Returns the scores of a network on the validation split."""
@@ -130,29 +143,29 @@ class PlanObjective(TaskObjective):
         run = PlanRun(self, values, state=state)
         reporter = _Reporter(self, run, report, started)
         run.trainer.callbacks.append(reporter)
-        stopped = False
         try:
             run.trainer.fit()
         except _Stopped:
-            stopped = True
-        accuracy, size = reporter.last, 0
-        if not stopped:
-            compressed, data = run.finish()
-            network = filled_copy(run.trainer.model, compressed)
-            accuracy, size = self.score(network), run.budget.size_of(compressed, data)
+            return self._evaluation(run, reporter, started, reporter.last, stopped=True)
+        result = run.finish()
+        network = filled_copy(run.trainer.model, result.state)
+        found = self._evaluation(run, reporter, started, self.scores(network))
+        size = run.compressor.budget.size_of(result.state, result.data)
+        return replace(found, size=size, plan=Plan.of(result.state.coded).to_json(), file=result.data)
+
+    def _evaluation(
+        self, run: PlanRun, reporter: _Reporter, started: float, scores: Scores, stopped: bool = False
+    ) -> Evaluation:
         return Evaluation(
-            accuracy=accuracy,
-            size=size,
+            accuracy=scores.metric,
+            size=0,
             gradient_steps=run.trainer.step - reporter.first_step,
             device_seconds=time.perf_counter() - started,
             curve=tuple(reporter.curve),
-            plan=run.tuning.fitted.plan.to_json(),
+            plan=run.compressor.plan,
             stopped=stopped,
+            loss=scores.loss,
         )
-
-    def score(self, network: nn.Module) -> float:
-        """Returns the validation accuracy of a network."""
-        return self.scores(network).metric
 
     def _trainer(self, model: nn.Module, epochs: int | None = None, **options: Any) -> Trainer:
         where = default_device(self.device)
@@ -170,36 +183,77 @@ class PlanObjective(TaskObjective):
         )
 
 
+class PlanCompressor(Compressor):
+    """The compressor with a proposal in place of its own projection: the same solver, path, fine-tuning and choice.
+
+    Attributes:
+        budget: what the target asks.
+        values: the proposal.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, space: PlanSpace, values: Values, **settings: Any
+    ) -> None:
+        """Takes a proposal; the rest is as in `Compressor`."""
+        self.space, self.values = space, dict(values)
+        super().__init__(model, optimizer, **settings)
+
+    def _make_method(self) -> Method:
+        self.budget = make_budget(self.network, self.target.only)
+        return make_plan_method(self.network, self.budget, self.space, self.values, self.constants)
+
+    def _make_solver(self) -> Any:
+        """Returns the compressor's iteration, or that of a method that brings its own."""
+        return GradualPruning(self.network.weights) if isinstance(self.space, GradualSpace) else super()._make_solver()
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The plan after its last repair, as `Plan.to_json` returns it; empty where there is none yet."""
+        fitted = self.method.fitted if isinstance(self.method, PlanMethod) else None
+        return {} if fitted is None else fitted.plan.to_json()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state, perhaps of another proposal: its weights are then projected anew."""
+        if state["method"]["values"] != self.values and state["finishing"] is not None:
+            state = state | {"finishing": None, "solver": None}
+        super().load_state_dict(state)
+
+
 class PlanRun:
-    """One training of the reference under one plan.
+    """One training of the reference under one proposal.
 
     Attributes:
         trainer: to be fitted.
-        tuning: keeps the plan.
-        budget: what the target asks.
+        compressor: keeps the proposal.
     """
 
     def __init__(self, objective: PlanObjective, values: Values, epochs: int | None = None, **options: Any) -> None:
         """Prepares the run; `options` are those of the trainer."""
         model = copy_network(objective.reference, device=default_device(objective.device))
-        self.network = Network(model, select(model, objective.ignore))
-        self.budget = make_budget(self.network, objective.target)
         self.trainer = objective._trainer(model, epochs, **options)
-        self.tuning = PlanTuning(
-            lambda: objective.space.fit(values, self.network, self.budget),
-            values,
-            self.network,
-            self.trainer.total_steps,
+        self.compressor = PlanCompressor(
+            model,
+            self.trainer.optimizer,
+            space=objective.space,
+            values=values,
+            target=objective.target,
+            total_steps=self.trainer.total_steps,
+            ignore=objective.ignore,
         )
-        self.trainer.callbacks.append(self.tuning)
+        self.trainer.callbacks.append(CompressorCallback(self.compressor))
         self.objective = objective
 
-    def finish(self) -> tuple[CompressedState, bytes]:
-        """Returns the network as it is now and its file, within the target; refits batch norm to it first."""
-        assert self.tuning.finishing is not None, "the training has not come to its end"
+    def finish(self, evaluate: Callable[[nn.Module], float] | None = None) -> Result:
+        """Returns the network and its file, within the target, batch norm refitted to it.
+
+        Args:
+            evaluate: score of a network: chooses between the trained one, the one before fine-tuning and the one that
+                was pruned and quantized at once. None = the trained one.
+        """
         with seeded(self.objective.seed):
-            refit_batch_norm(self.network.model, self.objective.train, device=self.trainer.device)
-        return finished_file(self.network, self.tuning.finishing, self.tuning.fitted.writer)
+            return self.compressor.finish(
+                train=self.objective.train, evaluate=evaluate, judged_by="the loss on the validation data"
+            )
 
 
 class _Stopped(Exception):
@@ -212,15 +266,15 @@ class _Reporter(Callback):
     def __init__(self, objective: PlanObjective, run: PlanRun, report: Report, started: float) -> None:
         self.objective, self.run, self.report, self.started = objective, run, report, started
         self.curve: list[tuple[int, float]] = []
-        self.first_step, self.last = 0, 0.0
+        self.first_step, self.last = 0, Scores(math.nan, math.nan, torch.zeros(0))
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Reports; raises `_Stopped` where that is the answer."""
-        self.last = self.objective.score(trainer.model)
-        steps = trainer.step - self.first_step
-        self.curve.append((steps, self.last))
-        seconds = time.perf_counter() - self.started
-        if self.report(Progress(trainer.epoch, self.last, steps, seconds, lambda: run_state(trainer))):
+        self.last = self.objective.scores(trainer.model)
+        steps, seconds = trainer.step - self.first_step, time.perf_counter() - self.started
+        self.curve.append((steps, self.last.metric))
+        scores = self.last
+        if self.report(Progress(trainer.epoch, scores.metric, steps, seconds, lambda: run_state(trainer), scores.loss)):
             raise _Stopped
 
     def state_dict(self) -> dict[str, Any]:
@@ -229,7 +283,7 @@ class _Reporter(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Counts from here."""
-        self.first_step = self.run.tuning.steps
+        self.first_step = self.run.compressor.steps
 
 
 def digest_of(model: nn.Module) -> str:
@@ -244,3 +298,33 @@ def digest_of(model: nn.Module) -> str:
 def on_device(batches: Iterable[Any], device: torch.device | str) -> Iterable[Any]:
     """Returns the batches, on a device where they are tensors in memory."""
     return batches.to(device) if isinstance(batches, TensorBatches) else batches
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Batches in memory with their tensors as arrays."""
+
+    batches: TensorBatches
+    arrays: tuple[NDArray[Any], ...]
+
+
+def _packed(batches: Iterable[Any]) -> Any:
+    if type(batches) is not TensorBatches:
+        return on_device(batches, "cpu")
+    tensors = batches.inputs.cpu(), batches.targets.cpu()
+    if any(tensor.dtype == torch.bfloat16 for tensor in tensors):  # numpy has no such type
+        return batches.to("cpu")
+    empty = copy.copy(batches)
+    empty.inputs = empty.targets = torch.zeros(0)
+    return _Packed(empty, tuple(tensor.contiguous().numpy() for tensor in tensors))
+
+
+def _unpacked(batches: Any) -> Any:
+    if not isinstance(batches, _Packed):
+        return batches
+    whole = copy.copy(batches.batches)
+    with warnings.catch_warnings():
+        # The arrays may lie in Ray's shared memory, where nothing can be written; nothing writes into data.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        whole.inputs, whole.targets = (torch.from_numpy(array) for array in batches.arrays)
+    return whole

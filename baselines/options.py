@@ -92,6 +92,13 @@ def _add_budget(parser: ArgumentParser) -> None:
         "and how many more are random before a model proposes depends on their number",
     )
     parser.add_argument(
+        "--max-steps",
+        type=int,
+        metavar="N",
+        help="gradient steps that all trials together may take: none begins that could not go to its end",
+    )
+    parser.add_argument("--max-seconds", type=float, metavar="S", help="the same in seconds of device time")
+    parser.add_argument(
         "--trial-epochs", type=int, metavar="E", help="epochs of each trial (default: a tenth of --final-epochs)"
     )
     parser.add_argument(
@@ -121,7 +128,12 @@ def _add_machines(parser: ArgumentParser) -> None:
         help="where the search is kept: an Optuna URL, which optuna-dashboard opens, or journal:FILE; for Ray a folder "
         "(default: NAME.search.db or the folder NAME.search beside --out)",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the search in the storage")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the search in the storage, or begin it there; several processes, of several machines with a "
+        "database or a journal that all see, share it: a trial that one leaves behind is taken up by another",
+    )
     parser.add_argument(
         "--workers", type=int, default=1, metavar="W", help="trials at a time (default: 1, which can be repeated)"
     )

@@ -7,7 +7,7 @@ same pruning and the same codebooks as the compressor's weight-data projection, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -60,11 +60,12 @@ class Plan:
         scalar = zip(coded, scalar_tensors(list(coded.values())), strict=True)
         return cls({n: LayerPlan(c.nonzeros / max(c.codes.numel(), 1), len(c.values)) for n, c in scalar})
 
-    def apply(self, weights: Iterable[tuple[str, Tensor]]) -> list[CodedTensor]:
+    def apply(self, weights: Iterable[tuple[str, Tensor]], starts: Sequence[Tensor] | None = None) -> list[CodedTensor]:
         """Returns each tensor with its largest weights kept, as values fitted to them by k-means.
 
         Args:
             weights: (name, floating tensor of any shape with elements), exactly the layers of the plan.
+            starts: values of each tensor that k-means begins from, where there are as many as it may take.
 
         Raises:
             InvalidInputError: a layer that is not in the plan, one of the plan that is not there, or numbers out of
@@ -79,7 +80,11 @@ class Plan:
                 "that the network does not have"
             )
         plans = [(tensor, self.layers[name]) for name, tensor in weights]
-        return [project_plan(tensor, layer.keep_fraction, layer.codebook) for tensor, layer in plans]
+        begin: Sequence[Tensor | None] = starts or [None] * len(plans)
+        return [
+            project_plan(tensor, layer.keep_fraction, layer.codebook, start)
+            for (tensor, layer), start in zip(plans, begin, strict=True)
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Returns {name: {keep_fraction, codebook}}."""

@@ -25,28 +25,30 @@ class SearchDisplay:
 
     def __init__(self, trials: int, done: Iterable[Trial] = (), *, progress: bool = True) -> None:
         self.trials = trials
-        self.finished_trials = list(done)
+        done = list(done)
+        self._finished, self._best = len(done), SearchOutcome(tuple(done)).best
         self._terminal = sys.stderr.isatty()
         # `initial` keeps the trials of an earlier run out of the estimate of the time left.
         self._bar = tqdm(
             total=trials,
-            initial=len(self.finished_trials),
+            initial=self._finished,
             desc="search",
             unit="trial",
             file=sys.stderr,
             disable=not (progress and self._terminal),
         )
         self._show_best()
-        if self.finished_trials:
-            logger.info("%d trials were finished before and are not run again", len(self.finished_trials))
+        if self._finished:
+            logger.info("%d trials were finished before and are not run again", self._finished)
 
     def finished(self, trial: Trial) -> None:
         """Shows one more trial in its final state."""
-        self.finished_trials.append(trial)
+        self._finished += 1
+        self._best = SearchOutcome(tuple(each for each in (self._best, trial) if each)).best
         self._show_best()
         self._bar.update()
         if not self._terminal:
-            done = f"{len(self.finished_trials)} of {self.trials} done"
+            done = f"{self._finished} of {self.trials} done"
             logger.info("trial %d %s, %s", trial.number, self._line(trial), done)
 
     def __enter__(self) -> SearchDisplay:
@@ -58,14 +60,14 @@ class SearchDisplay:
         self._bar.close()
 
     def _show_best(self) -> None:
-        best = SearchOutcome(tuple(self.finished_trials)).best
-        if best is not None and best.accuracy is not None:
-            self._bar.set_postfix_str(f"best accuracy {best.accuracy:.4f}", refresh=False)
+        if self._best is not None and self._best.accuracy is not None:
+            loss = "" if self._best.loss is None else f", loss {self._best.loss:.4f}"
+            self._bar.set_postfix_str(f"best accuracy {self._best.accuracy:.4f}{loss}", refresh=False)
 
     def _line(self, trial: Trial) -> str:
         """Returns what became of a trial, and the best so far."""
         accuracy = "" if trial.accuracy is None else f", accuracy {trial.accuracy:.4f}"
-        best = SearchOutcome(tuple(self.finished_trials)).best
+        best = self._best
         so_far = "" if best is None or best.accuracy is None else f" (best {best.accuracy:.4f})"
         # The last line of a traceback says what went wrong.
         error = f": {trial.error.strip().splitlines()[-1]}" if trial.error else ""

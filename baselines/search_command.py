@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import shlex
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from autocompress.cli.console import check_output, percent, save_or_keep, to_json
 from autocompress.constraints.constraint import Network
-from autocompress.errors import AutocompressError, InvalidInputError
+from autocompress.errors import InvalidInputError
 from autocompress.network.selection import select
 from autocompress.targets import Target
 from autocompress.task import Task, load_task
 from autocompress.training.reference import starting_network
-from baselines.interface import Searcher, SearchOutcome, SearchSettings
+from baselines.interface import SearchOutcome, SearchSettings
 from baselines.methods import find_method, find_space
 from baselines.optuna_search.storage import database_url
-from baselines.ray_search import RaySearcher
+from baselines.search import best_of, make_searcher, search, train_best
 from baselines.search_files import beside, checkpoint_of, write_records
 from baselines.search_report import search_json, search_text
 from baselines.systems import System, system_of
@@ -45,7 +43,6 @@ def search_command(options: Namespace) -> str:
     method = find_method(options.method)
     system = system_of(options.method)
     target = system.parse_target(options.target)
-    searcher = method.make(options.pruner)
     options.trials = method.trials if options.trials is None else options.trials
     options.space = find_space(options.method, options.space)
     check_output(options.out, (".safetensors",), inputs=(options.weights,))
@@ -53,24 +50,19 @@ def search_command(options: Namespace) -> str:
     for name in ("trial_epochs", "final_epochs"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise InvalidInputError(f"--{name.replace('_', '-')} is {value}, but must be at least 1")
-    searcher.check(settings)
+    make_searcher(options.method, options.pruner, settings)
     task = load_task(options.model, options.data, device=options.device, seed=options.seed)
-    if isinstance(searcher, RaySearcher):
-        searcher = searcher.with_modules(options.model, options.data)
     options.target = str(target)
     options.final_epochs = options.final_epochs or task.recipe.compress_epochs
     options.trial_epochs = options.trial_epochs or max(1, options.final_epochs // TRIALS_PER_FINAL)
-    return _search(options, task, target, system, searcher, settings)
+    return _search(options, task, target, system, settings)
 
 
-def _search(
-    options: Namespace, task: Task, target: Target, system: System, searcher: Searcher, settings: SearchSettings
-) -> str:
+def _search(options: Namespace, task: Task, target: Target, system: System, settings: SearchSettings) -> str:
     """Returns the answer of a command that has been checked."""
-    plan_choices = {
+    choices: dict[str, Any] = {
         "target": target,
         "space": options.space,
-        "seed": options.seed,
         "device": options.device,
         "ignore": tuple(options.ignore),
     }
@@ -79,26 +71,32 @@ def _search(
     model = starting_network(
         task, options.weights, seed=options.seed, device=options.device, progress=not options.no_progress
     )
-    objective = system.objective(task, model, epochs=options.trial_epochs, **plan_choices)
-    with _without_epochs():
-        outcome = searcher.search(objective, settings)
+    outcome = search(
+        options.method,
+        task,
+        model,
+        settings=settings,
+        trial_epochs=options.trial_epochs,
+        pruner=options.pruner,
+        code=(options.model, options.data),
+        **choices,
+    )
     records = write_records(options, outcome)
     if outcome.interrupted:
         raise InterruptedSearchError(_how_to_go_on(options, outcome, records))
-    best = outcome.best
-    if best is None:
-        error = next((trial.error for trial in reversed(outcome.trials) if trial.error), "all were stopped")
-        raise AutocompressError(f"none of {len(outcome.trials)} trials came to its end; the last: {error.strip()}")
+    best = best_of(outcome)
     checkpoint = checkpoint_of(options, best, options.final_epochs)
     try:
-        result = system.train(
+        result = train_best(
+            options.method,
             task,
             model,
-            best.values,
+            best,
             epochs=options.final_epochs,
+            seed=options.seed,
             checkpoint=checkpoint,
             progress=not options.no_progress,
-            **plan_choices,
+            **choices,
         )
     except KeyboardInterrupt:
         raise InterruptedSearchError(
@@ -136,20 +134,10 @@ def search_settings(options: Namespace) -> SearchSettings:
         ray_address=options.ray_address,
         cpus_per_trial=options.cpus_per_trial,
         gpus_per_trial=options.gpus_per_trial,
+        max_gradient_steps=options.max_steps,
+        max_seconds=options.max_seconds,
         progress=not options.no_progress,
     )
-
-
-@contextlib.contextmanager
-def _without_epochs() -> Iterator[None]:
-    """Keeps the trainer's line for each epoch out of the log of a search, which has one for each trial."""
-    trainer = logging.getLogger("autocompress.training.trainer")
-    before = trainer.level
-    trainer.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        trainer.setLevel(before)
 
 
 def _how_to_go_on(options: Namespace, outcome: SearchOutcome, records: Path) -> str:

@@ -6,23 +6,26 @@ global      one keep fraction and one bit-width
 price       a price multiplier for each layer: the compressor's own projection, its trade between layers bent
 uniform     a bit-width; every layer keeps the same fraction, the largest that fits
 magnitude   a bit-width; what is kept is above one threshold over all layers, the lowest that fits
+gradual     the same, trained by gradual magnitude pruning and quantized in the end: what people do without a search
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from autocompress.constraints.constraint import Network
 from autocompress.errors import InvalidInputError
+from autocompress.network.compressed_tensors import scalar_tensors
+from autocompress.solver.constants import DEFAULTS
 from baselines.fitting import Budget, Fitted
 from baselines.interface import Parameter, Values
 from baselines.plan import LayerPlan, Plan
-from baselines.repair import Group, loosest, repair
+from baselines.repair import Group, PlanAt, Weights, grown, path_of, to_border
 
 Layers = tuple[tuple[str, int], ...]  # (name, number of weights)
 
@@ -44,11 +47,13 @@ class GroupedSpace:
         name: of the space.
         groups: (name, layers) of each.
         start_keeps: keep fraction of each group in the first proposal.
+        more_starts: other points that are evaluated first.
     """
 
     name: str
     groups: tuple[tuple[str, Layers], ...]
     start_keeps: tuple[float, ...]
+    more_starts: tuple[Values, ...] = ()
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -66,13 +71,28 @@ class GroupedSpace:
         keeps = {f"{name}.keep_fraction": keep for (name, _), keep in zip(self.groups, self.start_keeps, strict=True)}
         return {p.name: keeps.get(p.name, START_BITS) for p in self.parameters}
 
-    def fit(self, values: Values, network: Network, budget: Budget) -> Fitted:
-        """Returns the nearest plan that fits, applied to the network's weights."""
+    @property
+    def starts(self) -> tuple[Values, ...]:
+        """One magnitude threshold, one keep fraction for all, and what the compressor would do at one price."""
+        return (self.start, *self.more_starts)
+
+    def clipped(self, plan: Plan) -> Values:
+        """Returns the point of this space that is nearest to a plan."""
+        values: dict[str, float] = {}
+        for name, members in self.groups:
+            numel = sum(count for _, count in members)
+            keep = sum(plan.layers[layer].keep_fraction * count for layer, count in members) / numel
+            bits = sum(math.log2(plan.layers[layer].codebook or 1) * count for layer, count in members) / numel
+            values |= {f"{name}.keep_fraction": keep, f"{name}.bits": round(bits)}
+        return {p.name: min(max(values[p.name], p.low), p.high) for p in self.parameters}
+
+    def path(self, values: Values, weights: Weights, budget: Budget) -> PlanAt:
+        """Returns the plans that the proposal may be repaired to."""
         groups = [
             Group(layers, values[f"{name}.keep_fraction"], 2 ** int(values[f"{name}.bits"]))
             for name, layers in self.groups
         ]
-        return repair(groups, network.selection.weights, budget)
+        return path_of(groups, [name for name, _ in weights], budget)
 
 
 @dataclass(frozen=True)
@@ -93,11 +113,11 @@ class PriceSpace:
         """Plain squared error."""
         return {parameter.name: 1.0 for parameter in self.parameters}
 
-    def fit(self, values: Values, network: Network, budget: Budget) -> Fitted:
-        """Returns the projection at these multipliers; only their ratios count. It fits without a repair."""
+    def scales(self, values: Values) -> list[float]:
+        """Returns the square root of each layer's multiplier, by which its weights are scaled; only ratios count."""
         logs = [math.log(values[f"{name}.multiplier"]) for name, _ in self.layers]
         middle = sum(logs) / len(logs)
-        return budget.priced([math.exp((log - middle) / 2) for log in logs])
+        return [math.exp((log - middle) / 2) for log in logs]
 
 
 @dataclass(frozen=True)
@@ -129,9 +149,9 @@ class UniformSpace(_BitsSpace):
 
     name: str = "uniform"
 
-    def fit(self, values: Values, network: Network, budget: Budget) -> Fitted:
-        """Returns the dense plan at these bits, repaired as one group."""
-        return repair([Group(self.layers, 1.0, 2 ** int(values["bits"]))], network.selection.weights, budget)
+    def path(self, values: Values, weights: Weights, budget: Budget) -> PlanAt:
+        """Returns the plans of one fraction for all layers, from all weights on."""
+        return path_of([Group(self.layers, 1.0, 2 ** int(values["bits"]))], [name for name, _ in weights], budget)
 
 
 @dataclass(frozen=True)
@@ -140,19 +160,25 @@ class MagnitudeSpace(_BitsSpace):
 
     name: str = "magnitude"
 
-    def fit(self, values: Values, network: Network, budget: Budget) -> Fitted:
-        """Returns the plan of one magnitude threshold over all layers."""
-        weights = network.selection.weights
+    def path(self, values: Values, weights: Weights, budget: Budget) -> PlanAt:
+        """Returns the plans of one magnitude threshold over all layers, from all weights on."""
         magnitudes = {name: weight.detach().abs().flatten().sort().values for name, weight in weights}
         every = torch.cat(list(magnitudes.values())).sort(descending=True).values
-        codebook = 2 ** int(values["bits"])
 
-        def plan_at(multiplier: float) -> Plan:
-            count = int(every.numel() * math.exp(-multiplier))
+        def plan_at(place: float) -> Plan:
+            codebook = grown(2 ** int(values["bits"]), math.exp(max(-place, 0.0)))
+            count = int(every.numel() * math.exp(-max(place, 0.0)))
             threshold = every[count - 1] if count else torch.tensor(math.inf, device=every.device)
             return Plan({name: LayerPlan(_above(m, threshold), codebook) for name, m in magnitudes.items()})
 
-        return loosest(plan_at, weights, budget)
+        return plan_at
+
+
+@dataclass(frozen=True)
+class GradualSpace(MagnitudeSpace):
+    """As `MagnitudeSpace`; trained by gradual magnitude pruning, quantized in the end (see `baselines.gradual`)."""
+
+    name: str = "gradual"
 
 
 def _above(magnitudes: Tensor, threshold: Tensor) -> float:
@@ -161,7 +187,14 @@ def _above(magnitudes: Tensor, threshold: Tensor) -> float:
     return 1 - below / magnitudes.numel()
 
 
-PlanSpace = GroupedSpace | PriceSpace | UniformSpace | MagnitudeSpace
+PathSpace = GroupedSpace | UniformSpace | MagnitudeSpace
+PlanSpace = PathSpace | PriceSpace
+
+
+def fit(space: PathSpace, values: Values, network: Network, budget: Budget) -> Fitted:
+    """Returns the proposal at the border of the budget, applied to the network's weights."""
+    weights = network.selection.weights
+    return to_border(space.path(values, weights, budget), weights, budget)
 
 
 def make_space(name: str, network: Network, budget: Budget) -> PlanSpace:
@@ -181,19 +214,29 @@ def make_space(name: str, network: Network, budget: Budget) -> PlanSpace:
         raise InvalidInputError(f"the search space {name!r} is unknown; it may be {', '.join(SPACES)}")
     space = _MAKERS[name](layers, network, budget)
     if isinstance(space, _BitsSpace):  # the others were made from a plan that fits, or need none
-        space.fit(space.start, network, budget)
+        assert isinstance(space, UniformSpace | MagnitudeSpace)
+        fit(space, space.start, network, budget)
     return space
+
+
+def one_price_plan(network: Network, budget: Budget) -> Plan:
+    """Returns the compressor's own plan for a network as it is: the same price of a bit in every layer."""
+    weights = [weight.detach().float().clone() for weight in network.weights]
+    found = scalar_tensors(budget.method(DEFAULTS).close(weights, weights).coded)
+    return Plan.of(dict(zip([name for name, _ in network.selection.weights], found, strict=True)))
 
 
 def _grouped(name: str, grouping: Callable[[Layers], Mapping[str, Layers]]) -> Callable[..., PlanSpace]:
     def make(layers: Layers, network: Network, budget: Budget) -> PlanSpace:
-        magnitude = MagnitudeSpace(layers).fit({"bits": START_BITS}, network, budget).plan.layers
+        magnitude = fit(MagnitudeSpace(layers), {"bits": START_BITS}, network, budget).plan.layers
         groups = tuple(grouping(layers).items())
         starts = [
             sum(magnitude[name].keep_fraction * numel for name, numel in members) / sum(numel for _, numel in members)
             for _, members in groups
         ]
-        return GroupedSpace(name, groups, tuple(min(max(keep, LOWEST_KEEP), 1.0) for keep in starts))
+        space = GroupedSpace(name, groups, tuple(min(max(keep, LOWEST_KEEP), 1.0) for keep in starts))
+        uniform = fit(UniformSpace(layers), {"bits": START_BITS}, network, budget).plan
+        return replace(space, more_starts=(space.clipped(uniform), space.clipped(one_price_plan(network, budget))))
 
     return make
 
@@ -218,5 +261,6 @@ _MAKERS: dict[str, Callable[[Layers, Network, Budget], PlanSpace]] = {
     "price": lambda layers, network, budget: PriceSpace(layers),
     "uniform": lambda layers, network, budget: UniformSpace(layers),
     "magnitude": lambda layers, network, budget: MagnitudeSpace(layers),
+    "gradual": lambda layers, network, budget: GradualSpace(layers),
 }
 SPACES = tuple(_MAKERS)

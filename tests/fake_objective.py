@@ -35,6 +35,7 @@ class FakeObjective:
     seconds_per_epoch: float = 0.0
     fails_at: int = 0
     log: str | None = None
+    steps_per_epoch: int = 0
     space: FakeSpace = field(default_factory=FakeSpace)
 
     @property

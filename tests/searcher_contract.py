@@ -115,6 +115,14 @@ class SearcherContract:
         with pytest.raises(InvalidInputError, match="resume"):
             self.search(searcher, self.objective(), storage=storage, trials=1)
 
+    def test_steps_are_never_more_than_announced(self, searcher: Searcher) -> None:
+        objective = self.objective(steps_per_epoch=10)
+        outcome = self.search(searcher, objective, max_gradient_steps=75)
+        whole = [trial for trial in outcome.trials if trial.state == "complete"]
+        assert outcome.gradient_steps <= 75
+        assert 1 <= len(whole) <= len(outcome.trials)
+        assert outcome.gradient_steps > 75 - 2 * 30 or len(outcome.trials) == self.trials
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -122,6 +130,8 @@ class SearcherContract:
             ({"trials": -3}, "trials"),
             ({"workers": 0}, "workers"),
             ({"retries": -1}, "retries"),
+            ({"max_gradient_steps": 0}, "max_gradient_steps"),
+            ({"max_seconds": -1.0}, "max_seconds"),
         ],
     )
     def test_impossible_settings_are_refused(self, searcher: Searcher, change: dict[str, int], message: str) -> None:

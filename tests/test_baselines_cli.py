@@ -140,12 +140,12 @@ def test_choices_reach_objective_and_final_training(calls: Calls, command: Comma
 
 
 def test_json_is_one_object(calls: Calls, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(command("--json", method="optuna-nsga2")) == 0
+    assert main(command("--json", "--trials", "20", method="optuna-nsga2")) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["validation_accuracy"] == 0.75
     assert answer["gradient_steps"] == 77
     assert (answer["method"], answer["space"]) == ("optuna-nsga2", "per-layer")
-    assert answer["search_gradient_steps"] == sum(trial["gradient_steps"] for trial in answer["trials"]) == 160
+    assert answer["search_gradient_steps"] == sum(trial["gradient_steps"] for trial in answer["trials"]) == 800
     assert answer["search_device_seconds"] > 0
     assert answer["front"]
     assert set(answer["front"][0]) == {"trial", "size", "accuracy"}

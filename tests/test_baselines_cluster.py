@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -62,7 +63,8 @@ def wait_until(done: Callable[[], bool]) -> None:
 
 def test_search_outlives_the_loss_of_a_node(cluster: Cluster, tmp_path: Path, capfd: Any) -> None:
     def settings(seed: int) -> SearchSettings:
-        return SearchSettings(TRIALS, seed=seed, workers=2, ray_address=cluster.address, progress=False)
+        # A lost node is no failure of the trial: without any retry, too, it is started again.
+        return SearchSettings(TRIALS, seed=seed, workers=2, ray_address=cluster.address, retries=0, progress=False)
 
     undisturbed = [RayOptuna().search(FakeObjective(), settings(seed)).best for seed in range(3)]
     workers = {node.node_id for node in cluster.worker_nodes}
@@ -87,6 +89,155 @@ def test_search_outlives_the_loss_of_a_node(cluster: Cluster, tmp_path: Path, ca
     best = [trial.accuracy for trial in undisturbed]
     assert min(best) <= outcome.best.accuracy <= max(best)
     assert "Raylet is terminated" not in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_trial_of_a_lost_node_goes_on_from_its_last_epoch(cluster: Cluster, tmp_path: Path) -> None:
+    storage = tmp_path / "search"
+    killed = []
+
+    def kill_a_node() -> None:
+        wait_until(lambda: bool(kept()))
+        number = kept()[0]
+        node = next(event["node"] for event in events() if event["number"] == number and event["event"] == "report")
+        killed.append(number)
+        (worker,) = (worker for worker in cluster.worker_nodes if worker.node_id == node)
+        cluster.remove_node(worker, allow_graceful=False)
+
+    def events() -> list[dict[str, Any]]:
+        path = storage / "trials.jsonl"
+        return (
+            [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")]
+            if path.exists()
+            else []
+        )
+
+    def kept() -> list[int]:
+        over = {event["number"] for event in events() if event["event"] == "end"}
+        return [event["number"] for event in events() if event["event"] == "checkpoint" and event["number"] not in over]
+
+    killer = threading.Thread(target=kill_a_node)
+    killer.start()
+    settings = SearchSettings(
+        3, workers=2, ray_address=cluster.address, storage=str(storage), retries=0, progress=False
+    )
+    objective = FakeObjective(epochs=8, seconds_per_epoch=SECONDS_PER_EPOCH)
+    outcome = RayAsha(grace_epochs=8, checkpoint_seconds=0.0).search(objective, settings)
+    killer.join()
+    trial = outcome.trials[killed[0]]
+    assert (trial.state, trial.attempts, trial.error) == ("complete", 2, None)
+    assert [accuracy for _, accuracy in trial.curve] == sorted(accuracy for _, accuracy in trial.curve)
+    assert len(trial.curve) == 8
+    assert trial.gradient_steps < 8 * 10 + 8 * 10  # not from the start
+    assert any(e["event"] == "report" and not e["from_scratch"] for e in events() if e["number"] == killed[0])
+    assert not list(storage.glob("ray/**/state.pt"))  # what has ended needs none
+
+
+HEAD_DIES = """
+import sys
+from baselines.ray_search import cluster, head_watch
+head_watch.LOOK_SECONDS = head_watch.LEAVE_SECONDS = 0.5
+from autocompress.errors import AutocompressError
+from fake_objective import FakeObjective
+from baselines.interface import SearchSettings
+from baselines.ray_search import RayOptuna
+import fake_objective, ray
+ray.cloudpickle.register_pickle_by_value(fake_objective)
+address, storage = sys.argv[1:]
+settings = SearchSettings(30, workers=2, ray_address=address, storage=storage, progress=False)
+try:
+    RayOptuna().search(FakeObjective(seconds_per_epoch=0.2), settings)
+except AutocompressError as error:
+    print(error, file=sys.stderr, flush=True)
+    import os
+    os._exit(1)
+"""
+
+
+def run_python(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    tests = Path(__file__).parent
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_when_the_head_dies_we_say_what_is_kept(cluster: Cluster, tmp_path: Path) -> None:
+    storage = tmp_path / "search"
+    driver = run_python(HEAD_DIES, cluster.address, str(storage))
+    try:
+        wait_until(lambda: len(ended_in(storage)) >= 2)
+        cluster.head_node.all_processes["gcs_server"][0].process.kill()
+        _, err = driver.communicate()
+    finally:
+        driver.kill()
+    assert driver.returncode == 1
+    assert "does not answer any more" in err
+    assert "program will terminate" not in err  # Ray's own end, after a minute
+    ended = ended_in(storage)
+    assert f"the {len(ended)} of 30 trials that had ended are kept in {str(storage)!r}" in err
+    assert "by resuming" in err
+    assert "Traceback" not in err
+    cluster.shutdown()
+    settings = SearchSettings(len(ended) + 1, workers=2, storage=str(storage), resume=True, progress=False)
+    assert len(RayOptuna().search(FakeObjective(), settings).trials) == len(ended) + 1
+
+
+TOKEN_CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+print(cluster.address, flush=True)
+sys.stdin.readline()
+cluster.shutdown()
+"""
+JOIN = """
+import sys
+from fake_objective import FakeObjective
+import fake_objective, ray
+from autocompress.errors import InvalidInputError
+from baselines.interface import SearchSettings
+from baselines.ray_search import RayOptuna
+ray.cloudpickle.register_pickle_by_value(fake_objective)
+settings = SearchSettings(2, ray_address=sys.argv[1], connect_seconds=20, progress=False)
+try:
+    print(len(RayOptuna().search(FakeObjective(), settings).trials), "trials")
+except InvalidInputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_that_asks_for_a_token(tmp_path: Path) -> None:
+    """As Ray 2.60 does by itself wherever a Ray has been started before, which leaves a token in the home folder."""
+    token, other = tmp_path / "token", tmp_path / "other"
+    token.write_text("a" * 40)
+    other.write_text("b" * 40)
+    clean = {"HOME": str(tmp_path), "RAY_AUTH_TOKEN": ""}
+    head = subprocess.Popen(
+        [sys.executable, "-c", TOKEN_CLUSTER],
+        env=os.environ | clean | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = head.stdout.readline().strip()
+        for environment, said in [
+            ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}, "2 trials"),
+            ({"RAY_AUTH_TOKEN_PATH": str(token)}, "2 trials"),
+            ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(other)}, "asks for a token"),
+            ({}, "asks for a token"),
+        ]:
+            driver = run_python(JOIN, address, **clean, **environment)
+            out, err = driver.communicate()
+            assert said in out, (environment, out, err)
+    finally:
+        head.communicate("\n")
 
 
 @pytest.mark.slow

@@ -37,9 +37,10 @@ def search(capsys, method, *options, target="600B"):
     return json.loads(written.out)
 
 
-@pytest.mark.parametrize("method", [*WITHOUT_RAY, "ray-asha"])
+@pytest.mark.parametrize("method", [*WITHOUT_RAY, "ray-asha", pytest.param("price", marks=pytest.mark.slow)])
 def test_every_search_writes_a_file_within_the_target(method, here, capsys):
-    answer = search(capsys, method)
+    trials = max(4, METHODS[method].least_trials)
+    answer = search(capsys, method, "--trials", str(trials))
     path = Path("net.safetensors")
     assert path.stat().st_size == answer["file_bytes"] <= 600
     net = load(path, into=make_model())
@@ -47,8 +48,10 @@ def test_every_search_writes_a_file_within_the_target(method, here, capsys):
     assert evaluate(net, make_task().validation).metric == answer["validation_accuracy"]
     assert answer["gradient_steps"] == 3 * 10
     assert answer["search_gradient_steps"] == sum(trial["gradient_steps"] for trial in answer["trials"])
-    assert len(answer["trials"]) == 4
+    assert len(answer["trials"]) == trials
     assert all(0 < trial["size"] <= 600 for trial in answer["trials"] if trial["state"] == "complete")
+    # The file's limit is 597 bytes: its reserve is for values that move in the last phase.
+    assert answer["file_bytes"] >= 0.97 * 597
     assert answer["plan"] == answer["trials"][answer["best_trial"]]["plan"]
     assert [layer["kept"] > 0 for layer in answer["layers"]] == [True] * 3
     if method == "optuna-nsga2":

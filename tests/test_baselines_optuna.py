@@ -35,7 +35,7 @@ from baselines.interface import (
     go_on,
 )
 from baselines.optuna_search import OptunaSearcher
-from baselines.optuna_search.samplers import SAMPLERS, cmaes_sampler, distributions, grid, quiet_optuna
+from baselines.optuna_search.samplers import LEAST_TRIALS, SAMPLERS, cmaes_sampler, distributions, grid, quiet_optuna
 from baselines.optuna_search.storage import database_url
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +97,7 @@ def without_seconds(outcome: SearchOutcome) -> list[dict[str, Any]]:
 class TestSamplers(SearcherContract):
     @pytest.fixture
     def searcher(self, name: str) -> Searcher:
+        self.trials = max(6, LEAST_TRIALS.get(name, 1))
         return OptunaSearcher(name)
 
 
@@ -139,6 +140,24 @@ def test_space_is_enumerated_and_ends_the_search(tmp_path: Path) -> None:
 def test_space_of_fractions_cannot_be_enumerated() -> None:
     with pytest.raises(ValueError, match="not all of its numbers are whole"):
         grid(FakeSpace())
+
+
+@pytest.mark.parametrize("name", ["optuna-cmaes", "optuna-nsga2"])
+def test_an_evolution_without_generations_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"trials is 19, but .* needs at least 20, five generations"):
+        OptunaSearcher(name).check(replace(SETTINGS, trials=19))
+    OptunaSearcher(name).check(replace(SETTINGS, trials=20))
+
+
+def test_all_starts_are_evaluated_first() -> None:
+    points = ({"a.keep_fraction": 0.03, "a.bits": 3}, {"a.keep_fraction": 0.5, "a.bits": 1})
+
+    class Space(FakeSpace):
+        starts = points
+
+    outcome = OptunaSearcher("optuna-tpe").search(FakeObjective(space=Space()), SETTINGS)
+    assert [trial.values for trial in outcome.trials[:2]] == list(points)
+    assert outcome.trials[2].values not in points
 
 
 def test_front_of_two_objectives() -> None:

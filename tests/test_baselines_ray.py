@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import socket
 import time
@@ -14,13 +15,15 @@ from types import SimpleNamespace
 import pytest
 import ray
 from fake_objective import FakeObjective
+from ray.exceptions import RayActorError
 from searcher_contract import SearcherContract, evaluations_in
 
 from autocompress.errors import InvalidInputError
 from baselines.interface import Evaluation, Parameter, Report, SearchSettings, Values, go_on
 from baselines.ray_search import RayAsha, RayOptuna, RayPbt
-from baselines.ray_search.callback import Recorder
+from baselines.ray_search.callback import MOST_LOSSES, Recorder
 from baselines.ray_search.cluster import connected, quiet
+from baselines.ray_search.folder_lock import owned
 from baselines.ray_search.population import Mutation
 from baselines.ray_search.records import History, SearchFolder
 
@@ -275,12 +278,46 @@ class TestMutation:
         assert below == pytest.approx(500, abs=60)
 
 
+def test_two_drivers_on_one_folder_are_refused(tmp_path):
+    settings = SearchSettings(1, storage=str(tmp_path), progress=False)
+    with owned(tmp_path), pytest.raises(InvalidInputError, match=rf"process {os.getpid()} on .* runs this search"):
+        RayOptuna().search(FakeObjective(), settings)
+    with owned(tmp_path):  # it is given back
+        pass
+
+
+def test_the_private_names_that_are_used_are_there():
+    """They may go with any new version of Ray, which is why pyproject.toml bounds it."""
+    from ray._private.services import find_gcs_addresses
+    from ray._raylet import Config, GcsClient
+
+    assert callable(find_gcs_addresses)
+    assert callable(Config.initialize)
+    assert callable(GcsClient)
+    assert callable(ray._private.worker.print_to_stdstream)
+
+
+def test_a_lost_process_is_no_failure_but_not_for_ever(tmp_path):
+    recorder = Recorder(SearchFolder(tmp_path), {}, 0, lambda trial: None)
+    pickled = tmp_path / "error.pkl"
+    pickled.write_bytes(ray.cloudpickle.dumps(RayActorError()))
+    config = {"proposal": {"number": 0, "values": {}}}
+    trial = SimpleNamespace(trial_id="x", error_file=None, config=config, pickled_error_file=str(pickled))
+    for _ in range(MOST_LOSSES):
+        recorder.on_trial_error(0, [], trial)
+    history = SearchFolder(tmp_path).histories()[0]
+    assert (history.failures, history.losses, history.state) == (0, MOST_LOSSES, None)
+    recorder.on_trial_error(0, [], trial)
+    assert SearchFolder(tmp_path).histories()[0].state == "failed"
+
+
 def test_a_trial_whose_actor_is_lost_before_it_starts_keeps_its_proposal(tmp_path):
     """Ray Tune may tell of the failure without ever having told of the start."""
     folder = SearchFolder(tmp_path)
     recorder = Recorder(folder, {}, 2, lambda trial: None)
     values = {"a.keep_fraction": 0.25}
     trial = SimpleNamespace(trial_id="x", error_file=None, config={"proposal": {"number": 3, "values": values}})
+    trial.pickled_error_file = None
 
     recorder.on_trial_error(0, [], trial)
 

@@ -1,4 +1,4 @@
-"""The feasibility repair: feasible, idempotent, the nearest point, continuous; what fits is left alone."""
+"""The two-sided repair: feasible, at the border, idempotent, the nearest point, continuous."""
 
 import math
 from functools import cache
@@ -16,7 +16,8 @@ from autocompress.errors import InfeasibleTargetError
 from autocompress.network.selection import select
 from autocompress.targets import parse_target
 from baselines.fitting import make_budget
-from baselines.repair import Group, repair
+from baselines.plan import LayerPlan, Plan
+from baselines.repair import ENCODINGS, Group, path_of, to_border
 
 TARGETS = ["500B", "weights:60x"]
 LAYERS = (("0.weight", 640), ("2.weight", 1024), ("4.weight", 96))
@@ -35,9 +36,19 @@ def budget(target):
     return make_budget(network(), parse_target(target))
 
 
+def repair(groups, weights, budget):
+    return to_border(path_of(groups, [name for name, _ in weights], budget), weights, budget)
+
+
 def fit(logs, bits, target):
     groups = [Group((layer,), math.exp(z), 2**b) for layer, z, b in zip(LAYERS, logs, bits, strict=True)]
     return repair(groups, network().selection.weights, budget(target))
+
+
+def plan(logs, bits):
+    names = [name for name, _ in LAYERS]
+    layers = [LayerPlan(math.exp(z), 2**b) for z, b in zip(logs, bits, strict=True)]
+    return Plan(dict(zip(names, layers, strict=True)))
 
 
 def logs_of(fitted):
@@ -53,26 +64,64 @@ def test_feasible_and_idempotent(target, proposal):
     assert first.size <= budget(target).limit
     assert first.size == budget(target).measure(first.coded)[0]
     again = fit(logs_of(first), bits, target)
-    assert logs_of(again) == pytest.approx(logs_of(first), abs=1e-12)
-    assert again.size == first.size
-    assert all(layer.codebook == 2**b for layer, b in zip(first.plan.layers.values(), bits, strict=True))
+    assert again.size >= first.size
+    if first.size >= budget(target).limit - 4:  # at the border: repairing twice is repairing once
+        assert logs_of(again) == pytest.approx(logs_of(first), abs=1e-12)
+    layers = first.plan.layers.values()
+    full = all(layer.keep_fraction == 1 for layer in layers)  # then there is room for larger codebooks
+    assert all(
+        layer.codebook == 2**b or (full and layer.codebook > 2**b) for layer, b in zip(layers, bits, strict=True)
+    )
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(proposal=proposals)
-def test_a_feasible_proposal_is_left_alone_and_no_other(target, proposal):
-    logs, bits = proposal[:3], proposal[3:]
+def test_every_proposal_comes_to_the_border_from_its_side(target, proposal):
+    logs, bits = np.array(proposal[:3]), proposal[3:]
     fitted = fit(logs, bits, target)
-    applied = fitted.plan.apply(network().selection.weights)
-    groups = [Group((layer,), math.exp(z), 2**b) for layer, z, b in zip(LAYERS, logs, bits, strict=True)]
-    proposed = {group.layers[0][0]: group.keep_fraction for group in groups}
-    untouched = {name: layer.keep_fraction for name, layer in fitted.plan.layers.items()} == proposed
-    if untouched:
-        assert budget(target).measure(applied)[0] <= budget(target).limit
-    else:  # it was over, so the repaired one lies near the limit; a layer's bits fall where its last values go unused
-        assert fitted.size >= 0.9 * budget(target).limit
-        assert all(layer.keep_fraction <= proposed[name] for name, layer in fitted.plan.layers.items())
+    moved = logs_of(fitted) - logs
+    if all(layer.keep_fraction == 1 for layer in fitted.plan.layers.values()):
+        return  # all is kept, and there is room
+    assert fitted.size >= 0.8 * budget(target).limit  # the size may jump where a layer fills; on average, see below
+    assert (moved <= 1e-9).all() or (moved >= -1e-9).all()
+    if moved.max() > 1e-9:  # it grew: by one factor, full layers staying full
+        free = logs_of(fitted) < 0
+        assert moved[free] == pytest.approx(np.full(free.sum(), moved[free].max()), abs=1e-9)
+
+
+def test_files_are_used_to_98_percent_on_average():
+    used = []
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        fitted = fit(rng.uniform(-5, 0, 3), rng.integers(2, 7, 3), "500B")
+        used.append(fitted.size / budget("500B").limit)
+    assert np.mean(used) >= 0.98
+    assert max(used) <= 1.0
+
+
+def test_few_files_are_encoded(monkeypatch):
+    """An encoding costs as much as ten steps of training; the estimate is free."""
+    counted = []
+    measure = type(budget("500B")).measure
+
+    def noted(self, *arguments):
+        counted.append(1)
+        return measure(self, *arguments)
+
+    monkeypatch.setattr(type(budget("500B")), "measure", noted)
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        fit(rng.uniform(-5, 0, 3), rng.integers(1, 7, 3), "500B")
+    assert len(counted) <= 20 * ENCODINGS * 2 / 3
+    counted.clear()
+    weights = network().selection.weights
+    about = to_border(
+        path_of([Group(LAYERS, 0.1, 8)], [n for n, _ in weights], budget("500B")), weights, budget("500B"), exact=False
+    )
+    assert not counted
+    assert about.writer is None
+    assert measure(budget("500B"), about.coded)[0] == pytest.approx(500, rel=0.15)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -88,8 +137,7 @@ def test_the_nearest_point_that_fits(proposal):
 
     mine = logs_of(fit(logs, bits, "weights:60x"))
     if used(logs) <= limit:
-        assert mine == pytest.approx(logs)
-        return
+        return  # it grows, see above
     found = minimize(
         lambda z: ((z - logs) ** 2).sum(),
         logs - 1.0,
@@ -111,9 +159,12 @@ sparse_proposals = st.tuples(*[st.floats(-7.0, -1.2)] * 3, *[st.integers(1, 6)] 
 def test_no_two_proposals_move_apart(target, proposal, shift):
     """Below a third of the weights; up to whole weights and bytes, for the limit is not met exactly."""
     logs, bits = np.array(proposal[:3]), proposal[3:]
+    limit = budget(target).limit
+    if budget(target).measure(plan(logs, bits).apply(network().selection.weights))[0] <= limit:
+        return  # it grows, see above
     other = np.minimum(logs + np.array(shift), -1.2)
     distance = np.linalg.norm(logs_of(fit(other, bits, target)) - logs_of(fit(logs, bits, target)))
-    assert distance <= np.linalg.norm(other - logs) + 0.08
+    assert distance <= np.linalg.norm(other - logs) + 0.12
 
 
 def test_layers_of_a_group_stay_equal():

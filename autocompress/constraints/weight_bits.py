@@ -120,13 +120,14 @@ def project_weight_bits(
     )
 
 
-def project_plan(tensor: Tensor, keep_fraction: float, codebook: int) -> CodedTensor:
+def project_plan(tensor: Tensor, keep_fraction: float, codebook: int, start: Tensor | None = None) -> CodedTensor:
     """Returns `tensor` with its largest share kept, as at most `codebook` values fitted by k-means.
 
     Args:
         tensor: any shape, floating, with elements.
         keep_fraction: of the weights, in [0, 1]; at least one weight is kept.
         codebook: number of nonzero values, 1 to 256.
+        start: values to begin from, where there are `codebook` of them.
 
     Raises:
         InvalidInputError: an argument out of its range.
@@ -137,7 +138,8 @@ def project_plan(tensor: Tensor, keep_fraction: float, codebook: int) -> CodedTe
         )
     _check([tensor], [tensor], 1)
     mask = rank_weights(tensor).mask(max(1, round(keep_fraction * tensor.numel())), tensor.shape)
-    return encode(tensor, mask, fit_codebook(sort_values(tensor.detach()[mask]), codebook).centroids)
+    warm = start if start is not None and start.numel() == codebook else None
+    return encode(tensor, mask, fit_codebook(sort_values(tensor.detach()[mask]), codebook, warm).centroids)
 
 
 def squared_error(coded: Sequence[WeightTensor], targets: Sequence[Tensor]) -> float:

@@ -36,7 +36,7 @@ REFIT_BATCHES = 16
 CHECKPOINT_NAME = "compress.checkpoint"
 
 
-class _Compression(Callback):
+class CompressorCallback(Callback):
     """Carries the compressor through the trainer's loop and its checkpoints."""
 
     def __init__(self, compressor: Compressor) -> None:
@@ -171,7 +171,7 @@ def compress(
             progress=progress,
         )
         compressor = Compressor(model, trainer.optimizer, total_steps=trainer.total_steps, **settings)
-        trainer.callbacks.append(_Compression(compressor))
+        trainer.callbacks.append(CompressorCallback(compressor))
         curve = trainer.fit().curve
     else:
         untouched = torch.optim.SGD(model.parameters(), lr=0.0)  # takes no step

@@ -103,7 +103,7 @@ class Compressor:
         self.original_bytes = original_bytes(model)
         self.energy = count_energy(self.target, self.network, example, energy_model)
         self.constants = constants
-        self.method = make_method(self.target, self.network, self.original_bytes, self.energy, constants)
+        self.method = self._make_method()
         self.steering = make_steering(
             self.target.promise, self.network, self.method, self.original_bytes, evaluate, refit
         )
@@ -119,6 +119,10 @@ class Compressor:
         self.finishing: Finishing | None = None
         self.history: list[dict[str, float]] = []
         self.greedy = False
+
+    def _make_method(self) -> Method:
+        """Returns what meets the target; another class may meet it in another way."""
+        return make_method(self.target, self.network, self.original_bytes, self.energy, self.constants)
 
     def _make_solver(self) -> LazyProjection | Admm:
         """Returns the iteration: the published one where W itself is projected, and where the constants say so."""
@@ -309,7 +313,7 @@ class Compressor:
         for tensor, given in zip(self._tensors, self.given, strict=True):
             if not torch.equal(tensor, given.to(tensor.device)):  # an expanded buffer cannot be written to
                 tensor.copy_(given)
-        method = make_method(self.target, self.network, self.original_bytes, self.energy, self.constants)
+        method = self._make_method()
         weights = [w.detach().float().clone() for w in self.network.weights]
         phase = self._fine_tuning(method.close(self.network.weights, weights), method, 1)
         return self._file(phase, method, train)

@@ -37,6 +37,7 @@ def train_density(
     ignore: Ignore = (),
     checkpoint: Path | None = None,
     progress: bool = True,
+    trial_file: bytes = b"",
 ) -> Result:
     """Returns the reference compressed at a density; says so where it no longer keeps what was asked.
 

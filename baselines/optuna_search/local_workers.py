@@ -12,6 +12,8 @@ from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from baselines.interface import Evaluation, Objective, Progress, Trial
 from baselines.optuna_search.worker_process import Worker
 
+# How often a free place is offered to jobs that other processes of the same search have left behind.
+LOOK_SECONDS = 5.0
 # What is wrong with the whole search, not with one proposal: nothing is gained by trying again.
 FATAL = (InvalidInputError, InfeasibleTargetError)
 
@@ -34,13 +36,14 @@ class Job(Protocol):
         """Called when an attempt has failed; returns None if there is to be another one."""
 
 
-NextJob = Callable[[], Job | None]
+# (whether to wait for one) -> a job, or None: with waiting, none will come; without, there is none now.
+NextJob = Callable[[bool], Job | None]
 Ended = Callable[[Trial], None]
 
 
 def evaluate_here(objective: Objective, next_job: NextJob, ended: Ended) -> None:
     """Evaluates one job after the other in this process until there are no more."""
-    while (job := next_job()) is not None:
+    while (job := next_job(True)) is not None:
         trial: Trial | None = None
         while trial is None:
             job.begin()
@@ -75,7 +78,7 @@ def evaluate_in_processes(objective: Objective, next_job: NextJob, ended: Ended,
     again: list[Job] = []
     try:
         while True:
-            while len(busy) < workers and (job := again.pop() if again else next_job()) is not None:
+            while len(busy) < workers and (job := again.pop() if again else next_job(not busy)) is not None:
                 worker = idle.pop() if idle else Worker.start(payload, workers)
                 job.begin()
                 worker.say(job.values)
@@ -83,12 +86,12 @@ def evaluate_in_processes(objective: Objective, next_job: NextJob, ended: Ended,
                 busy[worker.connection] = worker, job
             if not busy:
                 return
-            for connection in wait(list(busy)):
+            for connection in wait(list(busy), None if len(busy) == workers else LOOK_SECONDS):
                 worker, job = busy[connection]  # type: ignore[index]
                 kind, content = worker.answer()
                 if kind == "progress":
-                    epoch, accuracy, steps, seconds = content
-                    worker.say(job.report(Progress(epoch, accuracy, steps, seconds, state=dict)))
+                    epoch, accuracy, steps, seconds, loss = content
+                    worker.say(job.report(Progress(epoch, accuracy, steps, seconds, state=dict, loss=loss)))
                     continue
                 del busy[worker.connection]
                 worker.busy = False

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
 
-# (seed of this proposal, trials of the whole search, space) -> sampler
-MakeSampler = Callable[[int, int, Space], "BaseSampler"]
+# (seed of this proposal, trials of the whole search, space, trials at a time) -> sampler
+MakeSampler = Callable[[int, int, Space, int], "BaseSampler"]
 
 # Of the trials a quarter at most is spent on random points before a model is trusted; more than ten do not help it.
 STARTUP_FRACTION, MOST_STARTUP_TRIALS = 1 / 4, 10
 # An evolution needs several generations: at least five of them, with at least four individuals each.
 GENERATIONS, SMALLEST_POPULATION = 5, 4
+LEAST_TRIALS = dict.fromkeys(("optuna-cmaes", "optuna-nsga2"), GENERATIONS * SMALLEST_POPULATION)
 # A median of fewer complete trials says little: of one, it would be the start that all others are held against.
 MEDIAN_TRIALS = 5
 # Points in the largest space that is enumerated.
@@ -45,21 +46,24 @@ def startup_trials(trials: int) -> int:
     return max(1, min(MOST_STARTUP_TRIALS, math.ceil(trials * STARTUP_FRACTION)))
 
 
-def random_sampler(seed: int, trials: int, space: Space) -> BaseSampler:
+def random_sampler(seed: int, trials: int, space: Space, workers: int = 1) -> BaseSampler:
     """Returns independent draws, each uniform over its range (or its logarithm)."""
     from optuna.samplers import RandomSampler
 
     return RandomSampler(seed=seed)
 
 
-def tpe_sampler(seed: int, trials: int, space: Space) -> BaseSampler:
-    """Returns tree-structured Parzen estimators of all parameters jointly."""
+def tpe_sampler(seed: int, trials: int, space: Space, workers: int = 1) -> BaseSampler:
+    """Returns tree-structured Parzen estimators of all parameters jointly.
+
+    Where trials run side by side, those under way count as bad ones: no two workers look in the same place.
+    """
     from optuna.samplers import TPESampler
 
-    return TPESampler(seed=seed, multivariate=True, n_startup_trials=startup_trials(trials))
+    return TPESampler(seed=seed, multivariate=True, constant_liar=workers > 1, n_startup_trials=startup_trials(trials))
 
 
-def cmaes_sampler(seed: int, trials: int, space: Space) -> BaseSampler:
+def cmaes_sampler(seed: int, trials: int, space: Space, workers: int = 1) -> BaseSampler:
     """Returns a covariance matrix adaptation around the start; its state is kept in the storage."""
     from baselines.optuna_search.cmaes_state import SafeCmaEsSampler
 
@@ -73,21 +77,21 @@ def cmaes_sampler(seed: int, trials: int, space: Space) -> BaseSampler:
     )
 
 
-def gp_sampler(seed: int, trials: int, space: Space) -> BaseSampler:
+def gp_sampler(seed: int, trials: int, space: Space, workers: int = 1) -> BaseSampler:
     """Returns Bayesian optimization with a Gaussian process."""
     from optuna.samplers import GPSampler
 
     return GPSampler(seed=seed, n_startup_trials=startup_trials(trials), warn_independent_sampling=False)
 
 
-def nsga2_sampler(seed: int, trials: int, space: Space) -> BaseSampler:
+def nsga2_sampler(seed: int, trials: int, space: Space, workers: int = 1) -> BaseSampler:
     """Returns the genetic algorithm NSGA-II."""
     from optuna.samplers import NSGAIISampler
 
     return NSGAIISampler(seed=seed, population_size=max(SMALLEST_POPULATION, min(50, trials // GENERATIONS)))
 
 
-def condensa_sampler(seed: int, trials: int, space: Space) -> BaseSampler:
+def condensa_sampler(seed: int, trials: int, space: Space, workers: int = 1) -> BaseSampler:
     """Returns Condensa's search of one density, which draws nothing at random."""
     from baselines.condensa.sampler import CondensaSampler
     from baselines.condensa.space import CondensaSpace
@@ -97,7 +101,7 @@ def condensa_sampler(seed: int, trials: int, space: Space) -> BaseSampler:
 
 
 SAMPLERS: dict[str, MakeSampler] = {
-    # These two enumerate their points; nothing is left to be sampled.
+    # Three enumerate their points; nothing is left to be sampled.
     "uniform": random_sampler,
     "magnitude": random_sampler,
     "random": random_sampler,
@@ -105,6 +109,7 @@ SAMPLERS: dict[str, MakeSampler] = {
     "optuna-cmaes": cmaes_sampler,
     "optuna-gp": gp_sampler,
     "optuna-nsga2": nsga2_sampler,
+    "gradual": random_sampler,
     "condensa": condensa_sampler,
 }
 

@@ -11,7 +11,7 @@ from autocompress.errors import InvalidInputError
 from baselines.interface import Objective, SearchOutcome, SearchSettings, Trial, check_numbers
 from baselines.optuna_search.local_workers import evaluate_here, evaluate_in_processes
 from baselines.optuna_search.proposals import TWO_OBJECTIVES, Proposals
-from baselines.optuna_search.samplers import SAMPLERS, make_pruner, quiet_optuna
+from baselines.optuna_search.samplers import LEAST_TRIALS, SAMPLERS, make_pruner, quiet_optuna
 from baselines.optuna_search.storage import check_storage, close_storage, open_study
 from baselines.optuna_search.trials import RunningTrial, recorded
 from baselines.progress import SearchDisplay
@@ -62,6 +62,12 @@ class OptunaSearcher:
                 f"ray_address {settings.ray_address!r} cannot be used with {self.name}, which does not use Ray; "
                 "choose a ray method, or leave it out"
             )
+        least = LEAST_TRIALS.get(self.name, 1)
+        if settings.trials < least:
+            raise InvalidInputError(
+                f"trials is {settings.trials}, but {self.name} is an evolution and needs at least {least}, five "
+                "generations of four; give more, or take optuna-tpe"
+            )
         with quiet_optuna():
             check_storage(settings.storage, settings.connect_seconds)
 
@@ -73,22 +79,24 @@ class OptunaSearcher:
         """
         check_numbers(settings)
         with quiet_optuna():
-            study, planned = open_study(
+            storage, study, planned = open_study(
                 settings,
                 self.identity(objective, settings),
                 directions=["maximize", "minimize"] if self.name in TWO_OBJECTIVES else ["maximize"],
             )
             study.pruner = make_pruner(str(self.pruner), objective.epochs)
-            proposals = Proposals(self.name, study, objective, settings, planned)
+            proposals = Proposals(self.name, study, storage, objective, settings, planned)
             interrupted = False
-            with SearchDisplay(proposals.trials, proposals.done, progress=settings.progress) as display:
-                try:
-                    _evaluate(objective, proposals.next, display.finished, settings.workers)
-                except KeyboardInterrupt:
-                    # What was running stays so in the storage; it is taken up again by a resumed search.
-                    interrupted = True
+            try:
+                with SearchDisplay(proposals.trials, proposals.done, progress=settings.progress) as display:
+                    proposals.ended = display.finished
+                    _evaluate(objective, proposals.next, proposals.finished, settings.workers)
+            except KeyboardInterrupt:
+                interrupted = True
+            finally:
+                proposals.close()  # what was running is taken up again by a resumed search, or by another process
             trials = [recorded(frozen) for frozen in study.trials]
-            close_storage(study._storage)
+            close_storage(storage)
         return SearchOutcome(tuple(trial for trial in trials if trial is not None), interrupted=interrupted)
 
     def identity(self, objective: Objective, settings: SearchSettings) -> dict[str, Any]:
@@ -99,7 +107,7 @@ class OptunaSearcher:
 
 def _evaluate(
     objective: Objective,
-    next_trial: Callable[[], RunningTrial | None],
+    next_trial: Callable[[bool], RunningTrial | None],
     ended: Callable[[Trial], None],
     workers: int,
 ) -> None:

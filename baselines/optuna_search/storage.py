@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,8 @@ JOURNAL = "journal:"
 EXAMPLES = f"`sqlite:///search.db`, `postgresql://user@host/name` or `{JOURNAL}search.log`"
 # Attribute of a study: what was searched (`identity`) and how long it was meant to be (`trials`).
 SEARCH = "search"
+LOCK_SECONDS = 60.0
+TABLE_ATTEMPTS = 3
 PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "mssql": 1433, "oracle": 1521}
 
 
@@ -94,16 +97,43 @@ def _database(url: str) -> RDBStorage:
     from optuna.storages import RDBStorage
     from sqlalchemy import event
 
-    storage = RDBStorage(url)
+    # Several processes write: SQLite lets one wait for the other, for 5 seconds unless told otherwise.
+    patience = {"connect_args": {"timeout": LOCK_SECONDS}} if url.startswith("sqlite") else {}
+    storage = _made(lambda: RDBStorage(url, engine_kwargs=patience))
     if storage.engine.dialect.name == "sqlite" and storage.engine.url.database:
         event.listen(storage.engine, "connect", _write_ahead)
+        event.listen(storage.engine, "begin", _begin_as_writer)
         storage.engine.dispose()
     return storage
+
+
+def _made(make: Callable[[], RDBStorage]) -> RDBStorage:
+    """Returns the storage; where another process makes the same tables in the same moment, one of the two fails."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    for attempt in range(TABLE_ATTEMPTS):
+        try:
+            return make()
+        except (SQLAlchemyError, StorageInternalError):
+            if attempt == TABLE_ATTEMPTS - 1:
+                raise
+            time.sleep(0.2 * (attempt + 1))
+    raise AssertionError
 
 
 def _write_ahead(connection: Any, record: Any) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
+    connection.isolation_level = None  # transactions are begun below
+
+
+def _begin_as_writer(connection: Any) -> None:
+    """Begins a transaction that no other process can write into.
+
+    As Python does it, two processes may both read that a trial waits, and both take it: SQLite has no row locks.
+    """
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def close_storage(storage: BaseStorage) -> None:
@@ -143,8 +173,10 @@ def _reach(url: str, connect_seconds: float) -> None:
 
 def open_study(
     settings: SearchSettings, identity: Mapping[str, Any], *, directions: list[Literal["maximize", "minimize"]]
-) -> tuple[Study, int]:
-    """Returns (the study of this search, the trials that it was first meant to have).
+) -> tuple[BaseStorage, Study, int]:
+    """Returns (the storage, the study of this search in it, the trials that it was first meant to have).
+
+    Several processes may open the same one at the same time, each to resume it.
 
     Raises:
         InvalidInputError: the storage cannot be used; it holds the search, and `settings.resume` is not set; or it is
@@ -169,8 +201,8 @@ def open_study(
     # A process may have been killed after it made the study and before it said what it is.
     if SEARCH not in study.user_attrs:
         study.set_user_attr(SEARCH, {"identity": identity, "trials": settings.trials})
-        study.set_metric_names(["validation accuracy", "size"][: len(directions)])
-    return study, int(study.user_attrs[SEARCH]["trials"])
+        study.set_metric_names(["score (minus the validation loss)", "size"][: len(directions)])
+    return storage, study, int(study.user_attrs[SEARCH]["trials"])
 
 
 def _refuse_others(storage: str | None, identity: Mapping[str, Any], others: list[Mapping[str, Any]]) -> None:

@@ -118,7 +118,7 @@ def _work(connection: Connection, payload: bytes, workers: int) -> None:
 
 def _ask(connection: Connection, progress: Progress) -> bool:
     """Returns the parent's answer to a report."""
-    numbers = progress.epoch, progress.accuracy, progress.gradient_steps, progress.device_seconds
+    numbers = progress.epoch, progress.accuracy, progress.gradient_steps, progress.device_seconds, progress.loss
     connection.send(("progress", numbers))
     return bool(connection.recv())
 

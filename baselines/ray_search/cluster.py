@@ -8,27 +8,40 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._raylet import Config  # type: ignore[attr-defined]
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from autocompress.errors import InvalidInputError
+from autocompress.errors import AutocompressError, InvalidInputError
 from baselines.interface import SearchSettings
+from baselines.ray_search.head_watch import HeadWatch
 
 logger = logging.getLogger(__name__)
 # Run in a process of its own: Ray waits for minutes for what listens but is no cluster, and cannot be told to stop.
 PROBE = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
 PROBE_SECONDS = 3.0  # at least: Python has to start and to import Ray
+LOOK_SECONDS = 30.0  # for all nodes to say what they see of a folder
+MODE = "RAY_AUTH_MODE"
+NO_TOKEN = (
+    f"it asks for a token, and none was given or another one than its own; set {MODE}=token, and RAY_AUTH_TOKEN or "
+    "RAY_AUTH_TOKEN_PATH to the token of the head"
+)
 CHECKOUT = Path(__file__).parents[2]
 OBJECT_STORE_BYTES = 500_000_000  # a larger objective spills to disk, it does not fail
 LOGGERS = ("ray", "ray.tune", "ray.train", "optuna")
 # What keeps Ray and Ray Tune from writing to the terminal, from changing the folder that a trial runs in, and from
-# handling Ctrl-C; and the time that a stopped trial has to leave its training loop.
+# handling Ctrl-C, and from writing down all its trials every few seconds, which nothing reads; and the time that a
+# stopped trial has to leave its training loop.
 ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -36,6 +49,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
@@ -71,8 +85,17 @@ def _log_lines(data: dict[str, Any], *_: Any, **__: Any) -> None:
     logger.info("%s: %s", data.get("pid"), "\n".join(data.get("lines", ())))
 
 
+class HeadLostError(AutocompressError):
+    """The head of the cluster does not answer any more: nothing can be started or heard of."""
+
+
 @contextmanager
-def connected(settings: SearchSettings, modules: Sequence[str] = ()) -> Iterator[None]:
+def connected(
+    settings: SearchSettings,
+    modules: Sequence[str] = (),
+    interrupt: Callable[[], None] = lambda: None,
+    last_words: Callable[[], str] = str,
+) -> Iterator[None]:
     """Holds a Ray for the time of a search.
 
     A Ray that this process uses already is used as it is and left running. Otherwise one is started, or connected
@@ -81,23 +104,41 @@ def connected(settings: SearchSettings, modules: Sequence[str] = ()) -> Iterator
     Args:
         settings: name the cluster, whose address has been checked, or None for one on this machine.
         modules: folders of packages that travel to the cluster beside `autocompress` and `baselines`.
+        interrupt, last_words: what is done and said once the head does not answer any more, see `HeadWatch`; what is
+            raised inside afterwards leaves as `HeadLostError`.
 
     Raises:
         InvalidInputError: the cluster cannot be reached, or none of its nodes can hold a trial.
+        HeadLostError: the head of the cluster has gone.
     """
-    if ray.is_initialized():
-        _check_room(settings)
-        yield
-        return
+    mine = not ray.is_initialized()
+    watch: HeadWatch | None = None
     try:
-        if settings.ray_address is None:
+        if mine and settings.ray_address is None:
             _start(settings)
-        else:
-            _connect(settings.ray_address, modules)
+        elif mine:
+            _connect(str(settings.ray_address), modules)
         _check_room(settings)
-        yield
+        watch = HeadWatch(ray.get_runtime_context().gcs_address, interrupt, last_words)
+        try:
+            yield
+        except BaseException as error:
+            if not watch.lost:
+                raise
+            raise HeadLostError(str(watch)) from error
     finally:
+        if watch is not None:
+            watch.close()
+        if mine:
+            _let_go(wait=watch is None or not watch.lost)
+
+
+def _let_go(wait: bool) -> None:
+    """Disconnects; from a head that is gone this would never end."""
+    if wait:
         ray.shutdown()
+    else:
+        threading.Thread(target=ray.shutdown, daemon=True).start()
 
 
 def _start(settings: SearchSettings) -> None:
@@ -129,7 +170,7 @@ def _connect(address: str, modules: Sequence[str]) -> None:
             logging_level=logging.CRITICAL,
             runtime_env={"py_modules": packages, "env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0"}},
         )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
         raise InvalidInputError(f"no Ray cluster at ray_address {address!r}: {error}") from error
 
 
@@ -145,7 +186,7 @@ def check_address(address: str, seconds: float) -> None:
         running = find_gcs_addresses()  # type: ignore[no-untyped-call]
         if not running and not os.environ.get("RAY_ADDRESS"):
             raise InvalidInputError("ray_address is 'auto', but no Ray runs on this machine")
-        return
+        address = os.environ.get("RAY_ADDRESS") or next(iter(running))
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
         # With ray://, Ray Tune would run its loop on the cluster, and the records would be written there.
@@ -153,13 +194,58 @@ def check_address(address: str, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
-        left = max(deadline - time.monotonic(), PROBE_SECONDS)
-        subprocess.run([sys.executable, "-c", PROBE, address], timeout=left, check=True, capture_output=True)
-    except (OSError, OverflowError, subprocess.SubprocessError) as error:
-        reason = error if isinstance(error, OSError) else "what listens there does not answer as one"
+    except (OSError, OverflowError) as error:
         raise InvalidInputError(
-            f"no Ray cluster at ray_address {address!r} within {seconds:g} seconds: {reason}"
+            f"no Ray cluster at ray_address {address!r} within {seconds:g} seconds: {error}"
         ) from error
+    reason = _refusal(address, deadline, {})
+    if reason == NO_TOKEN and MODE not in os.environ and _refusal(address, deadline, {MODE: "token"}) is None:
+        # Ray itself only looks for a token where it starts a cluster, not where it joins one.
+        os.environ[MODE] = "token"
+        Config.initialize("")
+        reason = None
+    if reason is not None:
+        raise InvalidInputError(f"no Ray cluster at ray_address {address!r} within {seconds:g} seconds: {reason}")
+
+
+def _refusal(address: str, deadline: float, environment: dict[str, str]) -> str | None:
+    """Returns why a cluster does not take a connection, or None: it does."""
+    left = max(deadline - time.monotonic(), PROBE_SECONDS)
+    try:
+        subprocess.run(
+            [sys.executable, "-c", PROBE, address],
+            env=os.environ | environment,
+            timeout=left,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    except subprocess.TimeoutExpired:
+        return "what listens there does not answer as one"
+    except subprocess.CalledProcessError as error:
+        said = error.stderr or ""
+        if "no authentication token was found" in said or "InvalidAuthToken" in said:
+            return NO_TOKEN
+        return (said.strip().splitlines() or ["what listens there does not answer as one"])[-1]
+    return None
+
+
+def all_see(folder: Path) -> bool:
+    """Tells whether a folder of this machine is the same on every node of the cluster."""
+    if machines() == 1:
+        return True
+    marker = folder / f".seen-{uuid.uuid4().hex}"
+    marker.touch()
+    try:
+        look = ray.remote(num_cpus=0)(os.path.exists)
+        known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in known if node["Alive"]]
+        looks = [look.options(scheduling_strategy=place).remote(str(marker)) for place in places]
+        return all(ray.get(looks, timeout=LOOK_SECONDS))
+    except RayError:  # a node that does not answer has not seen it
+        return False
+    finally:
+        marker.unlink(missing_ok=True)
 
 
 def machines() -> int:

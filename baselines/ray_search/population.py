@@ -62,7 +62,7 @@ class TurnTaking(PopulationBasedTraining):
     def __init__(self, workers: int, round_epochs: int, mutation: Mutation) -> None:
         super().__init__(
             time_attr="epoch",
-            metric="accuracy",
+            metric="score",
             mode="max",
             perturbation_interval=round_epochs,
             custom_explore_fn=mutation,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, cast
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
@@ -12,6 +12,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from baselines.interface import Parameter, Space
 from baselines.ray_search.records import History
+from baselines.spending import Spending
 
 Proposal = dict[str, Any]
 
@@ -21,48 +22,53 @@ class NumberedOptuna(Searcher):
 
     Args:
         space: what is proposed.
-        sampler: "tpe" or "random".
-        seed: of the sampler.
+        sampler: of Optuna, made from the one table of all searches.
         again: proposals that are evaluated before any new one.
         numbers: of the new ones.
         done: what the sampler learns from at the start.
+        spending: of the search: once it allows no more, nothing new is proposed.
     """
 
     def __init__(
         self,
         space: Space,
-        sampler: Literal["tpe", "random"],
-        seed: int,
+        sampler: optuna.samplers.BaseSampler,
         again: Sequence[Proposal],
         numbers: Sequence[int],
         done: Sequence[History],
+        spending: Spending,
     ) -> None:
-        super().__init__(metric="accuracy", mode="max")
+        super().__init__(metric="score", mode="max")
         self._names = [parameter.name for parameter in space.parameters]
+        self._spending = spending
         self._left = [*again, *({"number": number} for number in numbers)]
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        kinds = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
         # Names of layers may hold a "/", by which Ray would split them: the sampler knows numbers of parameters.
         self._inner = OptunaSearch(
             space={str(i): _distribution(parameter) for i, parameter in enumerate(space.parameters)},
-            metric="accuracy",
+            metric="score",
             mode="max",
             points_to_evaluate=[self._by_index(proposal["values"]) for proposal in again],
-            sampler=kinds[sampler](seed=seed),
+            sampler=sampler,
         )
         for history in done:
-            accuracy = history.trial().accuracy
-            failed = history.state == "failed" or accuracy is None
-            self._inner.add_evaluated_point(self._by_index(history.values), accuracy or 0.0, error=failed)
+            score = history.trial().score
+            failed = history.state == "failed" or score is None
+            self._inner.add_evaluated_point(self._by_index(history.values), score or 0.0, error=failed)
 
     def _by_index(self, values: Mapping[str, float]) -> dict[str, float]:
         return {str(i): values[name] for i, name in enumerate(self._names)}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Returns the configuration of the next trial, or None."""
-        proposed = self._inner.suggest(trial_id) if self._left else None
+        """Returns the configuration of the next trial; None: not now; "FINISHED": no more."""
+        number = self._left[0]["number"] if self._left else -1
+        if not self._left or not self._spending.allows(number):
+            # What runs may end sooner than it might have, and leave something over.
+            return None if self._left and self._spending.running else cast(dict[str, Any], Searcher.FINISHED)
+        proposed = self._inner.suggest(trial_id)
         if proposed is None:
             return None
+        self._spending.running.add(number)
         values = {name: proposed[str(i)] for i, name in enumerate(self._names)}
         return {"proposal": self._left.pop(0) | {"values": values}}
 

@@ -6,6 +6,7 @@ trial that ended, and nothing depends on when Ray Tune saves its own state.
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 from autocompress.codec.atomic_write import write_whole
 from autocompress.errors import InvalidInputError
-from baselines.interface import State, Trial
+from baselines.interface import State, Trial, score_of
 
 logger = logging.getLogger(__name__)
 Event = dict[str, Any]
@@ -32,8 +33,9 @@ class History:
         number: of the trial.
         values: what was proposed, or mutated to.
         state: None until it is final.
-        attempts, failures: times it was started, times it failed.
+        attempts, failures, losses: times it was started, times it failed, times its node or process was lost.
         points: (part, epoch, gradient steps of the part, validation accuracy) since the last start from scratch.
+        reported: (epoch, score) of each report since then.
         steps, seconds: of each part.
         checkpoint: folder of the newest one, or None.
         own_seconds: spent on this trial in the code of this package, the objective's work not included.
@@ -44,7 +46,10 @@ class History:
     state: State | None = None
     attempts: int = 0
     failures: int = 0
+    losses: int = 0
     points: list[tuple[str, int, int, float]] = field(default_factory=list)
+    reported: list[tuple[int, float]] = field(default_factory=list)
+    loss: float | None = None
     steps: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -62,6 +67,8 @@ class History:
             self._add_report(event)
         elif kind == "failure":
             self.failures, self.error = self.failures + 1, event["error"]
+        elif kind == "loss":
+            self.losses, self.error = self.losses + 1, event["error"]
         elif kind == "checkpoint":
             self.checkpoint = event["checkpoint"]
         elif kind == "end":
@@ -73,7 +80,9 @@ class History:
     def _add_report(self, event: Event) -> None:
         part = event["part"]
         if event["from_scratch"] and part not in self.steps:
-            self.points = []
+            self.points, self.reported = [], []
+        self.loss = event.get("loss")
+        self.reported.append((event["epoch"], score_of(event["accuracy"], self.loss)))
         self.values, self.node = event["values"], event["node"]
         self.steps[part], self.seconds[part] = event["gradient_steps"], event["device_seconds"]
         self.evaluation = event["evaluation"] or {}
@@ -115,6 +124,8 @@ class History:
             node=self.node,
             attempts=max(1, self.attempts),
             error=self.error,
+            loss=self.loss,
+            file=base64.b64decode(self.evaluation.get("file", "")),
         )
 
 
@@ -151,7 +162,7 @@ class SearchFolder:
         """Adds one line; what ends a trial reaches the disk before this returns."""
         with self._events.open("a") as file:
             file.write(json.dumps(event) + "\n")
-            if event["event"] in ("end", "failure"):
+            if event["event"] in ("end", "failure", "loss"):
                 file.flush()
                 os.fsync(file.fileno())
 

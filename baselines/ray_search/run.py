@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy
@@ -15,11 +17,14 @@ from autocompress.errors import AutocompressError, InvalidInputError
 from baselines.interface import Objective, SearchOutcome, SearchSettings
 from baselines.progress import SearchDisplay
 from baselines.ray_search.callback import Interrupt, Recorder, interruptible
-from baselines.ray_search.cluster import connected, machines, quiet
+from baselines.ray_search.cluster import HeadLostError, all_see, connected, quiet
 from baselines.ray_search.parts import Search, parts_of
-from baselines.ray_search.records import SearchFolder
+from baselines.ray_search.records import History, SearchFolder
 from baselines.ray_search.searchers import RayPbt, RaySearcher
-from baselines.ray_search.trainable import trainable
+from baselines.ray_search.trainable import Checkpoints, trainable
+from baselines.spending import Spending
+
+logger = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 4  # of a trial: those that others may be about to go on from included
 
@@ -36,9 +41,14 @@ def run_search(
     done = [history.trial() for history in histories.values() if history.state]
     interrupted = False
     with SearchDisplay(settings.trials, done, progress=settings.progress) as display:
-        recorder = Recorder(folder, histories, settings.retries, display.finished)
+        forgets = not isinstance(method, RayPbt)
+        spending = Spending.of(settings, objective)
+        recorder = Recorder(folder, histories, settings.retries, display.finished, spending, forgets)
         if len(done) < settings.trials:
-            interrupted = _run(Search(method, objective, settings, folder, histories, recorder))
+            try:
+                interrupted = _run(Search(method, objective, settings, folder, histories, recorder))
+            except HeadLostError as error:
+                raise HeadLostError(f"{error}; {_what_is_kept(histories, settings)}") from error
     trials = [history.trial() for _, history in sorted(folder.histories().items()) if history.state]
     errors = [trial.error or "" for trial in trials if trial.state == "failed"]
     if len(errors) == settings.trials and all(InvalidInputError.__name__ in error for error in errors):
@@ -53,26 +63,59 @@ def _run(search: Search) -> bool:
     whatever retries are left; the next round takes that up.
     """
     settings = search.settings
-    with interruptible() as interrupt, quiet(), _seeded(settings.seed):
+    with interruptible(search.recorder.spending) as interrupt, quiet(), _seeded(settings.seed):
         try:
-            with connected(settings, search.method.modules):
-                if isinstance(search.method, RayPbt) and settings.storage is None and machines() > 1:
-                    raise InvalidInputError("ray-pbt on several machines needs a storage that all of them see")
+            last_words = partial(_what_is_kept, search.histories, settings)
+            with connected(settings, search.method.modules, interrupt.end_at_once, last_words):
+                shared = _is_shared(search)
                 reference = ray.put(search.objective)
-                while search.open and not interrupt.is_set:
+                while search.affordable and not interrupt.is_set:
                     before = search.attempts
-                    _round(search, reference, interrupt)
+                    _round(search, reference, interrupt, shared)
                     if search.attempts == before and not interrupt.is_set:
                         raise AutocompressError(f"Ray Tune ended without starting the trials {search.open}")
         except KeyboardInterrupt:
-            return bool(search.open)
-    return interrupt.is_set and bool(search.open)
+            return search.affordable
+    return interrupt.is_set and search.affordable
 
 
-def _round(search: Search, reference: Any, interrupt: Interrupt) -> None:
+def _is_shared(search: Search) -> bool:
+    """Tells whether all nodes see the folder of the search, so that a trial can go on elsewhere.
+
+    Raises:
+        InvalidInputError: they do not, and the method cannot do without.
+    """
+    if all_see(search.folder.path):
+        return True
+    if isinstance(search.method, RayPbt):
+        raise InvalidInputError(
+            f"not all nodes of the cluster see {str(search.folder.path)!r}; ray-pbt on several machines needs a "
+            "storage that all of them see"
+        )
+    logger.warning(
+        "not all nodes of the cluster see %s: a trial whose node is lost begins anew, and does not go on from its last "
+        "epoch; name a storage that all see",
+        search.folder.path,
+    )
+    return False
+
+
+def _what_is_kept(histories: Mapping[int, History], settings: SearchSettings) -> str:
+    ended = sum(history.state is not None for history in list(histories.values()))
+    if settings.storage is None:
+        return "without a storage nothing of the search is kept"
+    return (
+        f"the {ended} of {settings.trials} trials that had ended are kept in {settings.storage!r}: once the cluster "
+        "runs again, go on by resuming"
+    )
+
+
+def _round(search: Search, reference: Any, interrupt: Interrupt, shared: bool) -> None:
     method, settings = search.method, search.settings
     parts = parts_of(search)
-    function = trainable(reference, max(1, int(settings.cpus_per_trial)), parts.checkpoint_epochs)
+    function = trainable(
+        reference, max(1, int(settings.cpus_per_trial)), parts.checkpoints if shared else Checkpoints()
+    )
     # Ray knows no bundle without any resource.
     cpus = settings.cpus_per_trial or (0.0 if settings.gpus_per_trial else 0.001)
     folder = search.folder.path / "ray"
@@ -93,7 +136,7 @@ def _round(search: Search, reference: Any, interrupt: Interrupt) -> None:
             storage_path=str(folder),
             callbacks=[search.recorder],
             failure_config=tune.FailureConfig(max_failures=settings.retries),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS if isinstance(method, RayPbt) else 1),
             stop=interrupt,
             verbose=0,
         ),

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from autocompress.errors import InvalidInputError
 from autocompress.task.user_code import own_source
 from baselines.interface import Objective, SearchOutcome, SearchSettings, check_numbers
+from baselines.ray_search.folder_lock import owned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+CHECKPOINT_SECONDS = 30.0
 
 
 class RaySearcher:
@@ -24,6 +27,7 @@ class RaySearcher:
 
     name: ClassVar[str]
     modules: Sequence[str]
+    checkpoint_seconds: float = 0.0
 
     def with_modules(self, *references: str) -> Self:
         """Returns the same search, with the code of `package.module:function`s travelling to the cluster."""
@@ -46,13 +50,10 @@ class RaySearcher:
 
         if settings.ray_address is not None:
             check_address(settings.ray_address, settings.connect_seconds)
-        elif settings.gpus_per_trial > 0:
-            import torch
-
-            if torch.cuda.device_count() < settings.gpus_per_trial:
-                raise InvalidInputError(
-                    f"gpus_per_trial is {settings.gpus_per_trial:g}, but this machine has {torch.cuda.device_count()}"
-                )
+        elif settings.gpus_per_trial > _gpus():
+            raise InvalidInputError(
+                f"gpus_per_trial is {settings.gpus_per_trial:g}, but there are {_gpus():g} to run trials on"
+            )
 
     def search(self, objective: Objective, settings: SearchSettings) -> SearchOutcome:
         """Returns the search; Ctrl-C ends it with what is finished, a second Ctrl-C without waiting for Ray.
@@ -65,7 +66,7 @@ class RaySearcher:
         from baselines.ray_search.records import SearchFolder
         from baselines.ray_search.run import run_search
 
-        with _folder(settings) as path:
+        with _folder(settings) as path, owned(path):
             folder = SearchFolder(path)
             folder.open(self._identity(objective, settings), settings.resume)
             return run_search(self, objective, settings, folder)
@@ -75,7 +76,7 @@ class RaySearcher:
         own: dict[str, Any] = {"method": self.name, "seed": settings.seed, "space": objective.space.name}
         if isinstance(self, RayPbt):
             own["trials"] = settings.trials  # a population cannot grow
-        options = {key: value for key, value in vars(self).items() if key != "modules"}
+        options = {key: value for key, value in vars(self).items() if key not in ("modules", "checkpoint_seconds")}
         return own | options | {f"objective {key}": value for key, value in objective.identity.items()}
 
 
@@ -85,9 +86,11 @@ class RayOptuna(RaySearcher):
 
     Attributes:
         modules: packages and files that the cluster's nodes lack and the objective needs.
+        checkpoint_seconds: at least, between two checkpoints of a trial, from which it goes on where its node is lost.
     """
 
     modules: Sequence[str] = ()
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     name: ClassVar[str] = "ray-optuna"
 
 
@@ -99,14 +102,22 @@ class RayAsha(RaySearcher):
         proposals: "tpe" (Optuna's) or "random".
         grace_epochs: no trial is stopped before.
         reduction_factor: one trial of so many goes on.
-        modules: as in `RayOptuna`.
+        modules, checkpoint_seconds: as in `RayOptuna`.
     """
 
     proposals: Literal["tpe", "random"] = "tpe"
     grace_epochs: int = 1
     reduction_factor: int = 3
     modules: Sequence[str] = ()
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     name: ClassVar[str] = "ray-asha"
+
+
+@dataclass(frozen=True)
+class RayPrice(RayAsha):
+    """Successive halving over the price of each layer: the compressor is the point that it starts from."""
+
+    name: ClassVar[str] = "price"
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,17 @@ class RayPbt(RaySearcher):
     rounds: int = 5
     modules: Sequence[str] = ()
     name: ClassVar[str] = "ray-pbt"
+
+
+def _gpus() -> float:
+    """Returns the GPUs of the cluster that this process uses already, or of this machine."""
+    import ray
+    import torch
+
+    if not ray.is_initialized():
+        return float(torch.cuda.device_count())
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources.get("GPU", 0.0)
 
 
 def _check_storage(settings: SearchSettings) -> None:

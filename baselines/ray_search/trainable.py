@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,32 @@ STATE_FILE = "state.pt"
 _objectives: dict[str, Objective] = {}
 
 
-def trainable(reference: ray.ObjectRef[Any], threads: int, checkpoint_epochs: int) -> Callable[[dict[str, Any]], None]:
+@dataclass(frozen=True)
+class Checkpoints:
+    """When the state of a trial is kept: after each so many epochs, but not sooner than so many seconds after the last.
+
+    Attributes:
+        epochs: 0 = never.
+        seconds: between two.
+    """
+
+    epochs: int = 0
+    seconds: float = 0.0
+
+
+def trainable(
+    reference: ray.ObjectRef[Any], threads: int, checkpoints: Checkpoints
+) -> Callable[[dict[str, Any]], None]:
     """Returns the function that Ray Tune calls with each proposal, in an actor that goes on living after it.
 
     Args:
         reference: the objective in the object store. Ray copies it once to each node, an actor reads it once.
         threads: of torch in one trial.
-        checkpoint_epochs: the state is kept after each so many epochs; 0 = never.
+        checkpoints: when the state is kept.
     """
 
     def evaluate_proposal(config: dict[str, Any]) -> None:
-        _run(config["proposal"], _objective(reference, threads), checkpoint_epochs)
+        _run(config["proposal"], _objective(reference, threads), checkpoints)
 
     return evaluate_proposal
 
@@ -46,7 +62,7 @@ def _objective(reference: ray.ObjectRef[Any], threads: int) -> Objective:
     return _objectives[key]
 
 
-def _run(proposal: dict[str, Any], objective: Objective, checkpoint_epochs: int) -> None:
+def _run(proposal: dict[str, Any], objective: Objective, checkpoints: Checkpoints) -> None:
     """Evaluates one proposal.
 
     Ray Tune ends a trial from within `tune.report`, by a SystemExit that unwinds the training loop: nothing else of
@@ -60,25 +76,28 @@ def _run(proposal: dict[str, Any], objective: Objective, checkpoint_epochs: int)
         "node": ray.get_runtime_context().get_node_id(),
         "evaluation": "",
     }
-    own_seconds = time.perf_counter() - begun
+    kept = time.perf_counter()
+    own_seconds = kept - begun
 
     def report(progress: Progress) -> bool:
-        nonlocal own_seconds
+        nonlocal own_seconds, kept
         begun = time.perf_counter()
         if progress.epoch >= objective.epochs:
             return False
         metrics = common | _metrics(progress.epoch, progress)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
-            if checkpoint_epochs and progress.epoch % checkpoint_epochs == 0:
-                checkpoint = _checkpoint(Path(folder), progress)
+            due = checkpoints.epochs and progress.epoch % checkpoints.epochs == 0
+            if due and begun - kept >= checkpoints.seconds:
+                checkpoint, kept = _checkpoint(Path(folder), progress), begun
             own_seconds += time.perf_counter() - begun
             tune.report(metrics | {"own_seconds": own_seconds}, checkpoint=checkpoint)
         return False
 
     evaluation = objective(proposal["values"], report, state)
     begun = time.perf_counter()
-    metrics = common | _metrics(objective.epochs, evaluation) | {"evaluation": json.dumps(asdict(evaluation))}
+    told = asdict(evaluation) | {"file": base64.b64encode(evaluation.file).decode()}
+    metrics = common | _metrics(objective.epochs, evaluation) | {"evaluation": json.dumps(told)}
     own_seconds += time.perf_counter() - begun
     tune.report(metrics | {"own_seconds": own_seconds, "done": True})
 
@@ -88,6 +107,8 @@ def _metrics(epoch: int, costs: Any) -> dict[str, Any]:
     return {
         "epoch": epoch,
         "accuracy": float(costs.accuracy),
+        "loss": None if costs.loss is None else float(costs.loss),
+        "score": float(costs.score),
         "gradient_steps": int(costs.gradient_steps),
         "device_seconds": float(costs.device_seconds),
     }

@@ -149,9 +149,10 @@ def _cell(spec: StudySpec, task: TaskSpec, variant: Variant, target: str, seed: 
     if variant.method == COMPRESSOR:
         constants = dict(variant.constants)
         return Cell(*common, constants=constants, fold=variant.fold, alpha=variant.alpha, resources=spec.resources)
-    epochs = variant.trial_epochs or spec.trial_epochs * (ASHA_TRIAL_FACTOR if variant.method == RayAsha.name else 1)
+    epochs = variant.trial_epochs or spec.trial_epochs * (ASHA_TRIAL_FACTOR if METHODS[variant.method].halves else 1)
     budget = spec.budgets.get(variant.name, spec.budget if variant.budget is None else variant.budget)
     trials = max(1, round(budget * final_epochs / _expected_epochs(variant.method, epochs)))
+    trials = max(trials, METHODS[variant.method].least_trials)
     trials = min(trials, METHODS[variant.method].most_trials or trials)
     space = find_space(variant.method, variant.space)
     return Cell(*common, trials, epochs, space, variant.pruner, resources=spec.resources, budget=budget)
@@ -163,7 +164,7 @@ def _expected_epochs(method: str, trial_epochs: int) -> float:
     After r, r f, r f^2, ... epochs one trial of f goes on (Li et al. 2020, asynchronous successive halving); the
     first trials, which have nobody to be compared with, go on more often, so this is a little too low.
     """
-    if method != RayAsha.name:
+    if method not in METHODS or not METHODS[method].halves:
         return trial_epochs
     factor = float(RayAsha.reduction_factor)
     rungs = math.floor(math.log(trial_epochs, factor) + 1e-9) + 1

@@ -39,6 +39,7 @@ class Found:
         gradient_steps, device_seconds, wall_seconds: of the whole search.
         anytime: as in `Record`.
         trials: every trial, in JSON.
+        file: that the best trial wrote.
         error: traceback, where the search came to nothing.
     """
 
@@ -49,3 +50,4 @@ class Found:
     anytime: list[list[float]] = field(default_factory=list)
     trials: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
+    file: bytes = b""

@@ -9,7 +9,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ from torch import nn
 
 from autocompress.aggregated import AggregatedModel, Batched, Replicated
 from autocompress.codec.size_report import size_report
-from autocompress.errors import AutocompressError
 from autocompress.network.live_network import copy_network
 from autocompress.solver.result import Result
 from autocompress.task import Task, load_task
+from autocompress.training.batches import check_batches
 from autocompress.training.evaluation import Evaluation, evaluate
-from baselines.interface import SearchOutcome, SearchSettings
-from baselines.methods import find_method
-from baselines.systems import system_of
+from baselines.interface import SearchOutcome, SearchSettings, Trial
+from baselines.search import best_of, search, train_best
 from studies.design.cell import Cell, solver_constants
 from studies.records.machine import device_name, hardware, peak_memory_bytes, versions
 from studies.records.record import COMPRESSOR, Record, pack
@@ -92,9 +91,6 @@ def failed(cell: Cell, conditions: Conditions, error: str, started: str, wall_se
 def _search(cell: Cell, conditions: Conditions, reference: bytes) -> Found:
     task, network = start_of(cell, reference)
     started = time.perf_counter()
-    # The objective is given no test split; what it never has, no search can see.
-    objective = system_of(cell.method).objective(task, network, **_plan_choices(cell), epochs=cell.trial_epochs)
-    searcher = find_method(cell.method).make(cell.pruner)
     with _storage(cell, conditions) as storage:
         settings = SearchSettings(
             trials=cell.trials,
@@ -104,15 +100,21 @@ def _search(cell: Cell, conditions: Conditions, reference: bytes) -> Found:
             ray_address=conditions.ray_address if cell.uses_ray else None,
             cpus_per_trial=conditions.cpus,
             gpus_per_trial=conditions.gpus,
+            max_gradient_steps=_most_steps(cell, task),
         )
-        searcher.check(settings)
-        outcome = searcher.search(objective, settings)
+        outcome = search(
+            cell.method,
+            task,
+            network,
+            target=cell.target,
+            space=cell.space,
+            settings=settings,
+            trial_epochs=cell.trial_epochs,
+            pruner=cell.pruner,
+        )
     if outcome.interrupted:
         raise KeyboardInterrupt
-    best = outcome.best
-    if best is None:
-        last = next((trial.error for trial in reversed(outcome.trials) if trial.error), "all were stopped")
-        raise AutocompressError(f"none of {len(outcome.trials)} trials came to its end; the last: {last.strip()}")
+    best = best_of(outcome)
     return Found(
         best.values,
         outcome.gradient_steps,
@@ -120,7 +122,14 @@ def _search(cell: Cell, conditions: Conditions, reference: bytes) -> Found:
         time.perf_counter() - started,
         _anytime(outcome),
         [trial.to_json() for trial in outcome.trials],
+        file=best.file,
     )
+
+
+def _most_steps(cell: Cell, task: Task) -> int:
+    """Returns what the search of a cell may spend: what was announced, and one whole trial at least."""
+    epochs = max(cell.epochs - cell.final_epochs, float(cell.trial_epochs))
+    return round(epochs * check_batches(task.train, "the training data"))
 
 
 def _finish(cell: Cell, conditions: Conditions, shipped: bytes, found: Found, started: str) -> Record:
@@ -175,18 +184,19 @@ def _finish(cell: Cell, conditions: Conditions, shipped: bytes, found: Found, st
 
 def _trained(cell: Cell, task: Task, reference: nn.Module, found: Found) -> Result:
     # Without the test split: it is looked at once, at the end, for all methods alike.
-    return system_of(cell.method).train(
-        replace(task, test=None),
+    best = Trial(0, "complete", found.values, None, 0, 0, 0.0, file=found.file)
+    return train_best(
+        cell.method,
+        task,
         reference,
-        found.values,
-        **_plan_choices(cell),
+        best,
+        target=cell.target,
+        space=cell.space,
+        seed=cell.seed,
         epochs=cell.final_epochs,
         progress=False,
+        look_at_test=False,
     )
-
-
-def _plan_choices(cell: Cell) -> dict[str, Any]:
-    return {"target": cell.target, "space": cell.space, "seed": cell.seed}
 
 
 def _test(network: nn.Module, task: Task) -> Evaluation:

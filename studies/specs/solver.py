@@ -20,6 +20,17 @@ SPEC = StudySpec(
     tasks=[TaskSpec("lenet5", "digits")],
     methods=[
         Variant("one-shot", COMPRESSOR, final_epochs=0),
+        # Its budget: each of six bit-widths once, for a tenth of the steps; then the best for as many as the others.
+        *(
+            Variant(
+                f"gradual, {epochs} epochs",
+                "gradual",
+                final_epochs=epochs,
+                trial_epochs=max(1, epochs // 10),
+                budget=6 * max(1, epochs // 10) / epochs,
+            )
+            for epochs in EPOCHS
+        ),
         *(
             Variant(f"{name}, {epochs} epochs", COMPRESSOR, constants, final_epochs=epochs)
             for name, constants in PARTS.items()

@@ -1,0 +1,183 @@
+"""Several processes on one Optuna study: nothing lost, nothing twice, whoever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+from fake_objective import FakeObjective
+from postgres import postgres_url
+
+from baselines.interface import SearchSettings
+from baselines.optuna_search import OptunaSearcher, ownership
+from baselines.optuna_search.ownership import GRACE_SECONDS, OWNER, Ownership
+from baselines.optuna_search.storage import close_storage, open_storage
+
+TRIALS = 60
+SHARED = """
+import json, sys
+from fake_objective import FakeObjective
+from baselines.interface import SearchSettings
+from baselines.optuna_search import OptunaSearcher
+
+storage, log = sys.argv[1:]
+settings = SearchSettings({trials}, storage=storage, resume=True, progress=False)
+outcome = OptunaSearcher("optuna-tpe").search(FakeObjective(seconds_per_epoch=0.03, log=log), settings)
+print(json.dumps([trial.to_json() for trial in outcome.trials]))
+"""
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "journal"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a place that several processes may share."""
+    if request.param == "postgresql":
+        with postgres_url() as url:
+            yield url
+    else:
+        yield {"sqlite": f"sqlite:///{tmp_path}/search.db", "journal": f"journal:{tmp_path}/search.log"}[request.param]
+
+
+def start(storage: str, log: Path) -> subprocess.Popen[str]:
+    tests = Path(__file__).parent
+    return subprocess.Popen(
+        [sys.executable, "-c", SHARED.format(trials=TRIALS), storage, str(log)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def under_way(log: Path, pid: int, ended: int) -> bool:
+    """Tells whether a process is in the middle of an evaluation after so many."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    mine = [line.split()[1] for line in lines if line.startswith(f"{pid} ")]
+    return mine.count("end") >= ended and mine[-1:] == ["start"]
+
+
+def test_three_processes_share_a_study_and_one_is_killed(storage: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    processes = [start(storage, log) for _ in range(3)]
+    killed = processes[0]
+    try:
+        while not under_way(log, killed.pid, ended=3):
+            assert all(process.poll() is None for process in processes), [p.stderr.read() for p in processes]
+            time.sleep(0.002)
+        killed.kill()
+        answers = [process.communicate()[0] for process in processes[1:]]
+        assert [process.returncode for process in processes[1:]] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    first, second = (json.loads(answer) for answer in answers)
+    assert first == second  # whoever is asked
+    assert [trial["number"] for trial in first] == list(range(TRIALS))
+    assert {trial["state"] for trial in first} <= {"complete", "stopped"}
+    lines = log.read_text().splitlines()
+    begun = sorted(re.findall(r" start (.*)", "\n".join(lines)))
+    assert sorted(set(begun)) == sorted({str(sorted(trial["values"].items())) for trial in first})
+    assert len(begun) in (TRIALS, TRIALS + 1)  # at most the one that the killed process was in the middle of
+    assert sum(trial["attempts"] for trial in first) == len(begun)
+    assert len({line.split()[0] for line in lines}) == 3
+    # What another opens now has nothing left to do.
+    settings = SearchSettings(TRIALS, storage=storage, resume=True, progress=False)
+    again = OptunaSearcher("optuna-tpe").search(FakeObjective(log=str(log)), settings)
+    assert [json.loads(json.dumps(trial.to_json())) for trial in again.trials] == first
+    assert log.read_text().splitlines() == lines
+
+
+def test_an_owner_of_another_machine_is_lost_once_it_has_stood_still() -> None:
+    now = [0.0]
+    storage = optuna.storages.InMemoryStorage()
+    mine = Ownership(storage, clock=lambda: now[0])
+    owner = {"token": "theirs", "machine": "another", "pid": os.getpid(), "beat": 0}
+    for seconds, beat, lost in [
+        (0, 0, False),
+        (GRACE_SECONDS - 1, 0, False),
+        (GRACE_SECONDS, 1, False),
+        (2 * GRACE_SECONDS - 1, 1, False),
+        (2 * GRACE_SECONDS, 1, True),
+    ]:
+        now[0] = seconds
+        assert mine.is_lost(0, owner | {"beat": beat}) == lost
+    assert mine.close() == []
+
+
+def test_the_counter_moves_while_a_trial_is_owned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "BEAT_SECONDS", 0.01)
+    study = optuna.create_study()
+    storage = study._storage
+    trial_id = study.ask()._trial_id
+    mine = Ownership(storage)
+    mine.take(trial_id)
+    while storage.get_trial(trial_id).user_attrs[OWNER]["beat"] < 3:
+        time.sleep(0.001)
+    assert mine.close() == [trial_id]
+
+
+def test_what_was_taken_over_counts_once(tmp_path: Path) -> None:
+    """A process that stood still for long comes back with the result of a trial that another one has ended."""
+    settings = SearchSettings(1, storage=f"sqlite:///{tmp_path}/search.db", progress=False)
+    searcher = OptunaSearcher("random")
+    others = []
+
+    class Slow(FakeObjective):
+        def __call__(self, values, report=None, state=None):
+            storage = open_storage(settings.storage, 1.0)
+            (study,) = storage.get_all_studies()
+            (trial,) = storage.get_all_trials(study._study_id)
+            gone = {"token": "gone", "machine": ownership.machine(), "pid": 2**22 + 1, "beat": 0}
+            storage.set_trial_user_attr(trial._trial_id, OWNER, gone)  # as if this one had been taken for lost
+            close_storage(storage)
+            others.extend(searcher.search(FakeObjective(), replace(settings, resume=True)).trials)
+            return super().__call__(values, report, state)
+
+    mine = searcher.search(Slow(), settings).trials
+    assert len(others) == 1
+    assert mine == tuple(others)
+
+
+def test_a_trial_that_takes_every_process_with_it_is_given_up(tmp_path: Path) -> None:
+    code = SHARED.format(trials=2).replace("FakeObjective(seconds_per_epoch=0.03, log=log)", "Deadly(log=log)")
+    deadly = """
+import os, fake_objective
+class Deadly(fake_objective.FakeObjective):
+    def __call__(self, values, report=None, state=None):
+        self._note("start", values)
+        os._exit(9) if values == self.space.start else None
+        return fake_objective.FakeObjective(epochs=3)(values, report)
+"""
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
+    command = [sys.executable, "-c", deadly + code, f"sqlite:///{tmp_path}/search.db", str(tmp_path / "log")]
+    codes = []
+    while 0 not in codes:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        codes.append(done.returncode)
+        assert len(codes) <= 8, done.stderr
+    first, second = json.loads(done.stdout)
+    assert first["state"] == "failed"
+    assert "processes were lost" in first["error"]
+    assert second["state"] == "complete"
+    assert codes == [9] * 6 + [0]
+
+
+def test_the_private_names_that_are_used_are_there() -> None:
+    """They may go with any new version of Optuna, which is why pyproject.toml bounds it."""
+    study = optuna.create_study()
+    trial = study.ask()
+    assert optuna.Trial(study, study.trials[0]._trial_id).number == trial.number
+    assert issubclass(optuna.storages._CachedStorage, optuna.storages.BaseStorage)
+    sampler = optuna.samplers.CmaEsSampler
+    assert callable(sampler._restore_optimizer)
+    assert callable(sampler._concat_optimizer_attrs)
