@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from autocompress.constraints.code_bits import CodeBitsConstraint
@@ -17,7 +18,7 @@ from autocompress.energy.network_energy import NetworkEnergy, network_energy
 from autocompress.errors import InvalidInputError
 from autocompress.solver.budget_path import budget_at_once
 from autocompress.solver.constants import DEFAULTS, SolverConstants
-from autocompress.targets import CodeBits, Energy, FileSize, Targets, WeightBits
+from autocompress.targets import CodeBits, Energy, FileSize, Target, Targets, WeightBits
 
 
 def counts_energy(targets: Targets) -> bool:
@@ -95,13 +96,31 @@ def make_constraint(
         if isinstance(energy, ChannelCount):
             return ChannelEnergyConstraint(network, energy, fraction, constants)
         return EnergyConstraint(network, energy, fraction, constants)
-    if counts := targets.of_kind(CodeBits):
-        return CodeBitsConstraint(
-            network, min(count.resolve(original_bytes, compressible) for count in counts), constants
-        )
-    bits = targets.of_kind(WeightBits)
-    kind = InPlaceWeightBitsConstraint if bits[0].in_place else WeightBitsConstraint
-    return kind(network, min(each.resolve(original_bytes, compressible) for each in bits), constants)
+    return ALONE[type(targets.each[0])](targets.each, network, original_bytes, constants)
+
+
+def _weight_bits(
+    each: Sequence[Any], network: Network, original_bytes: int, constants: SolverConstants
+) -> Constraint[Any]:
+    kind = InPlaceWeightBitsConstraint if each[0].in_place else WeightBitsConstraint
+    return kind(network, _least(each, network, original_bytes), constants)
+
+
+def _code_bits(
+    each: Sequence[Any], network: Network, original_bytes: int, constants: SolverConstants
+) -> Constraint[Any]:
+    return CodeBitsConstraint(network, _least(each, network, original_bytes), constants)
+
+
+def _least(each: Sequence[WeightBits | CodeBits], network: Network, original_bytes: int) -> int:
+    return min(one.resolve(original_bytes, network.selection.compressible) for one in each)
+
+
+# Targets that need the network alone and are given alone: (all of that kind, network, original bytes, constants).
+ALONE: dict[type[Target], Callable[[Sequence[Any], Network, int, SolverConstants], Constraint[Any]]] = {
+    WeightBits: _weight_bits,
+    CodeBits: _code_bits,
+}
 
 
 def promised_size(
