@@ -118,11 +118,9 @@ class CodeBitsConstraint(WeightsAlone):
         self.budget_bits, self.constants = budget_bits, constants
 
     def start(self) -> list[WarmStart] | None:
-        """Returns none."""
         return None
 
     def budget(self, fraction: float) -> int:
-        """Returns the bits of this moment."""
         return bits_on_path(self.budget_bits, self.network.selection.compressible, fraction, self.constants)
 
     def project(
@@ -142,14 +140,11 @@ class CodeBitsConstraint(WeightsAlone):
     def project_last(
         self, x: Sequence[Tensor], budget: int, state: list[WarmStart] | None, w: Sequence[Tensor] | None = None
     ) -> tuple[Projection, list[WarmStart] | None]:
-        """Returns the projection that is fine-tuned."""
         return self.project(x, budget, state, last=True)
 
     def to_plain(self, state: list[WarmStart] | None) -> dict[str, Any]:
-        """Returns the warm start in containers."""
         return {"starts": None if state is None else [[start.scalars, start.kernels] for start in state]}
 
     def from_plain(self, saved: dict[str, Any]) -> list[WarmStart] | None:
-        """Returns the warm start."""
         starts = saved["starts"]
         return None if starts is None else [WarmStart(scalars, kernels) for scalars, kernels in starts]

@@ -132,7 +132,6 @@ class Projector(Generic[State]):
         return found
 
     def rules(self) -> list[FixedTables] | None:
-        """Returns how V follows W until the next projection."""
         return self.constraint.rules(self.state)
 
     def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
@@ -144,11 +143,9 @@ class Projector(Generic[State]):
         return self.constraint.writer(self.state).side_grids(sides)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state."""
         return self.constraint.to_plain(self.state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the state of `state_dict`."""
         self.state = self.constraint.from_plain(state)
 
 
@@ -161,12 +158,10 @@ class Network:
 
     @property
     def weights(self) -> list[nn.Parameter]:
-        """The compressed parameters."""
         return [parameter for _, parameter in self.selection.weights]
 
     @property
     def sides(self) -> list[nn.Parameter]:
-        """The one-dimensional parameters."""
         return [parameter for _, parameter in self.selection.sides]
 
 

@@ -128,7 +128,6 @@ class ValuedMasks(WeightsAlone):
     """
 
     def start(self) -> list[Tensor] | None:
-        """Returns none."""
         return None
 
     def valued(
@@ -145,11 +144,9 @@ class ValuedMasks(WeightsAlone):
         return Projection(coded, None, error, relative_error(error, x), 0.0), centroids
 
     def to_plain(self, state: list[Tensor] | None) -> dict[str, Any]:
-        """Returns the values."""
         return {"centroids": state}
 
     def from_plain(self, saved: dict[str, Any]) -> list[Tensor] | None:
-        """Returns the values."""
         return None if saved["centroids"] is None else list(saved["centroids"])
 
 
@@ -168,7 +165,6 @@ class EnergyConstraint(ValuedMasks):
         self.limit, self.constants = energy_budget(network, energy, fraction), constants
 
     def budget(self, fraction: float) -> EnergyBudget:
-        """Returns the energy of this moment."""
         return energy_on_path(self.limit, [w.numel() for w in self.network.weights], fraction, self.constants)
 
     def project(

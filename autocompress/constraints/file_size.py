@@ -114,7 +114,6 @@ class FileSizeConstraint:
         self.ceiling_bytes = constants.path_ceiling * original_bytes
 
     def start(self) -> FileState:
-        """Returns the state before any projection."""
         return FileState(self.file, 8.0 * self.file.smallest)
 
     def budget(self, fraction: float, target_bytes: int | None = None) -> FileBudget:
@@ -217,7 +216,6 @@ class FileSizeConstraint:
         return best, state.projected(kept, best.relative_error)
 
     def to_plain(self, state: FileState) -> dict[str, Any]:
-        """Returns the warm start and the calibration in containers."""
         priced, file = state.priced, state.file
         tables = [] if priced is None else priced.tables
         return {
@@ -229,7 +227,6 @@ class FileSizeConstraint:
         }
 
     def from_plain(self, saved: dict[str, Any]) -> FileState:
-        """Returns the state of `to_plain`."""
         ratio, other_bits, next_calibration = saved["numbers"]
         error, side_factor, budget_bytes = saved["file"]
         tables = [LayerTables(v, CodeLengths(c, r, k)) for v, c, r, k in saved["tables"]]

@@ -179,11 +179,9 @@ class WeightBitsConstraint(WeightsAlone):
         self.budget_bits, self.constants = budget_bits, constants
 
     def start(self) -> WeightBitsState | None:
-        """Returns none."""
         return None
 
     def budget(self, fraction: float) -> int:
-        """Returns the bits of this moment."""
         return bits_on_path(self.budget_bits, self.network.selection.compressible, fraction, self.constants)
 
     def project(
@@ -203,11 +201,9 @@ class WeightBitsConstraint(WeightsAlone):
         return replace(projection, coded=coded, error=error, relative_error=relative_error(error, x)), state
 
     def to_plain(self, state: WeightBitsState | None) -> dict[str, Any]:
-        """Returns the warm start in containers."""
         return {"bits": None} if state is None else {"bits": state.bits, "centroids": state.centroids}
 
     def from_plain(self, saved: dict[str, Any]) -> WeightBitsState | None:
-        """Returns the warm start."""
         if saved["bits"] is None:
             return None
         return WeightBitsState(list(saved["bits"]), [list(row) for row in saved["centroids"]])
@@ -217,7 +213,6 @@ class InPlaceWeightBitsConstraint(WeightBitsConstraint):
     """The algorithm as published: W is pruned in place, V shares its zeros, the budget is the target throughout."""
 
     def budget(self, fraction: float) -> int:
-        """Returns the target."""
         return self.budget_bits
 
     def project(
@@ -230,7 +225,6 @@ class InPlaceWeightBitsConstraint(WeightBitsConstraint):
     def project_last(
         self, x: Sequence[Tensor], budget: int, state: WeightBitsState | None, w: Sequence[Tensor] | None = None
     ) -> tuple[Projection, WeightBitsState | None]:
-        """Returns the last projection."""
         return self.project(x, budget, state, w)
 
 

@@ -84,7 +84,6 @@ class Finishing:
 
     @property
     def coded(self) -> list[WeightTensor]:
-        """The tensors as the file will hold them."""
         return [
             kernel_tensor(codes - 1, values, tuple(weight.shape)) if values.dim() > 1 else coded_tensor(codes, values)
             for weight, codes, values in zip(self.weights, self.codes, self.values, strict=True)
@@ -135,7 +134,6 @@ class Finishing:
         self.write()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns everything but the parameters."""
         return {
             "step_count": self.step_count,
             "skipped_steps": self.skipped_steps,

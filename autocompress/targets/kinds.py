@@ -226,7 +226,6 @@ class WeightBits(BitCount):
     def __init__(
         self, *, bits: int | None = None, factor: float | Fraction | None = None, in_place: bool = False
     ) -> None:
-        """Sets the limit as `BitCount` does."""
         super().__init__(bits=bits, factor=factor)
         object.__setattr__(self, "in_place", in_place)
 
