@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from autocompress.constraints.constraint import Method, Network, relative_error
-from autocompress.constraints.file_size import FileSizeMethod
+from autocompress.constraints.constraint import FileWriter, Method, Network, Projector, relative_error
+from autocompress.constraints.file_size import FileSizeConstraint
 from autocompress.constraints.file_writer import FileFit
-from autocompress.constraints.weight_bits import WeightBitsMethod, squared_error
+from autocompress.constraints.weight_bits import WeightBitsConstraint, squared_error
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import CodedTensor, CompressedState
 from autocompress.network.network_state import side_tensors
 from autocompress.network.selection import original_bytes
 from autocompress.network.tensor_sizes import weight_data_bits
 from autocompress.solver.constants import SolverConstants
-from autocompress.solver.fine_tuning import FileWriter
 from autocompress.targets import FileSize, Target, WeightBits
 from baselines.plan import Plan
 
@@ -79,13 +77,12 @@ class FileBudget:
     def measure(self, coded: Sequence[CodedTensor]) -> tuple[int, FileWriter]:
         """Returns (bytes of the file, its writer): the biases are rounded at the weights' own price per bit."""
         weights = [weight.detach() for weight in self.network.weights]
-        file = copy.copy(self.file)
-        file.price = marginal_price(coded, weights)
-        file.relative_error = relative_error(squared_error(coded, weights), weights)
+        error = relative_error(squared_error(coded, weights), weights)
+        file = replace(self.file, price=marginal_price(coded, weights), relative_error=error)
         sides = side_tensors(self.network.selection)
         if not self._sides_fit:  # rounds the biases until they take no more than their share
-            file.bytes_without_weights(sides)
-            self.file.side_factor, self._sides_fit = file.side_factor, True
+            _, file = file.bytes_without_weights(sides)
+            self.file, self._sides_fit = replace(self.file, side_factor=file.side_factor), True
         return len(file.encode(coded, sides)[1]), file
 
     def size_of(self, state: CompressedState, data: bytes) -> int:
@@ -94,7 +91,7 @@ class FileBudget:
 
     def method(self, constants: SolverConstants) -> Method:
         """Returns the compressor's own method for the target."""
-        return FileSizeMethod(self.network, self.budget_bytes, self.original_bytes, constants=constants)
+        return Projector(FileSizeConstraint(self.network, self.budget_bytes, self.original_bytes, constants=constants))
 
     def writer_state(self, writer: FileWriter) -> list[float | None]:
         """Returns what `writer_of` makes the same writer from."""
@@ -103,9 +100,8 @@ class FileBudget:
 
     def writer_of(self, state: Sequence[Any]) -> FileWriter:
         """Returns the writer of a state."""
-        file = copy.copy(self.file)
-        file.price, file.relative_error, file.side_factor = state
-        return file
+        price, error, side_factor = state
+        return replace(self.file, price=price, relative_error=error, side_factor=side_factor)
 
 
 class WeightDataBudget:
@@ -115,7 +111,7 @@ class WeightDataBudget:
         """Raises InfeasibleTargetError for a target below one bit per layer."""
         self.network, self.unit, self.positions_count, self.fixed = network, "bits", False, 0.0
         self.limit = target.resolve(original_bytes(network.model), network.selection.compressible)
-        self.writer = WeightBitsMethod(network, self.limit)
+        self.writer = WeightBitsConstraint(network, self.limit)
 
     @property
     def asked(self) -> int:
@@ -136,7 +132,7 @@ class WeightDataBudget:
 
     def method(self, constants: SolverConstants) -> Method:
         """Returns the compressor's own method for the target."""
-        return WeightBitsMethod(self.network, self.limit, constants)
+        return Projector(WeightBitsConstraint(self.network, self.limit, constants))
 
     def writer_state(self, writer: FileWriter) -> list[float | None]:
         """Returns nothing: the writer has no state."""

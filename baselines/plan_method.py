@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from autocompress.constraints.constraint import Method, Network, Projection, relative_error
+from autocompress.constraints.constraint import FileWriter, Method, Network, Projection, relative_error
 from autocompress.constraints.rate_distortion.fixed_tables import FixedTables
 from autocompress.constraints.weight_bits import squared_error
 from autocompress.network.compressed_tensors import (
@@ -27,7 +27,6 @@ from autocompress.network.compressed_tensors import (
 from autocompress.network.selection import original_bytes
 from autocompress.solver.budget_path import budget_on_path
 from autocompress.solver.constants import SolverConstants
-from autocompress.solver.fine_tuning import FileWriter
 from baselines.fitting import Budget, Fitted
 from baselines.gradual import cubic_schedule
 from baselines.interface import Values

@@ -59,7 +59,7 @@ def test_equals_milp_and_is_bounded_by_the_relaxation(seed, layers):
     assert result.exact
     assert result.error * scale == pytest.approx(best.fun, rel=1e-6, abs=1e-6)
     assert result.bound * scale == pytest.approx(relaxed.fun, rel=1e-6, abs=1e-6)
-    assert result.bound <= result.error <= result.greedy_error
+    assert result.bound <= result.error <= allocate(costs, errors, budget, exact=False).error
     index = np.arange(layers)
     assert result.cost == costs[index, result.choices].sum() <= budget
     assert result.error == pytest.approx(errors[index, result.choices].sum())
@@ -85,6 +85,14 @@ def test_many_layers_finish_with_a_small_gap():
     costs, errors, _ = draw(3, 54)
     result = allocate(costs, errors, int(2.5 * costs[:, 0].sum()))
     assert result.error <= result.bound * 1.02
+
+
+def test_where_too_much_is_in_doubt_the_greedy_answers_and_says_so(monkeypatch):
+    costs, errors, budget = draw(100, 20)
+    monkeypatch.setattr("autocompress.numerics.multiple_choice_knapsack.EXACT_VARIABLES", 20)
+    result, greedy = allocate(costs, errors, budget), allocate(costs, errors, budget, exact=False)
+    assert (result.exact, result.choices) == (False, greedy.choices)
+    assert result.bound <= result.error
 
 
 def test_bad_tables():

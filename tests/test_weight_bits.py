@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.constraints.constraint import Network
-from autocompress.constraints.weight_bits import InPlaceWeightBitsMethod, WeightBitsMethod
+from autocompress.constraints.constraint import Network, Projector
+from autocompress.constraints.weight_bits import InPlaceWeightBitsConstraint, WeightBitsConstraint
 from autocompress.network.selection import select
 from autocompress.solver.budget_path import budget_on_path
 from autocompress.solver.compressor import Compressor
@@ -27,7 +27,7 @@ def weights(net: Network) -> list[torch.Tensor]:
 
 def test_in_place_prunes_w_to_the_zeros_of_v() -> None:
     net = network()
-    projection = InPlaceWeightBitsMethod(net, 300).project(weights(net), weights(net), 0.0)
+    projection = Projector(InPlaceWeightBitsConstraint(net, 300)).project(weights(net), weights(net), 0.0)
     assert projection.pruned is not None
     for pruned, coded, before in zip(projection.pruned, projection.coded, weights(net), strict=True):
         kept = coded.codes != 0
@@ -37,7 +37,7 @@ def test_in_place_prunes_w_to_the_zeros_of_v() -> None:
 
 def test_dense_follows_the_path_and_ends_at_the_target() -> None:
     net = network()
-    method = WeightBitsMethod(net, 60)
+    method = Projector(WeightBitsConstraint(net, 60))
     start = method.project(weights(net), weights(net), 0.0)
     assert start.pruned is None
     assert 60 < sum(c.weight_data_bits for c in start.coded) <= 60 * DEFAULTS.path_start
@@ -65,7 +65,7 @@ def test_the_word_chooses_the_method(word: str) -> None:
     assert parse_target(str(target)) == target
     model = network().model
     compressor = Compressor(model, torch.optim.SGD(model.parameters(), lr=0.1), target=target, total_steps=3)
-    assert isinstance(compressor.method, InPlaceWeightBitsMethod) == (word == "weights-in-place")
+    assert isinstance(compressor.method.constraint, InPlaceWeightBitsConstraint) == (word == "weights-in-place")
 
 
 def test_the_two_words_are_two_targets() -> None:

@@ -122,7 +122,6 @@ class _Messages(logging.Handler):
         self.progress_lines = progress_lines
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints a record."""
         if not self.progress_lines and record.levelno == logging.INFO and record.name in PROGRESS_LOGGERS:
             return
         tqdm.write(self.format(record), file=sys.stderr)

@@ -80,7 +80,6 @@ class Encoder:
         return values
 
     def bits(self, count: int, values: Array) -> Array:
-        """Writes uniform values."""
         if len(values) and count:
             self._encoder.encode(values.astype(np.int32), _model.Uniform(1 << count))
         return values
@@ -132,7 +131,6 @@ class Decoder:
         return self._decode(_model.Categorical(weights.astype(np.float64), perfect=False), len(values))
 
     def bits(self, count: int, values: Array) -> Array:
-        """Reads uniform values."""
         if not count or not len(values):
             return np.zeros(len(values), np.int64)
         return self._decode(_model.Uniform(1 << count), len(values))
@@ -176,6 +174,5 @@ class Meter:
         return values
 
     def bits(self, count: int, values: Array) -> Array:
-        """Counts uniform values."""
         self._book(float(count * len(values)))
         return values

@@ -75,7 +75,6 @@ class SizeReport:
     overhead_bytes: float
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the sizes and layers under the keys of a record."""
         layers = [dict(vars(layer), shape=list(layer.shape), bytes=round(layer.bytes, 1)) for layer in self.layers]
         return {
             "file_bytes": self.file_bytes,

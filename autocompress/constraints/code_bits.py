@@ -104,8 +104,8 @@ def allocate_choices(choices: Sequence[Sequence[CodeChoice]], budget_bits: int) 
     return allocate(costs, errors, budget_bits)
 
 
-class CodeBitsMethod(WeightsAlone):
-    """Keeps positions, codes and codebooks within a number of bits, on the path of `path`."""
+class CodeBitsConstraint(WeightsAlone):
+    """Keeps positions, codes and codebooks within a number of bits. Its state is the warm start."""
 
     def __init__(self, network: Network, budget_bits: int, constants: SolverConstants = DEFAULTS) -> None:
         """Checks that the budget can be met.
@@ -116,33 +116,35 @@ class CodeBitsMethod(WeightsAlone):
         check_code_bits_budget(network.weights, budget_bits)
         super().__init__(network)
         self.budget_bits, self.constants = budget_bits, constants
-        self.starts: list[WarmStart] | None = None
 
-    def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
-        """Returns V within the budget of this moment."""
-        budget = bits_on_path(self.budget_bits, self.network.selection.compressible, fraction, self.constants)
-        return self._projected(targets, budget, closing=False)
+    def start(self) -> list[WarmStart] | None:
+        return None
 
-    def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
-        """Returns the projection onto the target, its codebooks of kernels fitted to all vectors."""
-        return self._projected(targets, self.budget_bits, closing=True)
+    def budget(self, fraction: float) -> int:
+        return bits_on_path(self.budget_bits, self.network.selection.compressible, fraction, self.constants)
 
-    def _projected(self, targets: Sequence[Tensor], budget_bits: int, *, closing: bool) -> Projection:
-        found = project_code_bits(
-            targets, budget_bits, self.starts, closing=closing, kinds=KINDS[self.constants.codebooks]
-        )
-        self.starts = found.starts
-        error = found.squared_error
-        return Projection(
-            found.coded, None, error, relative_error(error, targets), 0.0, greedy=not found.allocation.exact
-        )
+    def project(
+        self,
+        x: Sequence[Tensor],
+        budget: int,
+        state: list[WarmStart] | None,
+        w: Sequence[Tensor] | None = None,
+        *,
+        last: bool = False,
+    ) -> tuple[Projection, list[WarmStart] | None]:
+        """Returns V; with `last` codebooks of kernels are fitted to all vectors."""
+        found = project_code_bits(x, budget, state, closing=last, kinds=KINDS[self.constants.codebooks])
+        error, greedy = found.squared_error, not found.allocation.exact
+        return Projection(found.coded, None, error, relative_error(error, x), 0.0, greedy=greedy), found.starts
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the warm start."""
-        starts = self.starts
-        return {"starts": None if starts is None else [[start.scalars, start.kernels] for start in starts]}
+    def project_last(
+        self, x: Sequence[Tensor], budget: int, state: list[WarmStart] | None, w: Sequence[Tensor] | None = None
+    ) -> tuple[Projection, list[WarmStart] | None]:
+        return self.project(x, budget, state, last=True)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        starts = state["starts"]
-        self.starts = None if starts is None else [WarmStart(scalars, kernels) for scalars, kernels in starts]
+    def to_plain(self, state: list[WarmStart] | None) -> dict[str, Any]:
+        return {"starts": None if state is None else [[start.scalars, start.kernels] for start in state]}
+
+    def from_plain(self, saved: dict[str, Any]) -> list[WarmStart] | None:
+        starts = saved["starts"]
+        return None if starts is None else [WarmStart(scalars, kernels) for scalars, kernels in starts]

@@ -1,10 +1,10 @@
-"""What every target's method does for the compressor."""
+"""What a target is to the compressor: a constraint, as pure functions, and the state of a run beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from autocompress.constraints.rate_distortion.fixed_tables import FixedTables
 from autocompress.network.compressed_tensors import CompressedState, SideGrid, WeightTensor
 from autocompress.network.selection import Selection
+
+State = TypeVar("State")
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,66 @@ class Projection:
     greedy: bool = False
 
 
+class FileWriter(Protocol):
+    """Turns assignments into a file within a target; asking it changes nothing."""
+
+    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
+        """Returns the grids of the one-dimensional tensors."""
+
+    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+        """Returns the state and the file, tightened where the values have grown over the target."""
+
+
+class Constraint(Protocol[State]):
+    """C = { V : cost(V) <= budget }: one kind of target for one network, as pure functions.
+
+    What a projection leaves for the next one (a warm start, a calibration) is a state, which goes in and comes out;
+    none of these changes it or the constraint.
+    """
+
+    def start(self) -> State:
+        """Returns the state before any projection."""
+
+    def budget(self, fraction: float) -> Any:
+        """Returns the budget when so much of the run before fine-tuning is over, in [0, 1]."""
+
+    def project(
+        self, x: Sequence[Tensor], budget: Any, state: State, w: Sequence[Tensor] | None = None
+    ) -> tuple[Projection, State]:
+        """Returns P(X) = argmin ||V - X||^2 over the V within the budget; `w` where W itself is pruned as well."""
+
+    def project_last(
+        self, x: Sequence[Tensor], budget: Any, state: State, w: Sequence[Tensor] | None = None
+    ) -> tuple[Projection, State]:
+        """Returns the projection that is fine-tuned: it meets the target itself, fully counted."""
+
+    def writer(self, state: State) -> FileWriter:
+        """Returns what writes the file of the last projection."""
+
+    def rules(self, state: State) -> list[FixedTables] | None:
+        """Returns how V follows W between two projections, by the last one's tables; None = by magnitude."""
+
+    def to_plain(self, state: State) -> dict[str, Any]:
+        """Returns a state as tensors, numbers and containers, for a checkpoint."""
+
+    def from_plain(self, saved: dict[str, Any]) -> State:
+        """Returns the state of `to_plain`."""
+
+
 class Method(Protocol):
-    """Meets one kind of target. `fraction` is how much of the run before fine-tuning is over, in [0, 1]."""
+    """A constraint in the course of one run. `fraction` is how much of it before fine-tuning is over, in [0, 1]."""
 
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
         """Returns the projection of X (`targets`) onto the budget of this moment."""
 
     def rules(self) -> list[FixedTables] | None:
-        """Returns how V follows W between two projections, by the last one's tables; None = by magnitude."""
+        """Returns how V follows W between two projections; None = by magnitude."""
 
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
-        """Returns the last projection, the one that is finished: it meets the target itself, fully counted."""
+        """Returns the last projection, the one that is fine-tuned."""
 
     def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
-        """Returns the state and the file after finishing, tightened where finishing let it grow over the target."""
+        """Returns the state and the file after fine-tuning."""
 
     def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
         """Returns the grids of the one-dimensional tensors that belong to the last projection."""
@@ -60,6 +108,47 @@ class Method(Protocol):
         """Takes back what `state_dict` returned."""
 
 
+class Projector(Generic[State]):
+    """A `Method`: a constraint and the state of its last projection, which a projection replaces and nothing changes.
+
+    Attributes:
+        constraint: what is held.
+        state: after the last projection.
+        budget_at: the budget of a moment; the constraint's own, unless something else moves it.
+    """
+
+    def __init__(self, constraint: Constraint[State]) -> None:
+        self.constraint, self.state = constraint, constraint.start()
+        self.budget_at: Callable[[float], Any] = constraint.budget
+
+    def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
+        """Returns P(X) at this moment."""
+        found, self.state = self.constraint.project(targets, self.budget_at(fraction), self.state, weights)
+        return found
+
+    def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
+        """Returns the projection that is fine-tuned."""
+        found, self.state = self.constraint.project_last(targets, self.budget_at(1.0), self.state, weights)
+        return found
+
+    def rules(self) -> list[FixedTables] | None:
+        return self.constraint.rules(self.state)
+
+    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+        """Returns the state and the file."""
+        return self.constraint.writer(self.state).fit(coded, sides)
+
+    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
+        """Returns the grids of the one-dimensional tensors."""
+        return self.constraint.writer(self.state).side_grids(sides)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.constraint.to_plain(self.state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = self.constraint.from_plain(state)
+
+
 @dataclass(frozen=True)
 class Network:
     """The network that is compressed and what is compressed of it."""
@@ -69,12 +158,10 @@ class Network:
 
     @property
     def weights(self) -> list[nn.Parameter]:
-        """The compressed parameters."""
         return [parameter for _, parameter in self.selection.weights]
 
     @property
     def sides(self) -> list[nn.Parameter]:
-        """The one-dimensional parameters."""
         return [parameter for _, parameter in self.selection.sides]
 
 

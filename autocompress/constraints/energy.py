@@ -121,7 +121,36 @@ def energy_budget(network: Network, energy: NetworkEnergy, fraction: Fraction) -
     return EnergyBudget(costs, limit)
 
 
-class EnergyMethod(WeightsAlone):
+class ValuedMasks(WeightsAlone):
+    """What both energies share: the kept weights take the nearest of the values fitted to them.
+
+    The state is the values of the last projection, a start for the next.
+    """
+
+    def start(self) -> list[Tensor] | None:
+        return None
+
+    def valued(
+        self, x: Sequence[Tensor], masks: Sequence[Tensor], state: list[Tensor] | None
+    ) -> tuple[Projection, list[Tensor] | None]:
+        """Returns V with these nonzeros."""
+        starts: Sequence[Tensor | None] = state or [None] * len(masks)
+        centroids = [
+            fit_codebook(sort_values(each[mask]), FINEST_CODEBOOK, start).centroids
+            for each, mask, start in zip(x, masks, starts, strict=True)
+        ]
+        coded = [encode(each, mask, values) for each, mask, values in zip(x, masks, centroids, strict=True)]
+        error = squared_error(coded, x)
+        return Projection(coded, None, error, relative_error(error, x), 0.0), centroids
+
+    def to_plain(self, state: list[Tensor] | None) -> dict[str, Any]:
+        return {"centroids": state}
+
+    def from_plain(self, saved: dict[str, Any]) -> list[Tensor] | None:
+        return None if saved["centroids"] is None else list(saved["centroids"])
+
+
+class EnergyConstraint(ValuedMasks):
     """Keeps the energy of a forward pass within a budget by zeroing weights; the file's size is free."""
 
     def __init__(
@@ -133,34 +162,15 @@ class EnergyMethod(WeightsAlone):
             InvalidInputError, InfeasibleTargetError: see `energy_budget`.
         """
         super().__init__(network)
-        self.budget, self.constants = energy_budget(network, energy, fraction), constants
-        self.centroids: list[Tensor] | None = None
+        self.limit, self.constants = energy_budget(network, energy, fraction), constants
 
-    def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
-        """Returns V within the budget of this moment."""
-        budget = energy_on_path(self.budget, [w.numel() for w in weights], fraction, self.constants)
-        masks = prune_to_energy(targets, budget).masks
-        return self._valued(targets, masks)
+    def budget(self, fraction: float) -> EnergyBudget:
+        return energy_on_path(self.limit, [w.numel() for w in self.network.weights], fraction, self.constants)
 
-    def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
-        """Returns the projection onto the target."""
-        return self.project(weights, targets, 1.0)
+    def project(
+        self, x: Sequence[Tensor], budget: EnergyBudget, state: list[Tensor] | None, w: Sequence[Tensor] | None = None
+    ) -> tuple[Projection, list[Tensor] | None]:
+        """Returns V."""
+        return self.valued(x, prune_to_energy(x, budget).masks, state)
 
-    def _valued(self, targets: Sequence[Tensor], masks: Sequence[Tensor]) -> Projection:
-        """Returns V: the kept weights at the nearest of the values fitted to them."""
-        starts: Sequence[Tensor | None] = self.centroids or [None] * len(masks)
-        self.centroids = [
-            fit_codebook(sort_values(x[mask]), FINEST_CODEBOOK, start).centroids
-            for x, mask, start in zip(targets, masks, starts, strict=True)
-        ]
-        coded = [encode(x, mask, values) for x, mask, values in zip(targets, masks, self.centroids, strict=True)]
-        error = squared_error(coded, targets)
-        return Projection(coded, None, error, relative_error(error, targets), 0.0)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the warm start."""
-        return {"centroids": self.centroids}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        self.centroids = None if state["centroids"] is None else list(state["centroids"])
+    project_last = project

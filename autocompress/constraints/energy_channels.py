@@ -28,8 +28,7 @@ import torch
 from torch import Tensor
 
 from autocompress.constraints.constraint import Network, Projection
-from autocompress.constraints.energy import EnergyMethod
-from autocompress.constraints.file_writer import WeightsAlone
+from autocompress.constraints.energy import ValuedMasks
 from autocompress.energy.channel_graph import ChannelCount
 from autocompress.energy.channel_model import ChannelEnergy, Floats
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
@@ -145,7 +144,7 @@ def widths_by_greedy(losses: Sequence[Floats], energy: ChannelEnergy, limit: flo
     return _filled(losses, energy, limit, widths)
 
 
-class ChannelEnergyMethod(EnergyMethod):
+class ChannelEnergyConstraint(ValuedMasks):
     """Keeps the energy of a forward pass within a budget by zeroing whole channels; the file's size is free."""
 
     def __init__(
@@ -157,11 +156,10 @@ class ChannelEnergyMethod(EnergyMethod):
             InvalidInputError: a tensor that holds channels is not compressed.
             InfeasibleTargetError: naming the smallest fraction, in percent.
         """
-        WeightsAlone.__init__(self, network)
+        super().__init__(network)
         self.constants = constants
         self.graph, self.energy = count.graph, count.energy
         self.limit = float(fraction) * self.energy.dense
-        self.centroids: list[Tensor] | None = None
         names = {name for name, _ in network.selection.weights}
         for group in self.graph.groups:
             for part in group.slices:
@@ -176,18 +174,25 @@ class ChannelEnergyMethod(EnergyMethod):
                 percent,
             )
 
-    def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
-        """Returns V, its channels within the budget of this moment, which falls by equal factors."""
+    def budget(self, fraction: float) -> float:
+        """Returns the energy of this moment, which falls by equal factors."""
         ahead = left_of_path(fraction, self.constants)
-        limit = self.limit * max(1.0, self.energy.dense / self.limit) ** ahead
-        named = {name: x for (name, _), x in zip(self.network.selection.weights, targets, strict=True)}
+        return float(self.limit * max(1.0, self.energy.dense / self.limit) ** ahead)
+
+    def project(
+        self, x: Sequence[Tensor], budget: float, state: list[Tensor] | None, w: Sequence[Tensor] | None = None
+    ) -> tuple[Projection, list[Tensor] | None]:
+        """Returns V."""
+        named = {name: each for (name, _), each in zip(self.network.selection.weights, x, strict=True)}
         saliencies = self.graph.saliencies(named)
-        widths = choose_widths(losses_of(saliencies), self.energy, limit)
+        widths = choose_widths(losses_of(saliencies), self.energy, budget)
         keep = []
         for saliency, width in zip(saliencies, widths, strict=True):
             kept = torch.zeros(len(saliency), dtype=torch.bool)
             kept[torch.from_numpy(saliency).argsort(descending=True, stable=True)[: int(width)]] = True
             keep.append(kept)
         masks = self.graph.masks(self.network.model, keep)
-        whole = [masks.get(name, torch.ones_like(x, dtype=torch.bool)) for name, x in named.items()]
-        return self._valued(targets, whole)
+        whole = [masks.get(name, torch.ones_like(each, dtype=torch.bool)) for name, each in named.items()]
+        return self.valued(x, whole, state)
+
+    project_last = project

@@ -1,23 +1,24 @@
-"""Which method meets which targets."""
+"""Which constraint is that of which targets."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from autocompress.constraints.code_bits import CodeBitsMethod
-from autocompress.constraints.constraint import Method, Network
-from autocompress.constraints.energy import EnergyMethod, energy_budget
-from autocompress.constraints.energy_channels import ChannelEnergyMethod
-from autocompress.constraints.file_size import FileSizeMethod
+from autocompress.constraints.code_bits import CodeBitsConstraint
+from autocompress.constraints.constraint import Constraint, Network, Projector
+from autocompress.constraints.energy import EnergyConstraint, energy_budget
+from autocompress.constraints.energy_channels import ChannelEnergyConstraint
+from autocompress.constraints.file_size import FileSizeConstraint
 from autocompress.constraints.file_writer import smallest_file
-from autocompress.constraints.weight_bits import InPlaceWeightBitsMethod, WeightBitsMethod
+from autocompress.constraints.weight_bits import InPlaceWeightBitsConstraint, WeightBitsConstraint
 from autocompress.energy.channel_graph import ChannelCount
 from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.energy.network_energy import NetworkEnergy, network_energy
 from autocompress.errors import InvalidInputError
 from autocompress.solver.budget_path import budget_at_once
 from autocompress.solver.constants import DEFAULTS, SolverConstants
-from autocompress.targets import CodeBits, Energy, FileSize, Targets, WeightBits
+from autocompress.targets import CodeBits, Energy, FileSize, Target, Targets, WeightBits
 
 
 def counts_energy(targets: Targets) -> bool:
@@ -54,8 +55,19 @@ def make_method(
     original_bytes: int,
     energy: NetworkEnergy | ChannelCount | None = None,
     constants: SolverConstants = DEFAULTS,
-) -> Method:
-    """Returns the method that meets targets together; of several of one kind the tightest rules.
+) -> Projector[Any]:
+    """Returns the constraint of targets at the start of a run; see `make_constraint`."""
+    return Projector(make_constraint(targets, network, original_bytes, energy, constants))
+
+
+def make_constraint(
+    targets: Targets,
+    network: Network,
+    original_bytes: int,
+    energy: NetworkEnergy | ChannelCount | None = None,
+    constants: SolverConstants = DEFAULTS,
+) -> Constraint[Any]:
+    """Returns the constraint of targets together; of several of one kind the tightest rules.
 
     Args:
         targets: what is asked.
@@ -78,23 +90,43 @@ def make_method(
         if fraction is not None:
             assert isinstance(energy, NetworkEnergy)
             limit = energy_budget(network, energy, fraction)
-        return FileSizeMethod(network, budget_bytes, original_bytes, energy=limit, constants=constants)
+        return FileSizeConstraint(network, budget_bytes, original_bytes, energy=limit, constants=constants)
     if fraction is not None:
         assert energy is not None
         if isinstance(energy, ChannelCount):
-            return ChannelEnergyMethod(network, energy, fraction, constants)
-        return EnergyMethod(network, energy, fraction, constants)
-    if counts := targets.of_kind(CodeBits):
-        return CodeBitsMethod(network, min(count.resolve(original_bytes, compressible) for count in counts), constants)
-    bits = targets.of_kind(WeightBits)
-    method = InPlaceWeightBitsMethod if bits[0].in_place else WeightBitsMethod
-    return method(network, min(each.resolve(original_bytes, compressible) for each in bits), constants)
+            return ChannelEnergyConstraint(network, energy, fraction, constants)
+        return EnergyConstraint(network, energy, fraction, constants)
+    return ALONE[type(targets.each[0])](targets.each, network, original_bytes, constants)
+
+
+def _weight_bits(
+    each: Sequence[Any], network: Network, original_bytes: int, constants: SolverConstants
+) -> Constraint[Any]:
+    kind = InPlaceWeightBitsConstraint if each[0].in_place else WeightBitsConstraint
+    return kind(network, _least(each, network, original_bytes), constants)
+
+
+def _code_bits(
+    each: Sequence[Any], network: Network, original_bytes: int, constants: SolverConstants
+) -> Constraint[Any]:
+    return CodeBitsConstraint(network, _least(each, network, original_bytes), constants)
+
+
+def _least(each: Sequence[WeightBits | CodeBits], network: Network, original_bytes: int) -> int:
+    return min(one.resolve(original_bytes, network.selection.compressible) for one in each)
+
+
+# Targets that need the network alone and are given alone: (all of that kind, network, original bytes, constants).
+ALONE: dict[type[Target], Callable[[Sequence[Any], Network, int, SolverConstants], Constraint[Any]]] = {
+    WeightBits: _weight_bits,
+    CodeBits: _code_bits,
+}
 
 
 def promised_size(
     targets: Targets, network: Network, original_bytes: int, constants: SolverConstants
-) -> FileSizeMethod:
-    """Returns the method for a file whose size is to follow from a promise, at the largest size that is allowed.
+) -> FileSizeConstraint:
+    """Returns the constraint of a file whose size is to follow from a promise, at the largest size that is allowed.
 
     Raises:
         InfeasibleTargetError: the file size that was asked for, too, cannot be met.
@@ -102,4 +134,4 @@ def promised_size(
     sizes = [size.resolve(original_bytes, network.selection.compressible) for size in targets.of_kind(FileSize)]
     # Where nothing else is asked the file may become as large as the network was.
     largest = min(sizes) if sizes else original_bytes + smallest_file(network)
-    return FileSizeMethod(network, largest, original_bytes, path=budget_at_once, constants=constants)
+    return FileSizeConstraint(network, largest, original_bytes, path=budget_at_once, constants=constants)

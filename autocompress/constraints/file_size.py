@@ -6,7 +6,8 @@ With an energy beside it the same projection holds both: one more price.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from autocompress.constraints.rate_distortion.fixed_tables import FixedTables, f
 from autocompress.constraints.rate_distortion.projection import PricedState, project_priced
 from autocompress.constraints.rate_distortion.rates import CodeLengths, Counts, as_matrix, code_length
 from autocompress.energy.accelerator import EnergyBudget
-from autocompress.network.compressed_tensors import CodedTensor, CompressedState, SideGrid, WeightTensor, scalar_tensors
+from autocompress.network.compressed_tensors import CodedTensor, scalar_tensors
 from autocompress.network.network_state import side_tensors
 from autocompress.solver.budget_path import Path, budget_on_path, energy_on_path
 from autocompress.solver.constants import DEFAULTS, SolverConstants
@@ -35,7 +36,54 @@ CLOSING_SLACK = 0.002
 RATIO_RANGE = (0.25, 4.0)
 
 
-class FileSizeMethod:
+@dataclass(frozen=True)
+class FileBudget:
+    """What the file may take at a moment of the run.
+
+    Attributes:
+        target_bytes: in the end.
+        file_bytes: now.
+        energy: of the nonzeros now, where that is limited, too.
+        fraction: of the run before fine-tuning that is over, in [0, 1].
+        moved: whether something outside moves the target from one projection to the next.
+    """
+
+    target_bytes: int
+    file_bytes: float
+    energy: EnergyBudget | None
+    fraction: float
+    moved: bool
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What a projection leaves for the next: file bits = other_bits + ratio * estimated bits of the coded tensors.
+
+    Attributes:
+        file: writes the file of the last projection.
+        other_bits: all but the coded tensors.
+        ratio: of the real coder to the estimate.
+        next_calibration: part of the run at which both are measured anew.
+        priced: tables and prices; None before the first projection.
+    """
+
+    file: FileFit
+    other_bits: float
+    ratio: float = 1.0
+    next_calibration: float = 0.0
+    priced: PricedState | None = None
+
+    def estimated_bits(self, file_bytes: float) -> float:
+        """Returns what the coded tensors may take, by the estimate, in a file of so many bytes."""
+        return max((8 * file_bytes - self.other_bits) / self.ratio, 0.0)
+
+    def projected(self, priced: PricedState | None, error: float) -> FileState:
+        """Returns the state after a projection with a relative error: biases are rounded at its price."""
+        price = None if priced is None else priced.price
+        return replace(self, priced=priced, file=replace(self.file, price=price, relative_error=error))
+
+
+class FileSizeConstraint:
     """Keeps the written file within a number of bytes and, where it is limited, the energy within its budget."""
 
     def __init__(
@@ -64,85 +112,94 @@ class FileSizeMethod:
         self.constants = constants
         self.file = FileFit(network, budget_bytes, energy)
         self.ceiling_bytes = constants.path_ceiling * original_bytes
-        self.state: PricedState | None = None
-        # file bits = other_bits + ratio * estimated bits of the coded tensors
-        self.ratio, self.other_bits = 1.0, 8.0 * self.file.smallest
-        self.next_calibration = 0.0
 
-    def aim(self, budget_bytes: int) -> None:
-        """Moves the target; what was rounded more coarsely to meet the last one is not any more."""
-        self.budget_bytes = self.file.budget_bytes = budget_bytes
-        self.file.side_factor = 1.0
+    def start(self) -> FileState:
+        return FileState(self.file, 8.0 * self.file.smallest)
 
-    def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
-        """Returns V for the budget of this moment; corrects the estimate by a real encoding now and then."""
-        size_bytes = self.path(self.budget_bytes, self.ceiling_bytes, fraction, self.constants)
+    def budget(self, fraction: float, target_bytes: int | None = None) -> FileBudget:
+        """Returns the bytes of this moment on the way to the target, or to another one."""
+        moved, target = target_bytes is not None, self.budget_bytes if target_bytes is None else target_bytes
         energy = self.energy
         if energy is not None:
-            energy = energy_on_path(energy, [w.numel() for w in weights], fraction, self.constants)
-        projection = self._project(targets, self._estimated_bits(size_bytes), energy)
-        if fraction >= self.next_calibration:
-            self._calibrate(scalar_tensors(projection.coded))
-            self.next_calibration = fraction + 1 / CALIBRATIONS
-        return projection
+            energy = energy_on_path(energy, [w.numel() for w in self.network.weights], fraction, self.constants)
+        return FileBudget(
+            target, self.path(target, self.ceiling_bytes, fraction, self.constants), energy, fraction, moved
+        )
 
-    def rules(self) -> list[FixedTables] | None:
+    def aimed(self, state: FileState, target_bytes: int) -> FileState:
+        """Returns the state for another target; what was rounded more coarsely to meet the last one is not any more."""
+        return replace(state, file=replace(state.file, budget_bytes=target_bytes, side_factor=1.0))
+
+    def project(
+        self, x: Sequence[Tensor], budget: FileBudget, state: FileState, w: Sequence[Tensor] | None = None
+    ) -> tuple[Projection, FileState]:
+        """Returns V for the budget of this moment; corrects the estimate by a real encoding now and then."""
+        if budget.moved:
+            state = self.aimed(state, budget.target_bytes)
+        projection, state = self._priced(x, state.estimated_bits(budget.file_bytes), budget.energy, state)
+        if budget.fraction >= state.next_calibration:
+            _, state = self._calibrated(scalar_tensors(projection.coded), state)
+            state = replace(state, next_calibration=budget.fraction + 1 / CALIBRATIONS)
+        return projection, state
+
+    def writer(self, state: FileState) -> FileFit:
+        """Returns what writes the file, with biases rounded at the price of the last projection."""
+        return state.file
+
+    def rules(self, state: FileState) -> list[FixedTables] | None:
         """Returns how V follows W between two projections, by the last one's tables and price."""
-        if self.state is None:
+        if state.priced is None:
             return None
-        return fixed_tables(self.state, self.energy, self.network.weights[0].device)
+        return fixed_tables(state.priced, self.energy, self.network.weights[0].device)
 
-    def _estimated_bits(self, size_bytes: float) -> float:
-        """Returns what the coded tensors may take, by the estimate, in a file of so many bytes."""
-        return max((8 * size_bytes - self.other_bits) / self.ratio, 0.0)
+    @staticmethod
+    def _priced(
+        x: Sequence[Tensor], bits: float, energy: EnergyBudget | None, state: FileState
+    ) -> tuple[Projection, FileState]:
+        found = project_priced(x, bits, state.priced, energy)
+        error = relative_error(found.error, x)
+        return Projection(found.coded, None, found.error, error, found.state.price), state.projected(found.state, error)
 
-    def _project(self, targets: Sequence[Tensor], bits: float, energy: EnergyBudget | None) -> Projection:
-        found = project_priced(targets, bits, self.state, energy)
-        error = relative_error(found.error, targets)
-        self._remember(found.state, error)
-        return Projection(found.coded, None, found.error, error, found.state.price)
-
-    def _remember(self, state: PricedState | None, error: float) -> None:
-        """Keeps the warm start; the biases are rounded at its price."""
-        self.state, self.file.relative_error = state, error
-        self.file.price = None if state is None else state.price
-
-    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
-        """Returns the grids at the price of the last projection."""
-        return self.file.side_grids(sides)
-
-    def _calibrate(self, coded: Sequence[CodedTensor], choices: dict[str, Choice] | None = None) -> int:
-        """Measures what the estimate leaves out; returns the bytes of the real file, with the coder's choices."""
+    def _calibrated(
+        self, coded: Sequence[CodedTensor], state: FileState, choices: dict[str, Choice] | None = None
+    ) -> tuple[int, FileState]:
+        """Measures what the estimate leaves out; returns the bytes of the real file too, with the coder's choices."""
         sides = side_tensors(self.network.selection)
-        self.other_bits = 8.0 * self.file.bytes_without_weights(sides)
-        size = len(self.file.encode(coded, sides, choices)[1])
+        other_bytes, file = state.file.bytes_without_weights(sides)
+        other_bits, ratio = 8.0 * other_bytes, state.ratio
+        size = len(file.encode(coded, sides, choices)[1])
         estimate = sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in coded)
         if estimate > 0:
             low, high = RATIO_RANGE
-            self.ratio = min(max((8.0 * size - self.other_bits) / estimate, low), high)
-        logger.debug("calibrated: %d bytes, other %.0f bits, ratio %.3f", size, self.other_bits, self.ratio)
-        return size
+            ratio = min(max((8.0 * size - other_bits) / estimate, low), high)
+        logger.debug("calibrated: %d bytes, other %.0f bits, ratio %.3f", size, other_bits, ratio)
+        return size, replace(state, file=file, other_bits=other_bits, ratio=ratio)
 
-    def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
+    def project_last(
+        self, x: Sequence[Tensor], budget: FileBudget, state: FileState, w: Sequence[Tensor] | None = None
+    ) -> tuple[Projection, FileState]:
         """Returns the projection of least error found whose real file fits and, where the weights want it, fills it.
 
         The estimated bits at which the file has the allowed size are looked for from both sides: by proportion until
         one file is too large and one is not, then by interpolation between the two.
         """
-        allowed = self.file.allowed_bytes
+        if budget.moved:
+            state = self.aimed(state, budget.target_bytes)
+        allowed = state.file.allowed_bytes
         slack = max(2, int(CLOSING_SLACK * allowed))
-        bits = self._estimated_bits(allowed)
+        bits = state.estimated_bits(allowed)
         fits: tuple[float, int] | None = None
         exceeds: tuple[float, int] | None = None
-        best, kept, size = None, self.state, -1
+        best, kept, size = None, state.priced, -1
         choices: dict[str, Choice] = {}
         for _ in range(CLOSING_ROUNDS):
-            projection = self._project(targets, bits, self.energy)
-            before, size = size, self._calibrate(scalar_tensors(projection.coded), choices)
-            logger.debug("closing: %.0f estimated bits, file %d, allowed %d", bits, size, allowed)
+            projection, state = self._priced(x, bits, self.energy, state)
+            before = size
+            size, state = self._calibrated(scalar_tensors(projection.coded), state, choices)
+            logger.debug("last projection: %.0f estimated bits, file %d, allowed %d", bits, size, allowed)
             if size <= allowed:
                 if best is None or projection.error < best.error:
-                    best, kept = projection, self.state
+                    best, kept = projection, state.priced
                 if size >= allowed - slack or size == before:  # filled, or there is room that the weights do not want
                     break
                 fits = (bits, size)
@@ -153,44 +210,26 @@ class FileSizeMethod:
                 share = (goal - fits[1]) / (exceeds[1] - fits[1])
                 bits = fits[0] + min(max(share, 0.05), 0.95) * (exceeds[0] - fits[0])
             else:
-                bits *= max(8 * goal - self.other_bits, 0.0) / max(8 * size - self.other_bits, 1.0)
+                bits *= max(8 * goal - state.other_bits, 0.0) / max(8 * size - state.other_bits, 1.0)
         if best is None:
-            best = projection  # `fit` tightens what is over
-        else:
-            self._remember(kept, best.relative_error)
-        return best
+            return projection, state  # the writer tightens what is over
+        return best, state.projected(kept, best.relative_error)
 
-    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
-        """Returns a state and a file within the budget, always.
-
-        Raises:
-            InfeasibleTargetError: whole numbers that are kept as they are have changed and take too much.
-        """
-        return self.file.fit(coded, sides)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the warm start and the calibration."""
-        tables = (
-            []
-            if self.state is None
-            else [[t.values, t.lengths.code_bits, t.lengths.row_bits, t.lengths.column_bits] for t in self.state.tables]
-        )
+    def to_plain(self, state: FileState) -> dict[str, Any]:
+        priced, file = state.priced, state.file
+        tables = [] if priced is None else priced.tables
         return {
-            "price": None if self.state is None else self.state.price,
-            "energy_price": 0.0 if self.state is None else self.state.energy_price,
-            "tables": tables,
-            "numbers": [
-                self.ratio,
-                self.other_bits,
-                self.next_calibration,
-                self.file.relative_error,
-                self.file.side_factor,
-            ],
+            "price": None if priced is None else priced.price,
+            "energy_price": 0.0 if priced is None else priced.energy_price,
+            "tables": [[t.values, t.lengths.code_bits, t.lengths.row_bits, t.lengths.column_bits] for t in tables],
+            "numbers": [state.ratio, state.other_bits, state.next_calibration],
+            "file": [file.relative_error, file.side_factor, file.budget_bytes],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        self.ratio, self.other_bits, self.next_calibration, error, self.file.side_factor = state["numbers"]
-        tables = [LayerTables(v, CodeLengths(c, r, k)) for v, c, r, k in state["tables"]]
-        found = None if state["price"] is None else PricedState(state["price"], tables, state["energy_price"])
-        self._remember(found, error)
+    def from_plain(self, saved: dict[str, Any]) -> FileState:
+        ratio, other_bits, next_calibration = saved["numbers"]
+        error, side_factor, budget_bytes = saved["file"]
+        tables = [LayerTables(v, CodeLengths(c, r, k)) for v, c, r, k in saved["tables"]]
+        priced = None if saved["price"] is None else PricedState(saved["price"], tables, saved["energy_price"])
+        file = replace(self.file, side_factor=side_factor, budget_bytes=budget_bytes)
+        return FileState(file, other_bits, ratio, next_calibration).projected(priced, error)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -57,36 +59,48 @@ def smallest_file(network: Network) -> int:
     return len(encode_state(empty_state(network.model, network.selection)))
 
 
+@dataclass(frozen=True)
 class FileFit:
     """Writes assignments into files of at most a number of bytes.
 
     Attributes:
+        network: whose file.
         budget_bytes: the limit.
-        smallest: bytes of the smallest file.
+        energy: what is projected again stays within it.
         price: squared error per bit at which the weights were projected; biases are rounded at the same. None = not
             yet projected: biases on their finest grid.
         relative_error: ||V - X|| / ||X|| of that projection.
         side_factor: factor on the steps of all grids.
+        smallest: bytes of the smallest file; 0 = to be found out, and the budget checked against it.
+
+    Raises:
+        InfeasibleTargetError: naming the smallest file.
     """
 
-    def __init__(self, network: Network, budget_bytes: int, energy: EnergyBudget | None = None) -> None:
-        """Checks that the budget can be met; what is projected again stays within the energy.
+    network: Network
+    budget_bytes: int
+    energy: EnergyBudget | None = None
+    price: float | None = None
+    relative_error: float = 1.0
+    side_factor: float = 1.0
+    smallest: int = 0
 
-        Raises:
-            InfeasibleTargetError: naming the smallest file.
-        """
-        self.network, self.budget_bytes, self.energy = network, budget_bytes, energy
-        self.smallest = smallest_file(network)
-        if budget_bytes < self.smallest:
+    def __post_init__(self) -> None:
+        if self.smallest:
+            return
+        object.__setattr__(self, "smallest", smallest_file(self.network))
+        if self.budget_bytes < self.smallest:
+            empty = empty_state(self.network.model, self.network.selection)
             raise InfeasibleTargetError(
-                f"the target is {budget_bytes} bytes, but the smallest file for this model is {self.smallest} bytes, "
-                f"and that with every weight at zero{what_fills(empty_state(network.model, network.selection))}",
+                f"the target is {self.budget_bytes} bytes, but the smallest file for this model is {self.smallest} "
+                f"bytes, and that with every weight at zero{what_fills(empty)}",
                 self.smallest,
             )
-        self.norms = norm_parameters(network.model)
-        self.price: float | None = None
-        self.relative_error = 1.0
-        self.side_factor = 1.0
+
+    @cached_property
+    def norms(self) -> set[str]:
+        """Names of the parameters of normalization layers."""
+        return norm_parameters(self.network.model)
 
     @property
     def allowed_bytes(self) -> int:
@@ -110,18 +124,25 @@ class FileFit:
         state = build_state(self.network.model, self.network.selection, coded, sides, grids)
         return state, encode_state(state, choices=choices)
 
-    def bytes_without_weights(self, sides: Mapping[str, Tensor]) -> int:
-        """Returns the bytes of the file with all weights at zero; rounds the sides until they take their share."""
-        weights = self.network.weights
+    def bytes_without_weights(self, sides: Mapping[str, Tensor]) -> tuple[int, FileFit]:
+        """Returns the bytes of the file with all weights at zero, the sides rounded until they take their share.
+
+        And the writer that rounds them so.
+        """
+        weights, file = self.network.weights, self
         empty = [CodedTensor(torch.zeros(w.shape, dtype=torch.int16), torch.zeros(0)) for w in weights]
-        state, without_weights = self.encode(empty, sides)
+        state, without_weights = file.encode(empty, sides)
         nothing = len(encode_state(zero_state(state)))
         for _ in range(COARSENINGS):
             if len(without_weights) - nothing <= SIDE_SHARE * self.budget_bytes:
                 break
-            self.side_factor *= COARSENING
-            without_weights = self.encode(empty, sides)[1]
-        return len(without_weights)
+            file = file.coarser(COARSENING)
+            without_weights = file.encode(empty, sides)[1]
+        return len(without_weights), file
+
+    def coarser(self, factor: float) -> FileFit:
+        """Returns the writer that rounds all one-dimensional tensors more coarsely."""
+        return replace(self, side_factor=self.side_factor * factor)
 
     def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         """Returns a state and a file within the budget, always.
@@ -134,7 +155,8 @@ class FileFit:
         """
         coded = scalar_tensors(coded)
         choices: dict[str, Choice] = {}
-        state, data = self.encode(coded, sides, choices)
+        file = self
+        state, data = file.encode(coded, sides, choices)
         dense = [c.dense() for c in coded]
         estimate = sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in coded)
         warm = self._tables(coded)
@@ -146,12 +168,12 @@ class FileFit:
                 break
             tightened = project_priced(dense, estimate, warm if attempt < 4 else None, self.energy).coded
             if attempt >= 8:
-                self.side_factor *= COARSENING
-            state, data = self.encode(tightened, sides, choices)
+                file = file.coarser(COARSENING)
+            state, data = file.encode(tightened, sides, choices)
         while len(data) > self.budget_bytes and any(bool(g.levels.any()) for g in state.grid.values()):
-            self.side_factor *= 2
+            file = file.coarser(2)
             empty = [CodedTensor(torch.zeros_like(c.codes), c.values[:0]) for c in coded]
-            state, data = self.encode(empty, sides)
+            state, data = file.encode(empty, sides)
         if len(data) > self.budget_bytes:
             state = zero_state(state)
             data = encode_state(state)
@@ -175,13 +197,20 @@ class FileFit:
 
 
 class WeightsAlone:
-    """Writes files of any size: biases and norms, which are not counted, on their finest grids."""
+    """The part of a constraint that leaves the size of the file free, and its writer.
+
+    Biases and norms, which are not counted, are on their finest grids.
+    """
 
     def __init__(self, network: Network) -> None:
         self.network = network
         self.norms = norm_parameters(network.model)
 
-    def rules(self) -> None:
+    def writer(self, state: object) -> WeightsAlone:
+        """Returns itself: the file does not depend on a state."""
+        return self
+
+    def rules(self, state: object) -> None:
         """Returns nothing: V follows W by magnitude."""
         return None
 

@@ -162,10 +162,10 @@ def _check(weights: Sequence[Tensor], targets: Sequence[Tensor], budget_bits: in
     check_weight_data_budget(weights, budget_bits)
 
 
-class WeightBitsMethod(WeightsAlone):
+class WeightBitsConstraint(WeightsAlone):
     """Keeps bits times nonzeros within a number of bits; positions, codebooks and biases are free.
 
-    Both knapsacks are applied to the same point, and the budget falls to the target on the path of `budget_path`.
+    Both knapsacks are applied to the same point. The state is the warm start.
     """
 
     def __init__(self, network: Network, budget_bits: int, constants: SolverConstants = DEFAULTS) -> None:
@@ -177,46 +177,57 @@ class WeightBitsMethod(WeightsAlone):
         check_weight_data_budget(network.weights, budget_bits)
         super().__init__(network)
         self.budget_bits, self.constants = budget_bits, constants
-        self.state: WeightBitsState | None = None
 
-    def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
-        """Returns V within the budget of this moment."""
-        budget = bits_on_path(self.budget_bits, self.network.selection.compressible, fraction, self.constants)
-        return self._taken(project_weight_bits(targets, targets, budget, self.state), targets)
+    def start(self) -> WeightBitsState | None:
+        return None
 
-    def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
-        """Returns the projection onto the target, improved by the priced mode at the same bits."""
-        projection = self.project(weights, targets, 1.0)
-        coded = improve_weight_data(targets, scalar_tensors(projection.coded), self.budget_bits)
-        error = squared_error(coded, targets)
-        return replace(projection, coded=coded, error=error, relative_error=relative_error(error, targets))
+    def budget(self, fraction: float) -> int:
+        return bits_on_path(self.budget_bits, self.network.selection.compressible, fraction, self.constants)
 
-    def _taken(self, found: WeightBitsProjection, targets: Sequence[Tensor]) -> Projection:
-        """Keeps the warm start; returns V."""
-        self.state = found.state
-        error = found.squared_error
-        return Projection(found.coded, None, error, relative_error(error, targets), 0.0, greedy=not found.exact)
+    def project(
+        self, x: Sequence[Tensor], budget: int, state: WeightBitsState | None, w: Sequence[Tensor] | None = None
+    ) -> tuple[Projection, WeightBitsState | None]:
+        """Returns V."""
+        found = project_weight_bits(x, x, budget, state)
+        return _projection(found, x), found.state
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the warm start."""
-        if self.state is None:
-            return {"bits": None}
-        return {"bits": self.state.bits, "centroids": self.state.centroids}
+    def project_last(
+        self, x: Sequence[Tensor], budget: int, state: WeightBitsState | None, w: Sequence[Tensor] | None = None
+    ) -> tuple[Projection, WeightBitsState | None]:
+        """Returns the projection, improved by the priced mode at the same bits."""
+        projection, state = self.project(x, budget, state)
+        coded = improve_weight_data(x, scalar_tensors(projection.coded), budget)
+        error = squared_error(coded, x)
+        return replace(projection, coded=coded, error=error, relative_error=relative_error(error, x)), state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        if state["bits"] is not None:
-            self.state = WeightBitsState(list(state["bits"]), [list(row) for row in state["centroids"]])
+    def to_plain(self, state: WeightBitsState | None) -> dict[str, Any]:
+        return {"bits": None} if state is None else {"bits": state.bits, "centroids": state.centroids}
+
+    def from_plain(self, saved: dict[str, Any]) -> WeightBitsState | None:
+        if saved["bits"] is None:
+            return None
+        return WeightBitsState(list(saved["bits"]), [list(row) for row in saved["centroids"]])
 
 
-class InPlaceWeightBitsMethod(WeightBitsMethod):
+class InPlaceWeightBitsConstraint(WeightBitsConstraint):
     """The algorithm as published: W is pruned in place, V shares its zeros, the budget is the target throughout."""
 
-    def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
-        """Returns V and the pruned W."""
-        found = project_weight_bits(weights, targets, self.budget_bits, self.state)
-        return replace(self._taken(found, targets), pruned=found.pruned)
+    def budget(self, fraction: float) -> int:
+        return self.budget_bits
 
-    def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
-        """Returns the last projection."""
-        return self.project(weights, targets, 1.0)
+    def project(
+        self, x: Sequence[Tensor], budget: int, state: WeightBitsState | None, w: Sequence[Tensor] | None = None
+    ) -> tuple[Projection, WeightBitsState | None]:
+        """Returns V and the pruned W."""
+        found = project_weight_bits(x if w is None else w, x, budget, state)
+        return replace(_projection(found, x), pruned=found.pruned), found.state
+
+    def project_last(
+        self, x: Sequence[Tensor], budget: int, state: WeightBitsState | None, w: Sequence[Tensor] | None = None
+    ) -> tuple[Projection, WeightBitsState | None]:
+        return self.project(x, budget, state, w)
+
+
+def _projection(found: WeightBitsProjection, x: Sequence[Tensor]) -> Projection:
+    error = found.squared_error
+    return Projection(found.coded, None, error, relative_error(error, x), 0.0, greedy=not found.exact)

@@ -92,7 +92,6 @@ class LayerShape:
 
     @property
     def weights(self) -> int:
-        """Number of weights."""
         return self.outputs * (self.inputs // self.groups) * self.kernel
 
     def narrowed(self, inputs: int, outputs: int) -> LayerShape:

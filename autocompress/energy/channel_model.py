@@ -54,7 +54,6 @@ class ChannelEnergy:
 
     @property
     def dense(self) -> float:
-        """The energy with all channels."""
         return float(self.of(self.channels))
 
     def save(self, path: Path) -> None:

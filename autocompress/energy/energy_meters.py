@@ -69,7 +69,6 @@ class RaplMeter:
         self.start()
 
     def start(self) -> None:
-        """Begins a measurement."""
         self.before = [self._read(package / "energy_uj") for package in self.packages]
 
     def joules(self) -> float:
@@ -105,7 +104,6 @@ class NvmlMeter:
         self.device = torch.device("cuda", 0)
 
     def start(self) -> None:
-        """Begins a measurement."""
         torch.cuda.synchronize(self.device)
         self.before = self.read()
 

@@ -41,7 +41,6 @@ class NetworkEnergy:
 
     @property
     def dense(self) -> float:
-        """The energy with no weight zero."""
         return self.used({})
 
     def used(self, nonzeros: Mapping[str, int]) -> float:
@@ -75,7 +74,6 @@ class EnergyUse:
         return self.used / self.dense
 
     def to_json(self) -> dict[str, float | str]:
-        """Returns the numbers under the keys of a record."""
         return {
             "dense_energy": self.dense,
             "energy": self.used,

@@ -39,17 +39,14 @@ class CodedTensor:
         return table[self.codes.long()]
 
     def cpu(self) -> CodedTensor:
-        """Returns it on the CPU."""
         return CodedTensor(self.codes.cpu(), self.values.cpu())
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the parameter."""
         return tuple(self.codes.shape)
 
     @property
     def nonzeros(self) -> int:
-        """Number of nonzero elements."""
         return int(torch.count_nonzero(self.codes))
 
     @property
@@ -110,7 +107,6 @@ class CompressedState:
 
     @property
     def weight_data_bits(self) -> int:
-        """Weight-data bits of all coded tensors."""
         return sum(tensor.weight_data_bits for tensor in self.coded.values())
 
 

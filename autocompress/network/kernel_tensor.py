@@ -62,7 +62,6 @@ class KernelTensor:
         return self.values[self.codes.long()].reshape(self.shape)
 
     def cpu(self) -> KernelTensor:
-        """Returns it on the CPU."""
         return KernelTensor(self.codes.cpu(), self.levels.cpu(), self.step, self.shape)
 
     @property
@@ -77,7 +76,6 @@ class KernelTensor:
 
     @property
     def nonzeros(self) -> int:
-        """Number of nonzero elements."""
         return int(torch.count_nonzero(self.levels, dim=1)[self.codes.long()].sum())
 
     @property

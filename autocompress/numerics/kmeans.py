@@ -2,13 +2,9 @@
 
 The problem: choose k values so that the sum of squared distances of n numbers to their nearest value is least. In one
 dimension clusters are intervals of the sorted numbers, so with prefix sums of the numbers and of their squares an
-iteration of Lloyd's costs O(k log n), and one sort serves every k. It starts near the optimum (`optimal_codebook`) or
-from the last codebook.
-
-Optimal scalar codebooks by dynamic programming, and near-optimal starts for k-means.
-
-The exact solver is the oracle of the tests. Over `CELLS` cells of neighbouring values the same recursion gives k-means
-its start, which is the exact optimum where there are no more distinct values than cells.
+iteration of Lloyd's costs O(k log n), and one sort serves every k. It starts from the last codebook or near the
+optimum: over `CELLS` cells of neighbouring values a recursion gives the best clusters, which is the exact optimum where
+there are no more distinct values than cells.
 """
 
 from __future__ import annotations
@@ -79,21 +75,7 @@ def interval_errors(data: SortedValues, low: Tensor, high: Tensor) -> tuple[Tens
 
 CELLS = 256  # of the start's recursion, whose cost grows with the square; k-means then ends within 4 % of the optimum
 EXACT_SIZE = 64  # largest codebook that starts from the recursion; larger ones start from point density
-EXACT_LIMIT = 4096  # distinct values that `exact_codebook` takes: its memory grows with the square
 SAMPLE = 4096  # values from which the density is estimated
-
-
-def exact_codebook(data: SortedValues, k: int) -> Codebook:
-    """Returns an optimal codebook of k values, exactly, in O(k d^2) time and O(d^2) memory for d distinct values.
-
-    Raises:
-        InvalidInputError: no data, k below 1, or more distinct values than `EXACT_LIMIT`.
-    """
-    distinct = data.distinct(EXACT_LIMIT)
-    if distinct is None or not distinct.numel() or k < 1:
-        raise InvalidInputError(f"the exact solver takes 1 to {EXACT_LIMIT} distinct values and k >= 1, got k = {k}")
-    edges = torch.searchsorted(data.values, distinct)
-    return _optimal_codebooks(data, torch.cat([edges, edges.new_tensor([data.values.numel()])]), [k])[0]
 
 
 def cold_starts(data: SortedValues, sizes: Sequence[int]) -> list[Tensor]:

@@ -4,9 +4,8 @@
 
 The greedy climbs each layer's lower convex hull of (cost, error) in order of error saved per bit; a layer whose next
 step does not fit is frozen, the others go on. Stopped at the first step that does not fit, with the fraction that
-does, it is the linear relaxation, a lower bound. The exact solver extends partial choices layer by layer, keeps only
-those not dominated and drops those that the relaxation's price proves worse than the greedy; with few layers, or when
-the price decides most of them, that is cheap.
+does, it is the linear relaxation, a lower bound. What its price leaves in doubt is decided exactly by scipy's MILP
+solver; where too much is in doubt (many layers with many choices), the greedy's answer stands, and says so.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ import numpy.typing as npt
 
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 
-EXACT_STATES = 20_000  # partial choices kept at once before the exact solver gives up
+EXACT_VARIABLES = 4_000  # choices that are left in doubt, above which the greedy's answer is taken
+EXACT_NODES = 2_000  # of branch and bound
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -34,7 +34,6 @@ class Allocation:
         choices: column chosen in each row of the cost and error tables.
         cost: sum of their costs.
         error: sum of their errors.
-        greedy_error: the same for the greedy's choices.
         bound: error of the linear relaxation, a lower bound.
         exact: whether `choices` are proved optimal.
     """
@@ -42,7 +41,6 @@ class Allocation:
     choices: list[int]
     cost: int
     error: float
-    greedy_error: float
     bound: float
     exact: bool
 
@@ -67,11 +65,15 @@ def allocate(costs: Integers, errors: Floats, budget: int, *, exact: bool = True
         raise InfeasibleTargetError(f"the budget is {budget}, but the cheapest choices cost {smallest}", smallest)
     greedy, bound, price = _greedy(costs, errors, budget)
     choices, greedy_error = greedy, _total(errors, greedy)
-    found = _exact(costs, errors, budget, price, greedy_error) if exact else None
-    if found:
-        choices = found
+    gap = greedy_error - bound
+    proved = exact and gap <= 1e-12 * abs(greedy_error)  # as good as the relaxation
+    if exact and not proved:
+        found = _exact(costs, errors, budget, price, gap)
+        proved = found is not None
+        if found is not None and _total(errors, found) < greedy_error - 1e-12 * abs(greedy_error):
+            choices = found
     error = _total(errors, choices)
-    return Allocation(choices, int(_total(costs, choices)), error, greedy_error, min(bound, error), found is not None)
+    return Allocation(choices, int(_total(costs, choices)), error, min(bound, error), proved)
 
 
 def _total(table: Integers | Floats, choices: Sequence[int]) -> float:
@@ -121,31 +123,35 @@ def _greedy(costs: Integers, errors: Floats, budget: int) -> tuple[list[int], fl
     return choices, bound if frozen else error, price
 
 
-def _exact(costs: Integers, errors: Floats, budget: int, price: float, incumbent: float) -> list[int] | None:
-    """Returns optimal choices, an empty list if none is better than `incumbent`, None if there are too many states."""
-    # No completion of a partial choice is below its error plus what the price says of the rest and of the money left.
-    rest = np.append(np.cumsum((errors + price * costs).min(1)[::-1])[::-1], 0.0)
-    limit = incumbent - 1e-12 * abs(incumbent)
-    spent, wrong = np.zeros(1, dtype=np.int64), np.zeros(1)
-    trail: list[tuple[Integers, Integers]] = []
-    cheapest = np.append(np.cumsum(costs.min(1)[::-1])[::-1], 0)
-    for row in range(len(costs)):
-        all_spent = (spent[:, None] + costs[row]).ravel()
-        all_wrong = (wrong[:, None] + errors[row]).ravel()
-        hopeful = np.maximum(all_wrong, all_wrong + rest[row + 1] - price * (budget - all_spent)) < limit
-        kept = np.flatnonzero(hopeful & (all_spent + cheapest[row + 1] <= budget))
-        kept = kept[np.lexsort((all_wrong[kept], all_spent[kept]))]
-        values = all_wrong[kept]
-        lowest_before = np.append(np.inf, np.minimum.accumulate(values)[:-1]) if kept.size else values
-        kept = kept[values < lowest_before]
-        if not kept.size:
-            return []
-        if kept.size > EXACT_STATES:
-            return None
-        spent, wrong = all_spent[kept], all_wrong[kept]
-        trail.append((kept // costs.shape[1], kept % costs.shape[1]))
-    state, choices = int(wrong.argmin()), []
-    for parents, columns in reversed(trail):
-        choices.append(int(columns[state]))
-        state = int(parents[state])
-    return choices[::-1]
+def _exact(costs: Integers, errors: Floats, budget: int, price: float, gap: float) -> list[int] | None:
+    """Returns optimal choices; None where the problem is too large.
+
+    At the price of the relaxation a choice whose error + price * cost is above the layer's least by more than `gap`,
+    the distance of the greedy's error from the relaxation's, is in no solution that is better than the greedy's: what
+    is left is solved by branch and bound (HiGHS).
+    """
+    from scipy import optimize, sparse  # here because it takes a second to import
+
+    reduced = errors + price * costs
+    owner, column = np.nonzero(reduced - reduced.min(1, keepdims=True) <= gap * (1 + 1e-6))
+    if owner.size > EXACT_VARIABLES:
+        return None
+    cost, error = costs[owner, column], errors[owner, column]
+    scale = max(float(np.ptp(error)), 1e-300)  # the solver's own tolerances are absolute
+    one_each = sparse.csr_array((np.ones(owner.size), (owner, np.arange(owner.size))), (len(costs), owner.size))
+    found = optimize.milp(
+        1e3 * error / scale,
+        integrality=np.ones(owner.size),
+        bounds=optimize.Bounds(0, 1),
+        constraints=[
+            optimize.LinearConstraint(one_each, 1, 1),
+            optimize.LinearConstraint(cost[None].astype(float), ub=float(budget)),
+        ],
+        options={"mip_rel_gap": 0, "node_limit": EXACT_NODES},
+    )
+    if found.status != 0:  # stopped by the limit: of nodes, not of seconds, so that it is the same on every machine
+        return None
+    choices = [0] * len(costs)
+    for variable in np.flatnonzero(found.x > 0.5):
+        choices[int(owner[variable])] = int(column[variable])
+    return choices if _total(costs, choices) <= budget else None

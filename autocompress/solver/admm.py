@@ -102,7 +102,6 @@ class Admm:
         return {"duals": self.duals, "anchors": self.anchors}
 
     def load_state_dict(self, state: dict[str, list[Tensor]], rules: object = None) -> None:
-        """Restores what `state_dict` returned."""
         for mine, saved in zip(self.duals + self.anchors, state["duals"] + state["anchors"], strict=True):
             mine.copy_(saved)
 
@@ -123,7 +122,6 @@ class RelativeRate:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, weights: Iterable[Tensor]) -> None:
-        """Watches the groups of `optimizer` that hold any of `weights`."""
         self.optimizer, self.weights = optimizer, {id(weight) for weight in weights}
         self.peaks: list[float] = []
 

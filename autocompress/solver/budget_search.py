@@ -60,11 +60,9 @@ class BudgetController:
         return min(max(budget_bytes, self.lowest_bytes), self.highest_bytes)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the budget and what it was moved by."""
         return {"budget_bytes": self.budget_bytes, "last": self.last, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
         self.budget_bytes, self.last, self.updates = state["budget_bytes"], list(state["last"]), state["updates"]
 
 

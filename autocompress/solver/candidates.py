@@ -37,7 +37,6 @@ class Candidate:
 
     @property
     def file_bytes(self) -> int:
-        """Size of the file."""
         return len(self.data)
 
     def better_than(self, other: Candidate | None) -> bool:
@@ -97,7 +96,6 @@ class Candidates:
         return {"best": _packed(self.best), "fallback": _packed(self.fallback), "tried": list(self.tried)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
         self.best, self.fallback = (
             None if state[name] is None else Candidate(*state[name]) for name in ("best", "fallback")
         )

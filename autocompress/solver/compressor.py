@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from autocompress.constraints.constraint import Method, Network, Projection
 from autocompress.constraints.factory import count_energy, make_method
-from autocompress.constraints.weight_bits import InPlaceWeightBitsMethod
 from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.errors import InvalidInputError, TrainingDivergedError, whole_number
 from autocompress.network.compressed_tensors import CompressedState
@@ -26,7 +25,7 @@ from autocompress.solver.fine_tuning import Finishing, finished_file, finishing_
 from autocompress.solver.lazy_projection import LazyProjection
 from autocompress.solver.quality_constraint import SEARCH_FRACTION, Steering, make_steering
 from autocompress.solver.result import BEFORE_FINE_TUNING, ONE_SHOT, TRAINED, Outcome, Result, zero_layers
-from autocompress.targets import Target, Targets, hold_together
+from autocompress.targets import Target, Targets, WeightBits, hold_together
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.checks import check_validation
 from autocompress.training.evaluation import evaluate as evaluate_batches
@@ -126,7 +125,7 @@ class Compressor:
 
     def _make_solver(self) -> LazyProjection | Admm:
         """Returns the iteration: the published one where W itself is projected, and where the constants say so."""
-        if isinstance(self.method, InPlaceWeightBitsMethod) or self.constants.iteration == ADMM:
+        if any(bits.in_place for bits in self.target.of_kind(WeightBits)) or self.constants.iteration == ADMM:
             return Admm(self.network.weights, self.steps_per_update, self.constants.admm_contraction)
         dense = {
             id(parameter)
@@ -216,10 +215,8 @@ class Compressor:
     def _consider(self, steering: Steering) -> None:
         """Writes and scores the file of the network as it is now."""
         assert self.finishing is not None
-        settings = self.method.state_dict()
         steering.refit(self.network.model)
         steering.consider(*finished_file(self.network, self.finishing, self.method))
-        self.method.load_state_dict(settings)
 
     @torch.no_grad()
     def _begin_finishing(self) -> None:
@@ -283,10 +280,8 @@ class Compressor:
         candidates = {TRAINED: self._file(self.finishing, self.method, train)}
         if evaluate is not None and self.steps:
             if self.finishing.step_count:
-                settings = self.method.state_dict()
                 self.finishing.rewind()
                 candidates[BEFORE_FINE_TUNING] = self._file(self.finishing, self.method, train)
-                self.method.load_state_dict(settings)
             candidates[ONE_SHOT] = self._one_shot(train)
         scores = {
             name: float(evaluate(filled_copy(self.network.model, state))) if evaluate is not None else math.nan

@@ -10,13 +10,13 @@ parameters is overwritten.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from autocompress.constraints.constraint import Network
+from autocompress.constraints.constraint import FileWriter, Network
 from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.network.compressed_tensors import (
     CodedTensor,
@@ -84,7 +84,6 @@ class Finishing:
 
     @property
     def coded(self) -> list[WeightTensor]:
-        """The tensors as the file will hold them."""
         return [
             kernel_tensor(codes - 1, values, tuple(weight.shape)) if values.dim() > 1 else coded_tensor(codes, values)
             for weight, codes, values in zip(self.weights, self.codes, self.values, strict=True)
@@ -135,7 +134,6 @@ class Finishing:
         self.write()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns everything but the parameters."""
         return {
             "step_count": self.step_count,
             "skipped_steps": self.skipped_steps,
@@ -178,16 +176,6 @@ def _rounded(values: Tensor) -> Tensor:
         return round_codebook(values)
     levels, step = kernel_levels(values)
     return levels.to(values) * step
-
-
-class FileWriter(Protocol):
-    """Turns assignments into a file within a target; every `Method` is one."""
-
-    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
-        """Returns the grids of the one-dimensional tensors."""
-
-    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
-        """Returns the state and the file, within the target."""
 
 
 def start_finishing(

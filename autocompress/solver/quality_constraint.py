@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from autocompress.codec.file import decode_state
 from autocompress.codec.layout import layout_of
-from autocompress.constraints.constraint import Method, Network
-from autocompress.constraints.file_size import FileSizeMethod
+from autocompress.constraints.constraint import Method, Network, Projector
+from autocompress.constraints.file_size import FileSizeConstraint, FileState
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import CompressedState, WeightTensor
 from autocompress.network.live_network import copy_network
@@ -46,7 +46,7 @@ LEAST_CEILING = 4.0
 
 
 class Steering:
-    """Moves the budget of the file-size method to where a promise is just kept.
+    """Moves the budget of the file size to where a promise is just kept.
 
     Attributes:
         reference: score of the network as it was given.
@@ -57,7 +57,7 @@ class Steering:
         self,
         promise: Promise,
         network: Network,
-        method: FileSizeMethod,
+        method: Projector[FileState],
         original_bytes: int,
         evaluate: Callable[[nn.Module], float],
         refit: Callable[[nn.Module], None] | None = None,
@@ -67,7 +67,7 @@ class Steering:
         Args:
             promise: what has to be kept.
             network: as it was given.
-            method: whose budget is moved; its budget of now is the largest allowed.
+            method: of a `FileSizeConstraint`: its budget is moved from here on, and is at first the largest allowed.
             original_bytes: of the network.
             evaluate: score of a network on held-out data.
             refit: sets a network's batch norm statistics to its weights.
@@ -76,19 +76,22 @@ class Steering:
             InvalidInputError: the reference's score is one that nothing can be promised about.
         """
         self.promise, self.network, self.method = promise, network, method
+        assert isinstance(method.constraint, FileSizeConstraint)
+        self.constraint = method.constraint
         self.evaluate, self.refit = evaluate, refit or _as_it_is
         self.reference = float(evaluate(copy_network(network.model).eval()))
         promise.check_reference(self.reference)
-        lowest, highest = method.file.smallest, method.budget_bytes
-        most = max(method.constants.path_ceiling * original_bytes, LEAST_CEILING * lowest)
+        lowest, highest = self.constraint.file.smallest, self.constraint.budget_bytes
+        most = max(self.constraint.constants.path_ceiling * original_bytes, LEAST_CEILING * lowest)
         self.controller = BudgetController(most, lowest, highest)
         self.search = SizeSearch(most, lowest, highest)
         self.files = Candidates(network.model, evaluate, self.margin)
         self.margins: list[float] = []  # the last of V, with nothing allowed
         self.stage, self.stage_keeps = 0, False
         self.dense: list[Tensor] = []  # weights and sides when fine-tuning begins
-        self.settings: dict[str, Any] = {}  # of the method, at the same moment
-        method.aim(int(self.controller.budget_bytes))
+        self.state: FileState | None = None  # of the projection, at the same moment
+        self.budget_bytes = int(self.controller.budget_bytes)
+        method.budget_at = lambda fraction: self.constraint.budget(fraction, self.budget_bytes)
 
     @torch.no_grad()
     def find_start(self) -> None:
@@ -97,32 +100,29 @@ class Steering:
         Above it the run would learn nothing but lose steps. The smallest V that keeps the promise without any training
         is written and put aside: it is what is left where training itself breaks the promise, whatever the size.
         """
-        settings = self.method.state_dict()
         start, _ = self._smallest(FIRST_FALL, self.controller.lowest_bytes, self.controller.budget_bytes)
         _, coded = self._smallest(0.0, start, self.controller.highest_bytes)
-        if coded is not None:
-            self.method.aim(int(self.controller.highest_bytes))  # what is coded costs more than its estimate, or less
-            state, data = self.method.fit(coded, side_tensors(self.network.selection))
-            self.files.fallback = self.files.score(state, data)
-        self.method.load_state_dict(settings)
+        if coded is not None:  # what is coded costs more than its estimate, or less
+            state = self.constraint.aimed(self.method.state, int(self.controller.highest_bytes))
+            self.files.fallback = self.files.score(
+                *self.constraint.writer(state).fit(coded, side_tensors(self.network.selection))
+            )
         self.controller.budget_bytes = start
-        self.method.aim(int(start))
+        self.budget_bytes = int(start)
         logger.debug("the run begins with %.0f bytes", start)
 
     def _smallest(self, fall: float, low: float, high: float) -> tuple[float, Sequence[WeightTensor] | None]:
         """Returns the smallest size at which V, at once and untrained, falls by no more, and V; None if none does."""
-        settings = self.method.state_dict()
-        targets = [weight.detach().clone() for weight in self.network.weights]
+        x = [weight.detach().clone() for weight in self.network.weights]
         sizes, found = [math.log(low), math.log(high)], None
         for _ in range(FIRST_TRIES):
             middle = sum(sizes) / 2
-            self.method.aim(int(math.exp(middle)))
-            coded = self.method.project(self.network.weights, targets, 0.0).coded
+            budget = self.constraint.budget(0.0, int(math.exp(middle)))
+            coded = self.constraint.project(x, budget, self.method.state)[0].coded
             if -self.margin(self._score_of(coded)) <= fall:
                 sizes[1], found = middle, coded
             else:
                 sizes[0] = middle
-            self.method.load_state_dict(settings)
         return math.exp(sizes[1]), found
 
     @torch.no_grad()
@@ -136,13 +136,11 @@ class Steering:
         margin = self.margin(compressed)
         self.margins = [*self.margins, margin][-MEDIAN_OF:]
         if min(margin, statistics.median(self.margins)) >= 0 and not self.network.selection.folded:
-            settings = self.method.state_dict()
             self.consider(*self.method.fit(twins, side_tensors(self.network.selection)))
-            self.method.load_state_dict(settings)
         measured = margin + ALLOWANCE * (1 + relative_lr)
         budget = self.controller.observe(measured)
         logger.debug("V scores %.4f, margin %.2f: next budget %.0f", compressed, measured, budget)
-        self.method.aim(int(budget))
+        self.budget_bytes = int(budget)
 
     def margin(self, score: float) -> float:
         """Returns how much of what the promise allows is left over at a score; -inf for one that is not a number."""
@@ -163,7 +161,7 @@ class Steering:
         tensors = self._dense_tensors
         if self.stage == 0:
             self.dense = [tensor.detach().clone() for tensor in tensors]
-            self.settings = self.method.state_dict()
+            self.state = self.method.state
             self.search.start_bytes = self.controller.budget_bytes
             best, fallback = self.files.best, self.files.fallback
             if fallback is not None and fallback.keeps:
@@ -172,14 +170,14 @@ class Steering:
                 self.search.known_bytes = float(best.file_bytes)
         for tensor, dense in zip(tensors, self.dense, strict=True):
             tensor.copy_(dense)
-        self.method.load_state_dict(self.settings)
-        self.method.aim(int(self.search.next_bytes))
+        assert self.state is not None
+        self.method.state, self.budget_bytes = self.state, int(self.search.next_bytes)
         self.stage, self.stage_keeps = self.stage + 1, False
         return max(1, math.ceil(remaining_steps / max(1, STAGES + 1 - self.stage)))
 
     def end_stage(self) -> None:
         """Takes note of what came of the size that was tried."""
-        size = self.method.budget_bytes
+        size = self.budget_bytes
         self.search.report(size, keeps=self.stage_keeps)
         logger.info("tried %d bytes: the promise is %s", size, "kept" if self.stage_keeps else "broken")
 
@@ -240,20 +238,20 @@ class Steering:
             "margins": list(self.margins),
             "stage": [self.stage, self.stage_keeps],
             "dense": self.dense,
-            "settings": self.settings,
-            "budget_bytes": self.method.budget_bytes,
+            "state": None if self.state is None else self.constraint.to_plain(self.state),
+            "budget_bytes": self.budget_bytes,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        self.reference, self.settings = state["reference"], state["settings"]
+        self.reference, self.budget_bytes = state["reference"], state["budget_bytes"]
+        self.state = None if state["state"] is None else self.constraint.from_plain(state["state"])
         self.stage, self.stage_keeps = state["stage"]
         self.controller.load_state_dict(state["controller"])
         self.search = SizeSearch(**state["search"])
         self.files.load_state_dict(state["files"])
         self.margins = list(state["margins"])
         self.dense = [saved.to(tensor) for saved, tensor in zip(state["dense"], self._dense_tensors, strict=False)]
-        self.method.budget_bytes = self.method.file.budget_bytes = state["budget_bytes"]
 
 
 def make_steering(
@@ -276,7 +274,7 @@ def make_steering(
             f"the target {promise} is a promise about a network's score: give evaluate=, a function that returns the "
             "score of a network on validation data (in `compress`: give val=)"
         )
-    assert isinstance(method, FileSizeMethod)
+    assert isinstance(method, Projector)
     return Steering(promise, network, method, original_bytes, evaluate, refit)
 
 

@@ -147,7 +147,6 @@ class Result:
 
     @property
     def file_bytes(self) -> int:
-        """Size of the file that `save` writes."""
         return len(self.data)
 
     def __repr__(self) -> str:

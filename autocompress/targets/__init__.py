@@ -16,8 +16,8 @@ together: `50KB and drop:0.5`, `50KB and energy:40%`.
 The same strings serve in Python and on the command line; upper and lower case mean the same.
 """
 
-from autocompress.targets.grammar import Target, Targets, hold_together, parse_target
-from autocompress.targets.kinds import BYTES_PER_UNIT, CodeBits, Energy, FileSize, WeightBits
+from autocompress.targets.grammar import Targets, hold_together, parse_target
+from autocompress.targets.kinds import BYTES_PER_UNIT, CodeBits, Energy, FileSize, Target, WeightBits
 from autocompress.targets.promises import AccuracyDrop, LossIncrease, Promise
 
 __all__ = [

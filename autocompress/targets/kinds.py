@@ -5,9 +5,10 @@ from __future__ import annotations
 import numbers
 import re
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from autocompress.errors import InvalidInputError
 
@@ -58,8 +59,27 @@ BYTES_PER_UNIT = {
 }
 
 
+class Target:
+    """What is asked of a network; each kind is a class of its own, which says in what words it is asked for."""
+
+
+# From the word before the colon to what reads the rest: (the whole text, the word, the rest) -> target.
+WORDS: dict[str, Callable[[str, str, str], Target]] = {}
+K = TypeVar("K", bound=Callable[[str, str, str], Target])
+
+
+def word(*words: str) -> Callable[[K], K]:
+    """Makes a function the reader of the targets that begin with these words and a colon."""
+
+    def register(read: K) -> K:
+        WORDS.update(dict.fromkeys(words, read))
+        return read
+
+    return register
+
+
 @dataclass(frozen=True, init=False)
-class FileSize:
+class FileSize(Target):
     """The written file, everything in it, is at most this large.
 
     Two sizes are equal if they ask the same, however they were written: `FileSize("50KB") == FileSize(50_000)`.
@@ -124,7 +144,7 @@ def _fraction_of_original(whole: object, amount: Fraction, unit: str) -> Fractio
 
 
 @dataclass(frozen=True, init=False)
-class BitCount:
+class BitCount(Target):
     """A limit in bits, or in bits per compressible weight.
 
     Attributes:
@@ -206,7 +226,6 @@ class WeightBits(BitCount):
     def __init__(
         self, *, bits: int | None = None, factor: float | Fraction | None = None, in_place: bool = False
     ) -> None:
-        """Sets the limit as `BitCount` does."""
         super().__init__(bits=bits, factor=factor)
         object.__setattr__(self, "in_place", in_place)
 
@@ -217,7 +236,7 @@ class WeightBits(BitCount):
 
 
 @dataclass(frozen=True, init=False)
-class Energy:
+class Energy(Target):
     """A forward pass takes at most this part of the dense network's energy, under an energy model.
 
     Attributes:
@@ -246,8 +265,27 @@ class Energy:
         return f"{'energy-channels' if self.channels else 'energy'}:{decimal(100 * self.fraction)}%"
 
 
-def parse_energy(whole: object, word: str, amount: Fraction, unit: str) -> Energy:
-    """Returns the target of `energy:40%` or `energy-channels:40%`, its number and unit already read."""
+@word("energy", "energy-channels")
+def parse_energy(whole: str, word: str, rest: str) -> Energy:
+    """Returns the target of `energy:40%` or `energy-channels:40%`."""
+    amount, unit = split(whole, rest, "40%")
     if unit != "%" or amount > 100:
         refuse(whole, f"energy is given in percent of the dense network's, at most 100 ({word}:40%)")
     return Energy(amount / 100, channels=word == "energy-channels")
+
+
+@word("weights", "weights-in-place", "codes")
+def parse_bit_count(whole: str, word: str, rest: str) -> WeightBits | CodeBits:
+    """Returns the target of `weights:836x`, `weights-in-place:836x`, `codes:250000bits`."""
+    amount, unit = split(whole, rest, "836x or 6498bits")
+    kind: Callable[..., WeightBits | CodeBits] = CodeBits if word == "codes" else WeightBits
+    more = {"in_place": True} if word == "weights-in-place" else {}
+    if unit == "x":
+        if amount < 1:
+            refuse(whole, "a factor is at least 1")
+        return kind(factor=amount, **more)
+    if unit.lower() in ("bit", "bits") and amount >= 1 and amount.denominator == 1:
+        return kind(bits=int(amount), **more)
+    name = "code bits are" if word == "codes" else "weight data is"
+    word = whole.strip().partition(":")[0]
+    refuse(whole, f"{name} given as a factor ({word}:836x) or as a whole number of bits ({word}:6498bits)")

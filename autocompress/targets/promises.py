@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 
 from autocompress.errors import InvalidInputError
-from autocompress.targets.kinds import decimal, refuse
+from autocompress.targets.kinds import Target, decimal, refuse, word
 
 # A promise of no fall at all still needs a scale on which a measured fall is large or small: points, percent.
 LEAST_POINTS = Fraction(1, 2)
 LEAST_PERCENT = Fraction(1)
 # What a promise is exceeded by before it is broken, against rounding in the last place of a mean of scores.
 ROUNDING = 1e-9
+_NUMBER = re.compile(r"\d{1,18}(?:\.\d{0,40})?|\.\d{1,40}", re.ASCII)
 
 
 @dataclass(frozen=True, init=False)
-class AccuracyDrop:
+class AccuracyDrop(Target):
     """The validation accuracy falls by at most so many points below the reference's.
 
     Attributes:
@@ -74,7 +76,7 @@ class AccuracyDrop:
 
 
 @dataclass(frozen=True, init=False)
-class LossIncrease:
+class LossIncrease(Target):
     """The validation loss is at most so much higher than the reference's.
 
     Attributes:
@@ -125,3 +127,20 @@ class LossIncrease:
 
 
 Promise = AccuracyDrop | LossIncrease
+
+
+@word("drop")
+def parse_accuracy_drop(whole: str, word: str, rest: str) -> AccuracyDrop:
+    """Returns the target of `drop:0.5`."""
+    if _NUMBER.fullmatch(rest.strip()) is None or Fraction(rest.strip()) >= 100:
+        refuse(whole, "a fall of accuracy is given in points, at least 0 and below 100, without a unit (drop:0.5)")
+    return AccuracyDrop(Fraction(rest.strip()))
+
+
+@word("loss")
+def parse_loss_increase(whole: str, word: str, rest: str) -> LossIncrease:
+    """Returns the target of `loss:+2%`."""
+    number, percent, more = rest.strip().removeprefix("+").partition("%")
+    if not percent or more or _NUMBER.fullmatch(number.strip()) is None:
+        refuse(whole, "an increase of the loss is given in percent, at least 0 (loss:+2%)")
+    return LossIncrease(Fraction(number.strip()))

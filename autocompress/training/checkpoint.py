@@ -113,7 +113,6 @@ class Callback:
         """Does nothing."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns an empty state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

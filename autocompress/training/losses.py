@@ -52,7 +52,6 @@ class MinusLoss:
     """A metric where outputs are no class scores: minus the loss of a batch, the same for each of its examples."""
 
     def __init__(self, loss: Callable[[Any, Tensor], Tensor]) -> None:
-        """Measures by this loss."""
         self.loss = loss
 
     def __call__(self, output: Any, target: Any) -> Tensor:

@@ -159,7 +159,6 @@ class Layer:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
         rows, columns = self.weights.matrix.shape
         return rows, columns
 

@@ -147,7 +147,6 @@ class _Candidate:
 
     @property
     def bits(self) -> float:
-        """Estimated bits."""
         return sum(code_length(used_counts(*pair)) for pair in zip(self.layers, self.kept, strict=True))
 
     @cached_property
@@ -156,7 +155,6 @@ class _Candidate:
         return sum(float(kept.gain.sum(dtype=float)) for kept in self.kept)
 
     def coded(self) -> list[CodedTensor]:
-        """Returns V as matrices."""
         coded = []
         for layer, kept in zip(self.layers, self.kept, strict=True):
             codes = torch.zeros_like(layer.weights.matrix, dtype=torch.int16).flatten()
