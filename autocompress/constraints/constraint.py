@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from autocompress.constraints.rate_distortion.fixed_tables import FixedTables
 from autocompress.network.compressed_tensors import CompressedState, SideGrid, WeightTensor
 from autocompress.network.selection import Selection
 
@@ -35,13 +34,20 @@ class Projection:
     greedy: bool = False
 
 
+class Rule(Protocol):
+    """Which weights of one layer are not zero, and what they are, between two projections."""
+
+    def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns flat indices, int64 [m], and values [m] of the nonzeros of V for W, a contiguous tensor."""
+
+
 class Method(Protocol):
     """Meets one kind of target. `fraction` is how much of the run before fine-tuning is over, in [0, 1]."""
 
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
         """Returns the projection of X (`targets`) onto the budget of this moment."""
 
-    def rules(self) -> list[FixedTables] | None:
+    def rules(self) -> Sequence[Rule] | None:
         """Returns how V follows W between two projections, by the last one's tables; None = by magnitude."""
 
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:

@@ -12,15 +12,16 @@ from typing import Any
 from torch import Tensor
 
 from autocompress.codec.weight_coder import Choice
-from autocompress.constraints.constraint import Network, Projection, relative_error
+from autocompress.constraints.constraint import Network, Projection, Rule, relative_error
 from autocompress.constraints.file_writer import FileFit
 from autocompress.constraints.rate_distortion.assignment import LayerTables
-from autocompress.constraints.rate_distortion.fixed_tables import FixedTables, fixed_tables
+from autocompress.constraints.rate_distortion.fixed_tables import fixed_tables
 from autocompress.constraints.rate_distortion.projection import PricedState, project_priced
 from autocompress.constraints.rate_distortion.rates import CodeLengths, Counts, as_matrix, code_length
 from autocompress.energy.accelerator import EnergyBudget
 from autocompress.network.compressed_tensors import CodedTensor, CompressedState, SideGrid, WeightTensor, scalar_tensors
 from autocompress.network.network_state import side_tensors
+from autocompress.network.reparametrized import KeepsParts, keep_all_parts
 from autocompress.solver.budget_path import Path, budget_on_path, energy_on_path
 from autocompress.solver.constants import DEFAULTS, SolverConstants
 
@@ -86,11 +87,16 @@ class FileSizeMethod:
             self.next_calibration = fraction + 1 / CALIBRATIONS
         return projection
 
-    def rules(self) -> list[FixedTables] | None:
+    def rules(self) -> Sequence[Rule] | None:
         """Returns how V follows W between two projections, by the last one's tables and price."""
         if self.state is None:
             return None
-        return fixed_tables(self.state, self.energy, self.network.weights[0].device)
+        dims = self.network.selection.normalized
+        fixed = fixed_tables(self.state, self.energy, self.network.weights[0].device)
+        return [
+            KeepsParts(rule.assign, weight.shape, dims[name], rule.smallest) if name in dims else rule
+            for rule, (name, weight) in zip(fixed, self.network.selection.weights, strict=True)
+        ]
 
     def _estimated_bits(self, size_bytes: float) -> float:
         """Returns what the coded tensors may take, by the estimate, in a file of so many bytes."""
@@ -100,7 +106,9 @@ class FileSizeMethod:
         found = project_priced(targets, bits, self.state, energy)
         error = relative_error(found.error, targets)
         self._remember(found.state, error)
-        return Projection(found.coded, None, found.error, error, found.state.price)
+        selection = self.network.selection
+        coded = keep_all_parts(found.coded, targets, [name for name, _ in selection.weights], selection.normalized)
+        return Projection(coded, None, found.error, error, found.state.price)
 
     def _remember(self, state: PricedState | None, error: float) -> None:
         """Keeps the warm start; the biases are rounded at its price."""
