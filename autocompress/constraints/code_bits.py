@@ -11,7 +11,7 @@ solved exactly where `allocation` finishes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,10 @@ def allocate_choices(choices: Sequence[Sequence[CodeChoice]], budget_bits: int) 
     padded = [[*row, *[row[-1]] * (width - len(row))] for row in choices]
     costs = np.array([[choice.cost_bits for choice in row] for row in padded], dtype=np.int64)
     errors = np.array([[choice.squared_error for choice in row] for row in padded], dtype=np.float64)
-    return allocate(costs, errors, budget_bits)
+    found = allocate(costs, errors, budget_bits)
+    # a padded column costs what the last choice costs, so the solver may return either
+    chosen = [min(choice, len(row) - 1) for choice, row in zip(found.choices, choices, strict=True)]
+    return replace(found, choices=chosen)
 
 
 class CodeBitsConstraint(WeightsAlone):
