@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from autocompress.constraints.constraint import FileWriter, Method, Network, Projection, relative_error
-from autocompress.constraints.rate_distortion.fixed_tables import FixedTables
+from autocompress.constraints.constraint import FileWriter, Method, Network, Projection, Rule, relative_error
 from autocompress.constraints.weight_bits import squared_error
 from autocompress.network.compressed_tensors import (
     CodedTensor,
@@ -72,7 +71,7 @@ class PlanMethod:
         looser = budget_on_path(1.0, self.ceiling, fraction, self.constants)
         return replace(layer, keep_fraction=min(1.0, layer.keep_fraction * looser))
 
-    def rules(self) -> list[FixedTables] | None:
+    def rules(self) -> Sequence[Rule] | None:
         """Returns None: between two projections V follows by magnitude."""
         return None
 
@@ -150,7 +149,7 @@ class GradualMethod(PlanMethod):
 class _ScaledTables:
     """The rule of a layer whose weights are scaled for its projection."""
 
-    inner: FixedTables
+    inner: Rule
     scale: float
 
     def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,7 +212,7 @@ def make_plan_method(
 ) -> Method:
     """Returns the method that meets a target under a proposal."""
     if isinstance(space, PriceSpace):
-        return PricedMethod(budget.method(constants), values, space.scales(values))  # type: ignore[return-value]
+        return PricedMethod(budget.method(constants), values, space.scales(values))
     if isinstance(space, GradualSpace):
         return GradualMethod(network, budget, space, values, constants)
     return PlanMethod(network, budget, space, values, constants)

@@ -19,8 +19,8 @@ import torch.multiprocessing
 from torch import nn
 
 import autocompress as ac
-from autocompress.compressor import Compressor
 from autocompress.errors import InvalidInputError
+from autocompress.solver.compressor import Compressor
 from autocompress.training.ranks import Ranks, ranks_of
 from tests.small_task import batches, make_model, make_norm_model, make_task, train_reference
 

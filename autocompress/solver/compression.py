@@ -23,7 +23,7 @@ from autocompress.targets import LossIncrease, Target, Targets, hold_together
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import TaughtBatches, check_batches, default_device, input_example
 from autocompress.training.checkpoint import Callback
-from autocompress.training.checks import check_finite, check_task, guesses, name_of
+from autocompress.training.checks import check_task, guesses, name_of
 from autocompress.training.evaluation import evaluate
 from autocompress.training.held_out import hold_out
 from autocompress.training.losses import distillation_from, output_distance
@@ -181,7 +181,6 @@ def compress(
     with seeded(seed):  # a loader that shuffles by torch's own generator gives the same batches in every run
         result = compressor.finish(train=train, judged_by=judged_by)
     result.metric = name_of(metric)
-    check_finite(result.model, reference, train if val is None else val, device=where, seed=seed)
     if val is not None:
         result.validation_accuracy = accuracy(result.model, val)
     if test is not None:

@@ -16,7 +16,7 @@ from autocompress.constraints.factory import count_energy, make_method
 from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.errors import InvalidInputError, TrainingDivergedError, whole_number
 from autocompress.network.compressed_tensors import CompressedState
-from autocompress.network.live_network import check_copyable, unwrap
+from autocompress.network.live_network import check_copyable, copy_network, named_tensors, unwrap
 from autocompress.network.network_state import fill, filled_copy
 from autocompress.network.selection import Ignore, check_trainable, is_moderate, original_bytes, select
 from autocompress.solver.admm import Admm, RelativeRate
@@ -27,7 +27,7 @@ from autocompress.solver.quality_constraint import SEARCH_FRACTION, Steering, ma
 from autocompress.solver.result import BEFORE_FINE_TUNING, ONE_SHOT, TRAINED, Outcome, Result, zero_layers
 from autocompress.targets import Target, Targets, WeightBits, hold_together
 from autocompress.training.batch_norm import refit_batch_norm
-from autocompress.training.checks import check_validation
+from autocompress.training.checks import check_finite, check_validation
 from autocompress.training.evaluation import evaluate as evaluate_batches
 from autocompress.training.ranks import ranks_of
 
@@ -109,6 +109,7 @@ class Compressor:
         mine = {id(parameter) for parameter in self.network.model.parameters()}
         if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
             raise InvalidInputError("the optimizer holds no parameter of the model; make it from model.parameters()")
+        self._fold_masks()
         self.ranks.share(list(self.network.model.parameters()))
         self.ranks.share_buffers(self.network.model)
         self.original_bytes = original_bytes(model)
@@ -134,6 +135,13 @@ class Compressor:
     def _make_method(self) -> Method:
         """Returns what meets the target; another class may meet it in another way."""
         return make_method(self.target, self.network, self.original_bytes, self.energy, self.constants)
+
+    @torch.no_grad()
+    def _fold_masks(self) -> None:
+        """Sets what a mask prunes to zero; its gradient is zero, so it stays there, and nothing is spent on it."""
+        tensors = named_tensors(self.network.model)
+        for name, mask in self.network.selection.masks.items():
+            tensors[name].mul_(tensors[mask].to(tensors[name].dtype))
 
     def _make_solver(self) -> LazyProjection | Admm:
         """Returns the iteration: the published one where W itself is projected, and where the constants say so."""
@@ -297,7 +305,7 @@ class Compressor:
             self._begin_finishing()
         assert self.finishing is not None
         if self.steering is not None:
-            return self._promised(self.steering)
+            return self._checked(self._promised(self.steering), val if train is None else train)
         if FEWEST_STEPS <= self.finishing.step_count == self.finishing.skipped_steps:
             raise TrainingDivergedError("no step of fine-tuning had a finite gradient: the training diverged")
         evaluate = self.evaluate if evaluate is None else self.ranks.averaged(evaluate)
@@ -326,15 +334,32 @@ class Compressor:
             skipped_steps=self.finishing.skipped_steps,
             greedy=self.greedy,
         )
+        result = self._checked(result, val if train is None else train)
         fill(self.network.model, result.state)
+        return result
+
+    def _checked(self, result: Result, batches: Iterable[Any] | None) -> Result:
+        """Returns a result whose outputs are finite where the given network's were.
+
+        Raises:
+            TrainingDivergedError: they are not; the layer is named.
+        """
+        if batches is None or iter(batches) is batches:
+            return result
+        reference = copy_network(self.network.model)
+        put_back([*reference.parameters(), *reference.buffers()], self.given)
+        try:
+            check_finite(result.model, reference, batches, device=next(self.network.model.parameters()).device)
+        except TrainingDivergedError:
+            raise
+        except Exception as error:  # whatever a network raises that does not take these batches as they are
+            logger.warning("whether all outputs are finite was not looked at: %s: %s", type(error).__name__, error)
         return result
 
     @torch.no_grad()
     def _one_shot(self, train: Iterable[Any] | None) -> tuple[CompressedState, bytes]:
         """Returns the file of the network as it was given, projected at once: no training need end below it."""
-        for tensor, given in zip(self._tensors, self.given, strict=True):
-            if not torch.equal(tensor, given.to(tensor.device)):  # an expanded buffer cannot be written to
-                tensor.copy_(given)
+        put_back(self._tensors, self.given)
         method = self._make_method()
         weights = [w.detach().float().clone() for w in self.network.weights]
         projection = self._decided(method, lambda: method.close(self.network.weights, weights))
@@ -447,6 +472,14 @@ def check_target(
         example=example,
         energy_model=energy_model,
     )
+
+
+@torch.no_grad()
+def put_back(tensors: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    """Sets a network's tensors to what they were."""
+    for tensor, value in zip(tensors, given, strict=True):
+        if not torch.equal(tensor, value.to(tensor.device)):  # an expanded buffer cannot be written to
+            tensor.copy_(value)
 
 
 def _minus_loss(model: nn.Module, batches: Iterable[Any]) -> float:
