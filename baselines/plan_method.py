@@ -24,8 +24,7 @@ from autocompress.network.compressed_tensors import (
     scalar_tensors,
 )
 from autocompress.network.selection import original_bytes
-from autocompress.solver.budget_path import budget_on_path
-from autocompress.solver.constants import SolverConstants
+from autocompress.solver.constants import SolverConstants, budget_on_path
 from baselines.fitting import Budget, Fitted
 from baselines.gradual import cubic_schedule
 from baselines.interface import Values

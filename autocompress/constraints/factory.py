@@ -16,8 +16,7 @@ from autocompress.energy.channel_graph import ChannelCount
 from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.energy.network_energy import NetworkEnergy, network_energy
 from autocompress.errors import InvalidInputError
-from autocompress.solver.budget_path import budget_at_once
-from autocompress.solver.constants import DEFAULTS, SolverConstants
+from autocompress.solver.constants import DEFAULTS, SolverConstants, budget_at_once
 from autocompress.targets import CodeBits, Energy, FileSize, Target, Targets, WeightBits
 
 

@@ -23,8 +23,7 @@ from autocompress.energy.accelerator import EnergyBudget
 from autocompress.network.compressed_tensors import CodedTensor, scalar_tensors
 from autocompress.network.network_state import side_tensors
 from autocompress.network.reparametrized import KeepsParts, keep_all_parts
-from autocompress.solver.budget_path import Path, budget_on_path, energy_on_path
-from autocompress.solver.constants import DEFAULTS, SolverConstants
+from autocompress.solver.constants import DEFAULTS, Path, SolverConstants, budget_on_path, energy_on_path
 
 logger = logging.getLogger(__name__)
 

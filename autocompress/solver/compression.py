@@ -24,8 +24,7 @@ from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import TaughtBatches, check_batches, default_device, input_example
 from autocompress.training.checkpoint import Callback
 from autocompress.training.checks import check_task, guesses, name_of
-from autocompress.training.evaluation import evaluate
-from autocompress.training.held_out import hold_out
+from autocompress.training.evaluation import evaluate, hold_out
 from autocompress.training.losses import distillation_from, output_distance
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 from autocompress.training.ranks import ranks_of
