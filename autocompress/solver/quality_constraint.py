@@ -43,7 +43,7 @@ FIRST_FALL = 5.0
 FIRST_TRIES = 6
 # A network without weights that scores better than the one that was given by more than this part says that the score is
 # of the other direction; at chance the two score about the same.
-TELLING = 0.1
+TELLING = 0.25
 # The range goes up to the ceiling of all paths, but at least to this many times the smallest file.
 LEAST_CEILING = 4.0
 
