@@ -161,7 +161,7 @@ def test_a_mask_costs_nothing_and_what_it_prunes_neither() -> None:
     for model in (plain, masked):
         compressor = Compressor(model, torch.optim.SGD(model.parameters(), 0.1), target="700B", total_steps=0)
         coded = compressor.finish().state.coded
-        sizes.append([compressor.method.file.smallest, sum(tensor.nonzeros for tensor in coded.values())])
+        sizes.append([compressor.method.constraint.file.smallest, sum(tensor.nonzeros for tensor in coded.values())])
     assert sizes[1][0] - sizes[0][0] <= 16  # its name and that it is constant
     assert sizes[1][1] >= 0.95 * sizes[0][1]
 
