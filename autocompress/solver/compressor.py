@@ -53,9 +53,11 @@ class Compressor:
     Attributes:
         steps: calls of `step()` so far.
         solver: W, V and their moves.
-        finishing: the last phase once it has begun, else None.
+        finishing: the last phase once it has begun, else None; of a promise the stage that is under way.
         steering: what moves the file size where the target is a promise, else None.
         history: one entry per projection: step, residual, error, price, nonzeros.
+        fine_tuning_steps: of all stages.
+        skipped_steps: those of them whose gradients were not finite.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Compressor:
         self.finishing: Finishing | None = None
         self.history: list[dict[str, float]] = []
         self.greedy = False
+        self.fine_tuning_steps = self.skipped_steps = 0
 
     def _make_method(self) -> Method:
         """Returns what meets the target; another class may meet it in another way."""
@@ -235,7 +238,8 @@ class Compressor:
     def _finishing_step(self) -> None:
         """Trains the values of the assignment; where a promise decides the size, a stage's end begins the next one."""
         assert self.finishing is not None
-        self.finishing.step()
+        self.fine_tuning_steps += 1
+        self.skipped_steps += not self.finishing.step()
         if self.ranks.size > 1:
             self.ranks.share(self.finishing.values + self.finishing.latents)
             self.finishing.write()
@@ -304,10 +308,10 @@ class Compressor:
         if self.finishing is None:
             self._begin_finishing()
         assert self.finishing is not None
+        if FEWEST_STEPS <= self.fine_tuning_steps == self.skipped_steps:
+            raise TrainingDivergedError("no step of fine-tuning had a finite gradient: the training diverged")
         if self.steering is not None:
             return self._checked(self._promised(self.steering), val if train is None else train)
-        if FEWEST_STEPS <= self.finishing.step_count == self.finishing.skipped_steps:
-            raise TrainingDivergedError("no step of fine-tuning had a finite gradient: the training diverged")
         evaluate = self.evaluate if evaluate is None else self.ranks.averaged(evaluate)
         if val is not None and evaluate is None:
             check_validation(self.network.model, val, next(self.network.model.parameters()).device)
@@ -331,7 +335,7 @@ class Compressor:
             scores=scores if evaluate is not None else {},
             zero_layers=zero_layers(state),
             layers=len(state.coded),
-            skipped_steps=self.finishing.skipped_steps,
+            skipped_steps=self.skipped_steps,
             greedy=self.greedy,
         )
         result = self._checked(result, val if train is None else train)
@@ -378,7 +382,7 @@ class Compressor:
             judged_by="the promise",
             zero_layers=zero_layers(result.state),
             layers=len(result.state.coded),
-            skipped_steps=self.finishing.skipped_steps,
+            skipped_steps=self.skipped_steps,
             promise_kept=result.promise["kept"],
         )
         fill(self.network.model, result.state)
@@ -409,6 +413,7 @@ class Compressor:
         """Returns everything that a resumed run needs besides model and optimizer: tensors, numbers, containers."""
         return {
             "steps": self.steps,
+            "fine_tuning": [self.fine_tuning_steps, self.skipped_steps],
             "total_steps": self.total_steps,
             "target": str(self.target),
             "peaks": self.rate.peaks,
@@ -436,6 +441,7 @@ class Compressor:
                 f"the saved run is of another network: it compresses tensors of the shapes {shapes}, this one {mine}"
             )
         self.steps, self.rate.peaks, self.history = state["steps"], list(state["peaks"]), list(state["history"])
+        self.fine_tuning_steps, self.skipped_steps = state["fine_tuning"]
         self.method.load_state_dict(state["method"])
         if self.steering is not None:
             self.steering.load_state_dict(state["steering"])
