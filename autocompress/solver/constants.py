@@ -67,6 +67,10 @@ class SolverConstants:
             if not known and not value >= 0:
                 raise InvalidInputError(f"{field.name} is {value!r}; it must be a number of at least 0")
 
+    def steps_per_update(self, steps: int) -> int:
+        """Returns the optimizer steps from one projection to the next, in so many of them."""
+        return max(1, self.min_steps_per_update, steps // max(1, self.updates))
+
 
 DEFAULTS = SolverConstants()
 

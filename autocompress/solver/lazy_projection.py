@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autocompress.constraints.constraint import Rule
 from autocompress.constraints.rate_distortion.fixed_tables import indices_beyond
@@ -166,6 +166,17 @@ class LazyProjection:
             NearestKernel(**each) if "codewords" in each else Nearest(**each) for each in state["rules"] if each
         ]
         self.rules = own if own or rules is None or not state["rules"] else list(rules)
+
+
+def dense_layers(model: nn.Module, weights: Sequence[Tensor]) -> list[bool]:
+    """Tells of which weights every batch has a gradient: those of linear layers and convolutions, not of embeddings."""
+    dense = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+        for parameter in module.parameters(recurse=False)
+    }
+    return [id(weight) in dense for weight in weights]
 
 
 @dataclass(frozen=True)
