@@ -217,7 +217,7 @@ class PlanCompressor(Compressor):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state, perhaps of another proposal: its weights are then projected anew."""
-        if state["method"]["values"] != self.values and isinstance(self.phases[state["number"]], FineTuningPhase):
+        if state["method"]["values"] != self.values and isinstance(self.run.phases[state["number"]], FineTuningPhase):
             state = state | {"phase": {}}
         super().load_state_dict(state)
 

@@ -199,7 +199,7 @@ def test_a_run_resumed_at_any_step_gives_the_same_bytes(target: str, total_steps
     for stopped in (0, 17, 18, 19, 20):
         model, compressor = resumed(states[stopped], **settings)
         assert compressor.steps == stopped
-        assert (compressor.fine_tuning is not None) == (stopped >= 18)
+        assert (compressor.run.fine_tuning is not None) == (stopped >= 18)
         train(model, compressor, range(stopped, total_steps))
         result = compressor.finish(train=BATCHES)
         assert result.data == expected.data, stopped
@@ -321,7 +321,7 @@ def test_a_scaler_that_skips_steps_and_overflowing_gradients() -> None:
         scaler.update()
         compressor.step()
         compressor.optimizer.zero_grad()
-    assert compressor.fine_tuning is not None
+    assert compressor.run.fine_tuning is not None
     result = compressor.finish()
     assert result.file_bytes <= 400
     assert all(torch.isfinite(tensor).all() for tensor in result.model.state_dict().values())

@@ -8,13 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autocompress.constraints.constraint import Method, Network
 from autocompress.constraints.factory import count_energy, make_method
 from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.errors import InvalidInputError, TrainingDivergedError, whole_number
-from autocompress.network.compressed_tensors import CompressedState
 from autocompress.network.live_network import check_copyable, copy_network, named_tensors, unwrap
 from autocompress.network.network_state import fill, filled_copy
 from autocompress.network.selection import Ignore, check_trainable, original_bytes, select
@@ -23,19 +22,16 @@ from autocompress.solver.candidates import BEFORE_FINE_TUNING, ONE_SHOT, TRAINED
 from autocompress.solver.constants import ADMM, DEFAULTS, SolverConstants
 from autocompress.solver.fine_tuning import FineTuning, fine_tuning_steps
 from autocompress.solver.lazy_projection import LazyProjection, dense_layers
-from autocompress.solver.phases import FineTuningPhase, Phase, ProjectionPhase, Run
-from autocompress.solver.quality_constraint import SEARCH_FRACTION, Stage, make_quality_constraint
+from autocompress.solver.phases import FineTuningPhase, Phase, ProjectionPhase, Run, all_tensors, put_back
+from autocompress.solver.quality_constraint import SEARCH_FRACTION, make_quality_constraint
 from autocompress.solver.result import Outcome, Result, zero_layers
 from autocompress.targets import Target, Targets, WeightBits, hold_together
-from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.checks import check_finite, check_validation
 from autocompress.training.evaluation import evaluate as evaluate_batches
 from autocompress.training.ranks import ranks_of
 
 logger = logging.getLogger(__name__)
 
-# Training batches that batch norm statistics are refitted on.
-REFIT_BATCHES = 50
 # A gradient scaler skips a step now and then; of so many in fine-tuning at least one has to have been taken.
 FEWEST_STEPS = 10
 
@@ -111,12 +107,10 @@ class Compressor:
             self.target.promise, self.network, self.method, self.original_bytes, self.evaluate, refit
         )
         fraction = constants.fine_tuning_fraction if self.quality is None else SEARCH_FRACTION
-        projected = self.total_steps - fine_tuning_steps(self.total_steps, fraction)
+        projected = max(0, self.total_steps - fine_tuning_steps(self.total_steps, fraction))
         rate = RelativeRate(optimizer, self.network.weights)
         self.run = Run(self.network, self.method, self._make_solver(projected), rate, self.ranks, constants)
-        self.phases = self._make_phases(projected)
-        self.number = 0
-        self.given = [tensor.detach().cpu().clone() for tensor in self._tensors]
+        self.run.phases = self._make_phases(projected)
 
     def _make_method(self) -> Method:
         """Returns what meets the target; another class may meet it in another way."""
@@ -132,15 +126,11 @@ class Compressor:
 
     def _make_phases(self, projected: int) -> list[Phase]:
         """Returns projections and then fine-tuning; where a promise decides the size, it says how."""
+        left = max(1, self.total_steps - projected)
         if self.quality is not None:
-            return self.quality.phases(self.run, projected, self.total_steps)
-        last = FineTuningPhase(self.run, max(1, self.total_steps - max(0, projected)))
-        return [ProjectionPhase(self.run, projected), last] if projected > 0 else [last]
-
-    @property
-    def _tensors(self) -> list[Tensor]:
-        """All parameters and buffers, in one order."""
-        return [*self.network.model.parameters(), *self.network.model.buffers()]
+            return self.quality.phases(self.run, projected, left)
+        last = FineTuningPhase(self.run, left)
+        return [ProjectionPhase(self.run, projected), last] if projected else [last]
 
     @property
     def steps(self) -> int:
@@ -150,16 +140,6 @@ class Compressor:
     def history(self) -> list[dict[str, float]]:
         """One entry per projection: step, residual, error, price, nonzeros."""
         return self.run.history
-
-    @property
-    def phase(self) -> Phase:
-        """The one that the next step belongs to."""
-        return self.phases[self.number]
-
-    @property
-    def fine_tuning(self) -> FineTuning | None:
-        """The values of the last V once its assignments are fixed, else None."""
-        return self.phase.values if isinstance(self.phase, FineTuningPhase) else None
 
     def step(self) -> None:
         """Follows one optimizer update: moves W, projects it when it is time, or fine-tunes.
@@ -175,13 +155,7 @@ class Compressor:
             )
         if self.steps == 0 and all(p.grad is None for p in self.network.model.parameters()):
             raise InvalidInputError("the model has no gradients: call compressor.step() before optimizer.zero_grad()")
-        self.run.steps += 1
-        if self.steps == 1:
-            self.phase.begin()
-        self.phase.step()
-        if self.phase.step_count == self.phase.steps and self.steps < self.total_steps:
-            self.number += 1
-            self.phase.begin()
+        self.run.step()
 
     def finish(
         self,
@@ -206,7 +180,14 @@ class Compressor:
         Raises:
             TrainingDivergedError: a weight became NaN or infinite.
         """
-        values = self._last_values()
+        if self.total_steps and isinstance(self.run.phase, ProjectionPhase):
+            logger.warning(
+                "finish() after %d of total_steps=%d calls of step(): the network is projected as it is and will have "
+                "lost accuracy; total_steps is to be the number of optimizer updates",
+                self.steps,
+                self.total_steps,
+            )
+        values = self.run.end()
         if self.quality is not None:
             candidates, judged_by = self.quality.files, "the promise"
         else:
@@ -233,29 +214,9 @@ class Compressor:
             greedy=self.run.greedy,
             promise_kept=None if result.promise is None else result.promise["kept"],
         )
-        self._check_outputs(result, val if train is None else train)
+        check_outputs(result.model, self.run, val if train is None else train)
         fill(self.network.model, result.state)
         return result
-
-    def _last_values(self) -> FineTuning:
-        """Returns the values that the run ended with; a run that was cut short is projected as it is."""
-        if self.fine_tuning is None:
-            if self.total_steps:
-                logger.warning(
-                    "finish() after %d of total_steps=%d calls of step(): the network is projected as it is and will "
-                    "have lost accuracy; total_steps is to be the number of optimizer updates",
-                    self.steps,
-                    self.total_steps,
-                )
-            self.number = next(n for n, phase in enumerate(self.phases) if isinstance(phase, FineTuningPhase))
-            self.phase.begin()
-        phase, values = self.phase, self.fine_tuning
-        assert values is not None
-        if isinstance(phase, Stage) and phase.step_count < phase.steps:
-            phase.consider()
-        if self.quality is None and FEWEST_STEPS <= values.step_count == values.skipped_steps:
-            raise TrainingDivergedError("no step of fine-tuning had a finite gradient: the training diverged")
-        return values
 
     def _candidates(
         self,
@@ -270,64 +231,25 @@ class Compressor:
         if val is not None and evaluate is None:
             check_validation(self.network.model, val, next(self.network.model.parameters()).device)
             evaluate, judged_by = self.ranks.averaged(partial(_minus_loss, batches=val)), "the loss on val="
-        files = {TRAINED: self._file(values, self.method, train)}
+        if FEWEST_STEPS <= values.step_count == values.skipped_steps:
+            raise TrainingDivergedError("no step of fine-tuning had a finite gradient: the training diverged")
+        files = {TRAINED: self.run.file(values, self.method, train)}
         if evaluate is not None and self.steps:
             if values.step_count:
                 values.rewind()
-                files[BEFORE_FINE_TUNING] = self._file(values, self.method, train)
-            files[ONE_SHOT] = self._one_shot(train)
+                files[BEFORE_FINE_TUNING] = self.run.file(values, self.method, train)
+            files[ONE_SHOT] = self.run.one_shot(self._make_method(), train)
         candidates = Candidates(self.network.model, evaluate)
         for origin, file in files.items():
             candidates.add(origin, *file)
         return candidates, "" if evaluate is None else judged_by
 
-    @torch.no_grad()
-    def _one_shot(self, train: Iterable[Any] | None) -> tuple[CompressedState, bytes]:
-        """Returns the file of the network as it was given, projected at once: no training need end below it."""
-        put_back(self._tensors, self.given)
-        method = self._make_method()
-        x = [weight.detach().float().clone() for weight in self.network.weights]
-        return self._file(self.run.fine_tuning(method, x, 1), method, train)
-
-    def _file(self, values: FineTuning, method: Method, train: Iterable[Any] | None) -> tuple[CompressedState, bytes]:
-        """Returns the network with these values, within the target, its batch norms refitted where there is data."""
-        if train is not None:
-            model = self.network.model
-            refit_batch_norm(model, train, device=next(model.parameters()).device, max_batches=REFIT_BATCHES)
-        return self.run.file(values, method)
-
-    def _check_outputs(self, result: Result, batches: Iterable[Any] | None) -> None:
-        """Returns if the outputs are finite where the given network's were.
-
-        Raises:
-            TrainingDivergedError: they are not; the layer is named.
-        """
-        if batches is None or iter(batches) is batches:
-            return
-        reference = copy_network(self.network.model)
-        put_back([*reference.parameters(), *reference.buffers()], self.given)
-        try:
-            check_finite(result.model, reference, batches, device=next(self.network.model.parameters()).device)
-        except TrainingDivergedError:
-            raise
-        except Exception as error:  # whatever a network raises that does not take these batches as they are
-            logger.warning("whether all outputs are finite was not looked at: %s: %s", type(error).__name__, error)
-
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that a resumed run needs besides model and optimizer: tensors, numbers, containers."""
-        return {
-            "steps": self.steps,
-            "total_steps": self.total_steps,
-            "target": str(self.target),
-            "peaks": self.run.rate.peaks,
-            "history": self.run.history,
-            "given": self.given,
-            "shapes": [list(weight.shape) for weight in self.network.weights],
-            "method": self.method.state_dict(),
-            "number": self.number,
-            "phase": self.phase.state_dict(),
-            "quality": self.quality.state_dict() if self.quality is not None else None,
-        }
+        shapes = [list(weight.shape) for weight in self.network.weights]
+        quality = None if self.quality is None else self.quality.state_dict()
+        asked = {"total_steps": self.total_steps, "target": str(self.target), "shapes": shapes}
+        return {**asked, **self.run.state_dict(), "quality": quality}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned; the model's own weights are the caller's to restore, first.
@@ -343,13 +265,9 @@ class Compressor:
             raise InvalidInputError(
                 f"the saved run is of another network: it compresses tensors of the shapes {shapes}, this one {mine}"
             )
-        self.run.steps, self.run.rate.peaks = state["steps"], list(state["peaks"])
-        self.run.history, self.given = list(state["history"]), list(state["given"])
-        self.method.load_state_dict(state["method"])
         if self.quality is not None:
             self.quality.load_state_dict(state["quality"])
-        self.number = state["number"]
-        self.phase.load_state_dict(state["phase"])
+        self.run.load_state_dict(state)
 
 
 @torch.no_grad()
@@ -401,12 +319,22 @@ def check_target(
     )
 
 
-@torch.no_grad()
-def put_back(tensors: Sequence[Tensor], given: Sequence[Tensor]) -> None:
-    """Sets a network's tensors to what they were."""
-    for tensor, value in zip(tensors, given, strict=True):
-        if not torch.equal(tensor, value.to(tensor.device)):  # an expanded buffer cannot be written to
-            tensor.copy_(value)
+def check_outputs(compressed: nn.Module, run: Run, batches: Iterable[Any] | None) -> None:
+    """Returns if a compressed network's outputs are finite where the given one's were, or where nothing can tell.
+
+    Raises:
+        TrainingDivergedError: they are not; the layer is named.
+    """
+    if batches is None or iter(batches) is batches:  # an iterator would lose what is looked at
+        return
+    reference = copy_network(run.network.model)
+    put_back(all_tensors(reference), run.given)
+    try:
+        check_finite(compressed, reference, batches, device=next(run.network.model.parameters()).device)
+    except TrainingDivergedError:
+        raise
+    except Exception as error:  # whatever a network raises that does not take these batches as they are
+        logger.warning("whether all outputs are finite was not looked at: %s: %s", type(error).__name__, error)
 
 
 def _minus_loss(model: nn.Module, batches: Iterable[Any]) -> float:

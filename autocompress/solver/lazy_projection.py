@@ -2,14 +2,15 @@
 
     minimise  loss(V)   subject to   V in C = { cost(V) <= budget }
 
-    W <- M W + D (x - V)        x: where the user's optimizer took the parameters from V
-    V <- P(W)                   the projection, every few steps; in between, the nearest V that its tables allow
+    W <- V + m (W - V) + D (x - V)    x: where the user's optimizer took the parameters from V
+    V <- P(W)                         the projection, every few steps; in between, the nearest V that its tables allow
 
 Dual averaging through a projection (Courbariaux et al. 2015; Dockhorn et al. 2021, "ProxConnect"; of pruning alone Lin
-et al. 2020, "dynamic model pruning with feedback"). M and D are diagonal: 1 where V is not zero, 1 - 1/`memory_steps`
-and `pruned_rate` where it is. A weight that is zero in V has no effect, so nothing answers its moves and W walks at
-random there; at the full rate and without end the largest of hundreds of thousands of such walks push out weights that
-the network uses.
+et al. 2020, "dynamic model pruning with feedback"), with two changes. D is diagonal, 1 where V is not zero and
+`pruned_rate` where it is. And W - V is forgotten within `memory_steps`, m = 1 - 1/`memory_steps`. A weight that is zero
+in V has no effect, so nothing answers its moves and W walks at random there: at the full rate and without end the
+largest of hundreds of thousands of such walks push out weights that the network uses. A weight that cannot be what it
+should be, because few values are left to it, is moved the same way for ever: it would ask for more and more bits.
 
 | symbol | here | shape |
 |---|---|---|
@@ -58,7 +59,7 @@ class LazyProjection:
             idle_decay: what is left, after each update, of a weight whose gradient was exactly zero since the last:
                 it reads a unit that is never active or feeds one that nothing reads, and would be written for nothing.
             fading: whether each tensor may have such weights; not those that most batches do not touch (embeddings).
-            memory_steps: the steps in which a pruned weight forgets all but 1/e of its moves.
+            memory_steps: the steps in which all but 1/e of W - V is forgotten.
         """
         self.weights, self.pruned_rate, self.idle_decay = list(weights), pruned_rate, idle_decay
         self.memory = 1 - 1 / max(1.0, memory_steps)
@@ -80,7 +81,8 @@ class LazyProjection:
                 activity.add_(weight.grad.abs().flatten())
         for weight, hidden, shown, index in zip(self.weights, self.hidden, self.shown, self.index, strict=True):
             move, flat = torch.sub(weight, shown).flatten().float(), hidden.view(-1)
-            kept = flat[index] + move[index]
+            v = shown.view(-1)[index]
+            kept = torch.lerp(v, flat[index], self.memory) + move[index]
             flat.mul_(self.memory).add_(move, alpha=self.pruned_rate)
             flat[index] = kept
 

@@ -193,14 +193,18 @@ class QualityConstraint:
         self.refit(scored)
         return float(self.evaluate(scored))
 
-    def phases(self, run: Run, projected_steps: int, total_steps: int) -> list[Phase]:
-        """Returns the phases of a run: its projections, whose budget is moved, and the stages of fine-tuning."""
-        lengths, left = [], total_steps - projected_steps
+    def phases(self, run: Run, projected: int, left: int) -> list[Phase]:
+        """Returns the phases of a run: projections, whose budget is moved, and the stages of fine-tuning.
+
+        Args:
+            run: that they are of.
+            projected, left: steps of projections, and of all stages.
+        """
+        lengths: list[int] = []
         for stages in range(STAGES, 0, -1):
-            lengths.append(math.ceil(left / stages))
-            left -= lengths[-1]
-        first = [ProjectionToPromise(self, run, projected_steps)] if projected_steps > 0 else []
-        return [*first, *(Stage(self, run, length) for length in lengths if length > 0)]
+            lengths.append(math.ceil((left - sum(lengths)) / stages))
+        first = [ProjectionToPromise(self, run, projected)] if projected else []
+        return [*first, *(Stage(self, run, length) for length in lengths if length)]
 
     @torch.no_grad()
     def begin_stage(self) -> list[Tensor]:
@@ -315,7 +319,7 @@ class Stage(FineTuningPhase):
         if not self.quality.dense:
             self.run.points()  # W is sound
             self.run.solver.end()
-        self.values = self.run.fine_tuning(self.run.method, self.quality.begin_stage(), self.steps)
+        self.values = self.run.assign(self.run.method, self.quality.begin_stage(), self.steps)
         self.consider()
 
     def step(self) -> None:
@@ -324,12 +328,15 @@ class Stage(FineTuningPhase):
             self.consider()
             self.quality.end_stage()
 
+    def end(self) -> None:
+        self.consider()
+
     @torch.no_grad()
     def consider(self) -> None:
         """Writes and scores the file of the network as it is now."""
         assert self.values is not None
         self.quality.refit(self.run.network.model)
-        self.quality.consider(self.quality.files.add(TRAINED, *self.run.file(self.values)))
+        self.quality.consider(self.quality.files.add(TRAINED, *self.run.file(self.values, self.run.method)))
 
 
 def make_quality_constraint(
