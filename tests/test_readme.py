@@ -1,9 +1,12 @@
 """The README and docs: two commands in the quick start, examples that run as they stand, tables of the records."""
 
 import io
+import json
 import re
 import subprocess
+from collections import defaultdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -14,7 +17,9 @@ from PIL import Image
 from autocompress.training.recipe import Recipe
 from studies.design.cell import cells_of
 from studies.experiments import claims
+from studies.finding import find_study
 from studies.report import readme as summary
+from studies.report.names import method_name
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -112,6 +117,27 @@ def test_compress_in_python(tmp_path, monkeypatch):
 def test_tables_are_those_of_the_records(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert summary.filled(text, summary.PLACES[name]) == text, "run `python -m studies.report.readme`"
+
+
+def test_the_first_row_says_what_is_in_the_files():
+    asked = {cell.hash for cell in cells_of(find_study("digits")[0])}
+    methods = defaultdict(list)
+    for path in (ROOT / "studies" / "results" / "digits" / "records").glob("lenet5-digits.*.4KB.*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["spec_hash"] in asked and record["state"] == "finished":
+            methods[record["method"]].append(record)
+    ours = methods["compressor"]
+    searches = [rows for rows in methods.values() if rows[0]["search_gradient_steps"] and len(rows) == len(ours)]
+    if all(row["validation_loss"] is not None for rows in searches for row in rows):
+        best = min(searches, key=lambda rows: mean(row["validation_loss"] for row in rows))
+    else:
+        best = max(searches, key=lambda rows: mean(row["validation_accuracy"] for row in rows))
+    accuracies = [mean(100 * row["test_accuracy"] for row in rows) for rows in (ours, best)]
+    row = next(line for line in README.splitlines() if line.startswith("| LeNet-5 on digits") and "`4KB`" in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert [float(cells[place].split()[0]) for place in (5, 7)] == pytest.approx(accuracies, abs=0.0051)
+    assert cells[6] == method_name(best[0]["method"])
+    assert float(cells[9].split()[0]) == pytest.approx(accuracies[0] - accuracies[1], abs=0.0051)
 
 
 def test_the_figure_is_of_the_records():

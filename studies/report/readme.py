@@ -8,32 +8,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
-from statistics import mean
-from typing import Any
 
 import pandas as pd
 from pandas import DataFrame, Series
 
 from autocompress.codec.atomic_write import write_whole
 from autocompress.targets import FileSize, parse_target
-from studies.experiments import claims, condensa_published, energy
-from studies.experiments.store import grouped, load_records, smallest_to_largest
-from studies.finding import find_study, load_study
+from studies.experiments import claims
 from studies.records.record import COMPRESSOR
-from studies.report.frame import check_frame, mixtures
-from studies.report.names import method_name, task_name
+from studies.report.frame import mixtures
+from studies.report.headline import STUDIES, finished, headline, percent
+from studies.report.names import task_name
 from studies.report.plots.accuracy_by_size import accuracy_by_size
 from studies.report.plots.style import Drawing
-from studies.report.sentences import best_search
 from studies.report.statistics import FEWEST_SEEDS
 from studies.report.tables import (
     NOTHING,
     blocks_of,
     comparison_table,
     file_range,
-    interval,
     markdown,
     mean_and_deviation,
     points,
@@ -43,111 +37,9 @@ from studies.report.tables import (
 from studies.specs.lenet5_mnist import SEARCHES
 
 ROOT = Path(__file__).parents[2]
-STUDIES = ("digits", "lenet5-mnist", "resnet20-cifar10")
 COLUMNS = ("method", "seeds", "test accuracy, %", "to compressor [95 % interval]", "verdict", "to reference",
            "file bytes", "of target, %", "search steps")  # fmt: skip
-# What the verdict on a baseline says of the compressor.
-SEEN_FROM_US = {"worse": "ahead", "better": "behind"}
-# (target of the compressor, what people do first) of the experiment of energies
-ENERGY_PAIRS = (("energy", "magnitude"), ("energy-channels", "uniform-channels"))
-CONDENSA_SETTING = "lenet5-mnist-memory"
 LARGEST_TASK = "resnet20-cifar10"
-
-
-def headline() -> str:
-    """Returns the README's table in Markdown: the compressor beside the strongest baseline, a row for each question.
-
-    The baseline is chosen by validation; of the energies the one at which the compressor is farthest behind is shown.
-    """
-    lines = [line for name in STUDIES for line in _against_searches(name)]
-    lines += [_against_pruning(*pair) for pair in ENERGY_PAIRS]
-    lines += _against_condensa()
-    return markdown(DataFrame(lines), {"network, data", "target", "strongest baseline"})
-
-
-def _against_searches(name: str) -> list[dict[str, str]]:
-    lines, (spec, _) = [], find_study(name)
-    for rows in blocks_of(summarize(_finished(name))):
-        task, target, _ = rows.index[0]
-        ours, theirs = rows.loc[(task, target, COMPRESSOR)], best_search(rows[rows["seeds"] == rows["seeds"].max()])
-        if theirs is None:
-            continue
-        verdict = str(theirs["verdict"])
-        lead = [
-            points(-theirs["difference_to_compressor"]),
-            interval(-theirs["interval_high"], -theirs["interval_low"]),
-            SEEN_FROM_US.get(verdict, verdict),
-        ]
-        lines.append(
-            {
-                "network, data": task_name(str(task)),
-                "target": f"`{target}`",
-                "epochs": str(spec.final_epochs),
-                "seeds": f"{ours['seeds']:.0f}",
-                "reference": f"{100 * ours['reference_accuracy_mean']:.2f}",
-                "compressor": _percent(ours),
-                "strongest baseline": method_name(str(theirs.name[2])),
-                "its accuracy": _percent(theirs),
-                "its training": f"{theirs['total_steps'] / ours['total_steps']:.1f}x",
-                "compressor ahead by": " ".join(filter(None, lead)),
-            }
-        )
-    return lines
-
-
-def _percent(row: Series) -> str:
-    return mean_and_deviation(row["test_accuracy_mean"], row["test_accuracy_sd"])
-
-
-def _against_pruning(target: str, baseline: str) -> dict[str, str]:
-    groups = grouped(load_records(energy.RECORDS), ("percent", "method"))
-    leads = {
-        percent: _mean(groups[percent, target], "test_accuracy") - _mean(groups[percent, baseline], "test_accuracy")
-        for percent in energy.PERCENTS
-    }
-    percent = min(leads, key=leads.__getitem__)
-    ours, theirs = groups[percent, target], groups[percent, baseline]
-    row = _of_experiment("LeNet-5 on digits", ours, theirs)
-    row |= {"target": f"`{target}:{percent}%`", "epochs": smallest_to_largest([each["epochs"] for each in ours])}
-    return row | {"strongest baseline": baseline, "its training": "1.0x"}
-
-
-def _against_condensa() -> list[dict[str, str]]:
-    groups = grouped(load_records(condensa_published.RECORDS), (*condensa_published.RUN, "method"))
-    lines = []
-    for (case, *run, method), theirs in groups.items():
-        ours = groups.get((case, *run, "compressor, file"))
-        if case == CONDENSA_SETTING and method == "condensa" and ours:
-            examples = [_mean(rows, "gradient_steps") * _mean(rows, "batch_size") for rows in (theirs, ours)]
-            row = _of_experiment("LeNet-5 on MNIST", ours, theirs)
-            row |= {"target": f"`{ours[0]['target']}`", "strongest baseline": "Condensa, as published"}
-            lines.append(row | {"its training": f"{examples[0] / examples[1]:.1f}x"})
-    return lines
-
-
-def _of_experiment(name: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, str]:
-    lead = _mean(ours, "test_accuracy") - _mean(theirs, "test_accuracy")
-    return {
-        "network, data": name,
-        "target": "",
-        "epochs": NOTHING,
-        "seeds": str(len(ours)),
-        "reference": f"{100 * _mean(ours, 'reference_accuracy'):.2f}",
-        "compressor": _percent(_moments(ours)),
-        "strongest baseline": "",
-        "its accuracy": _percent(_moments(theirs)),
-        "its training": NOTHING,
-        "compressor ahead by": points(lead),
-    }
-
-
-def _mean(rows: list[dict[str, Any]], key: str) -> float:
-    return float(mean(row[key] for row in rows))
-
-
-def _moments(rows: list[dict[str, Any]]) -> Series:
-    accuracy = Series([row["test_accuracy"] for row in rows])
-    return Series({"test_accuracy_mean": accuracy.mean(), "test_accuracy_sd": accuracy.std()})
 
 
 def alone() -> str:
@@ -161,13 +53,13 @@ def alone() -> str:
 def _sentence(row: Series) -> str:
     seeds = f"{row['seeds']:.0f} seed" + ("s" if row["seeds"] > 1 else "")
     return (
-        f"{task_name(row['task'])} at `{row['target']}`, {row['epochs']} epochs, {seeds}: {_percent(row)} % where the "
+        f"{task_name(row['task'])} at `{row['target']}`, {row['epochs']} epochs, {seeds}: {percent(row)} % where the "
         f"uncompressed network has {100 * row['reference_accuracy_mean']:.2f} %."
     )
 
 
 def _sizes() -> DataFrame:
-    rows = summarize(_finished("sizes")).reset_index()
+    rows = summarize(finished("sizes")).reset_index()
     rows = rows[rows["seeds"] > 0]
     return rows.assign(epochs=rows["method"].str.extract(r"(\d+) epochs", expand=False).astype(int))
 
@@ -189,7 +81,7 @@ def _points() -> list[tuple[DataFrame, list[int]]]:
     """Returns of each task the rows whose target is a file size, and these sizes in bytes."""
     found = []
     for name in STUDIES:
-        table = _finished(name)
+        table = finished(name)
         rows = summarize(table[table["method"].isin((COMPRESSOR, *SEARCHES))])
         rows = rows[rows["seeds"] >= FEWEST_SEEDS]
         original = int(table["original_bytes"].iloc[0])
@@ -208,7 +100,7 @@ def summary() -> str:
     """
     parts = []
     for name in STUDIES:
-        table = _finished(name)
+        table = finished(name)
         for rows in blocks_of(summarize(table)):
             shown = comparison_table(rows[rows.index.isin((COMPRESSOR, *SEARCHES), level="method")], table)
             text = shown.text.reindex(columns=list(COLUMNS), fill_value=NOTHING)
@@ -219,7 +111,7 @@ def summary() -> str:
 
 def mixed() -> str:
     """Returns what the cells of the studies do not have in common, as a list."""
-    lines = [f"- `{name}`: {line}" for name in STUDIES for line in mixtures(_finished(name))]
+    lines = [f"- `{name}`: {line}" for name in STUDIES for line in mixtures(finished(name))]
     return "\n".join(lines) or "All cells of a study are of one revision, and of the same references."
 
 
@@ -253,15 +145,8 @@ def family() -> str:
     Raises:
         InvalidInputError: no cell is finished.
     """
-    table = systems_table(summarize(_finished("family")), "lenet5-digits")
+    table = systems_table(summarize(finished("family")), "lenet5-digits")
     return markdown(table.text, table.words)
-
-
-@cache
-def _finished(name: str) -> DataFrame:
-    table = load_study(name)
-    check_frame(table, partial=True, mixed=True)
-    return table[table["state"] == "finished"]
 
 
 # file -> name of a place in it -> what stands there
