@@ -77,7 +77,6 @@ def _divided(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _examples(batches: TensorBatches, index: torch.Tensor) -> TensorBatches:
-    """Returns some of the examples, in all else the same."""
     part, where = copy.copy(batches), index.to(batches.inputs.device)
     part.inputs, part.targets = batches.inputs[where], batches.targets[where]
     return part
