@@ -25,7 +25,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Namespace) -> str:
-    """Returns what a command has to say on stdout."""
     # Imported here so that `--help` and a mistyped option answer without loading torch's larger parts.
     from autocompress.cli import compress_command, file_commands
 

@@ -53,7 +53,7 @@ class Meter(Protocol):
     device: torch.device
 
     def start(self) -> None:
-        """Begins a measurement."""
+        pass
 
     def joules(self) -> float:
         """Returns the energy since `start`."""

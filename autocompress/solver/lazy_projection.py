@@ -12,11 +12,20 @@ in V has no effect, so nothing answers its moves and W walks at random there: at
 largest of hundreds of thousands of such walks push out weights that the network uses. A weight that cannot be what it
 should be, because few values are left to it, is moved the same way for ever: it would ask for more and more bits.
 
-| symbol | here | shape |
+| symbol | meaning | in the code |
 |---|---|---|
-| W | `hidden` | any, per layer |
-| V | `shown`, what the parameters hold between two optimizer steps | as W |
-| P | the projection of the target, called by the compressor | |
+| W | dense weights, hidden while the network runs as V | `LazyProjection.hidden`; under ADMM the parameters |
+| V | compressed network, between two optimizer steps the parameters | `LazyProjection.shown`, `Projection.coded` |
+| U | scaled dual variable of ADMM | `Admm.duals` |
+| X | what is projected: W, under ADMM W + U | `LazyProjection.points`, `Admm.points` |
+| C | the networks within the budget | `Constraint` |
+| P | projection onto C | `Constraint.project` |
+| lambda | Lagrange multiplier: squared error per bit | `Projection.price` |
+| rho | weight of the proximal term; never set, see `Admm` | `SolverConstants.admm_contraction` |
+| D | learning rate of pruned weights, relative to the others | `SolverConstants.pruned_rate` |
+| M | memory of pruned weights, in steps | `SolverConstants.memory_steps` |
+| b, n | bits and nonzeros of a layer | `CodedTensor.bits`, `CodedTensor.nonzeros` |
+| K | size of a layer's codebook | `CodedTensor.values` |
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The compressor alone, at the sizes and lengths of training of the README's first table."""
+"""The compressor alone, at the sizes and lengths of training of the first table of docs/results.md."""
 
 from collections.abc import Mapping, Sequence
 
