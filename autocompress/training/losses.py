@@ -1,7 +1,8 @@
-"""The default loss and metric (classification), and the loss of distillation."""
+"""The default loss and metric (classification), and distillation: its loss, and a teacher's outputs."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
 from autocompress.network.live_network import copy_network, tensors_in
+from autocompress.training.batches import split_batch
 
 IGNORED_TARGET = -100  # torch's own convention for targets that do not count
 
@@ -153,3 +155,104 @@ def distillation_from(
     if loss is not classification_loss or not weight:
         return None
     return Distillation(copy_network(teacher, device=device).eval(), weight, temperature)
+
+
+# What may be remembered of a teacher; a key and its place in a dict take about so many bytes themselves.
+REMEMBERED_BYTES = 1 << 26
+_KEY_BYTES = 200
+# Two computations of one example's outputs agree to so much of the largest, in bfloat16 and in whatever batches.
+_AGREEMENT = 0.05
+
+
+class TeacherOutputs:
+    """A teacher's outputs by example: where training goes through the same inputs again they are computed once.
+
+    Examples are known by a hash of their inputs, whatever loader gives them. Nothing is remembered of inputs that do
+    not come back (augmentation), of outputs that depend on the rest of the batch, of more than `REMEMBERED_BYTES`, and
+    on a GPU, where the teacher takes less time than the hash. In another batch the last bits of an output may differ,
+    so what is remembered belongs into a checkpoint.
+
+    Attributes:
+        active: whether outputs are remembered.
+        trusted: whether outputs of a batch that came back were found to be the same.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.active, self.trusted = device.type == "cpu", False
+        self._rows: dict[bytes, int] = {}
+        self._outputs: Tensor | None = None
+
+    def outputs(self, batch: Any, compute: Callable[[], Any], *, again: bool) -> Any:
+        """Returns the teacher's outputs for a batch.
+
+        Args:
+            batch: as the model takes it.
+            compute: returns the outputs, without a gradient.
+            again: whether all inputs should have been seen: from the second epoch on.
+        """
+        keys = _example_keys(batch) if self.active else None
+        if keys is None:
+            return compute()
+        known = [row for row in map(self._rows.get, keys) if row is not None]
+        if self.trusted and self._outputs is not None and len(known) == len(keys):
+            return self._outputs[torch.tensor(known)]
+        output = compute()
+        if (again and not known) or not self._remember(keys, output):
+            self._forget()
+        return output
+
+    def _remember(self, keys: list[bytes], output: Any) -> bool:
+        """Adds outputs; returns False where that cannot be done, or where those of known examples differ."""
+        output = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+        if not isinstance(output, Tensor) or output.ndim == 0 or len(output) != len(keys):
+            return False
+        if self._outputs is None:
+            self._outputs = output[:0]
+        if output.shape[1:] != self._outputs.shape[1:] or output.dtype != self._outputs.dtype:
+            return False
+        here = [i for i, key in enumerate(keys) if key in self._rows]
+        if here:
+            before = self._outputs[torch.tensor([self._rows[keys[i]] for i in here])]
+            close = _AGREEMENT * float(before.abs().max()) if before.numel() else 0.0
+            if not bool(((output[torch.tensor(here)] - before).abs() <= close).all()):
+                return False
+            self.trusted = self.trusted or len(here) == len(keys)
+        new = {key: i for i, key in enumerate(keys) if key not in self._rows}
+        self._rows |= {key: len(self._outputs) + place for place, key in enumerate(new)}
+        self._outputs = torch.cat([self._outputs, output[torch.tensor(list(new.values()), dtype=torch.int64)]])
+        return self._outputs.nbytes + _KEY_BYTES * len(self._rows) <= REMEMBERED_BYTES
+
+    def _forget(self) -> None:
+        self.active, self._rows, self._outputs = False, {}, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that is remembered."""
+        keys = torch.frombuffer(bytearray(b"".join(self._rows)), dtype=torch.uint8) if self._rows else None
+        return {"active": self.active, "trusted": self.trusted, "keys": keys, "outputs": self._outputs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.active = self.active and state["active"]
+        self.trusted, self._outputs = state["trusted"], state["outputs"]
+        keys = b"" if state["keys"] is None else state["keys"].numpy().tobytes()
+        size = hashlib.sha1(usedforsecurity=False).digest_size
+        self._rows = {keys[start : start + size]: start // size for start in range(0, len(keys), size)}
+
+
+def _example_keys(batch: Any) -> list[bytes] | None:
+    """Returns a hash of the inputs of each example of a batch, or None where they cannot be told apart."""
+    args, kwargs, _ = split_batch(batch)
+    parts = [*args, *(kwargs[name] for name in sorted(kwargs))]
+    if not all(isinstance(part, Tensor) and part.layout == torch.strided and part.ndim for part in parts):
+        return None
+    if not parts or any(len(part) != len(parts[0]) or not part.numel() for part in parts):
+        return None
+    kinds = [(part.dtype, part.shape[1:]) for part in parts]
+    begun = hashlib.sha1(repr((sorted(kwargs), kinds)).encode(), usedforsecurity=False)
+    rows = [part.contiguous().view(len(part), -1).view(torch.uint8).numpy() for part in parts]
+    keys = []
+    for example in zip(*rows, strict=True):
+        digest = begun.copy()
+        for row in example:
+            digest.update(row)
+        keys.append(digest.digest())
+    return keys
