@@ -240,71 +240,82 @@ def test_teacher_is_not_trained() -> None:
 
 
 class Counted(nn.Module):
-    """Counts the batches that it is given."""
+    """Counts the examples that it is given."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner, self.seen = network(1).eval(), 0
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        self.seen += 1
+        self.seen += len(input)
         return self.inner(input)
 
 
 @pytest.mark.parametrize("form", ["tensors", "loader", "dicts"])
 def test_a_teacher_is_asked_once_for_each_example(form: str) -> None:
     inputs, labels = dataset(50)
-    inputs[7] = inputs[3]
     train = {
         "tensors": TensorBatches(inputs, labels, batch_size=16, shuffle=True),
         "loader": DataLoader(TensorDataset(inputs, labels), batch_size=16, shuffle=True),
-        "dicts": [{"input": inputs, "labels": labels}],
+        "dicts": [{"input": inputs[:16], "labels": labels[:16]}, {"input": inputs[16:], "labels": labels[16:]}],
     }[form]
-    teacher, alone = Counted(), network(2)
-    run = trainer(alone, train, epochs=5, distillation=Distillation(teacher))
-    run.fit()
-    assert teacher.seen == len(train) + 1  # once more, to see that the outputs are the same
-    batch = {"input": inputs, "labels": labels} if form == "dicts" else (inputs, labels)
-    remembered = run.taught.outputs(batch, lambda: None, again=True)
-    torch.testing.assert_close(remembered, teacher(inputs).detach())
-
-
-def test_outputs_of_inputs_that_never_come_back_are_not_remembered() -> None:
     teacher = Counted()
-    run = trainer(network(), noisy_loader(), distillation=Distillation(teacher))
+    run = trainer(network(2), train, epochs=5, distillation=Distillation(teacher))
     run.fit()
-    assert teacher.seen == 12
+    assert teacher.seen == 50 + 8  # half of the first batch once more, to see that each example is on its own
+    batch = {"input": inputs, "labels": labels} if form == "dicts" else (inputs, labels)
+    torch.testing.assert_close(run.taught(batch, again=True), teacher.inner(inputs).detach())
+    assert teacher.seen == 58
+
+
+def test_only_examples_that_are_new_are_computed() -> None:
+    teacher, (inputs, labels) = Counted().requires_grad_(False), dataset(48)
+    inputs[6] = inputs[1]
+    taught = TeacherOutputs(lambda batch: teacher(batch[0]), torch.device("cpu"))
+    for start in (0, 8, 32):  # 16 in all, 8 known of 24, none known of 16
+        part = slice(start, start + (24 if start == 8 else 16))
+        seen = teacher.seen
+        torch.testing.assert_close(taught((inputs[part], labels[part]), again=False), teacher.inner(inputs[part]))
+        assert teacher.seen - seen == {0: 16 + 8, 8: 16, 32: 16}[start]
+
+
+def test_outputs_of_inputs_that_hardly_ever_come_back_are_not_remembered() -> None:
+    teacher = Counted()
+    run = trainer(network(), noisy_loader(), epochs=6, distillation=Distillation(teacher))
+    run.fit()
+    assert teacher.seen == 6 * 64 + 8
     assert not run.taught.active
     assert run.taught.state_dict()["keys"] is None
 
 
 def test_outputs_that_depend_on_the_rest_of_the_batch_are_not_remembered() -> None:
     class Mixing(Counted):
-        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            return super().forward(inputs - inputs.mean(0))
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input - input.mean(0))
 
     teacher = Mixing()
     run = trainer(network(), distillation=Distillation(teacher))
     run.fit()
-    assert teacher.seen == 12
+    assert teacher.seen == 3 * 64 + 8
     assert not run.taught.active
 
 
 def test_no_more_is_remembered_than_there_is_room_for(monkeypatch) -> None:
     monkeypatch.setattr("autocompress.training.losses.REMEMBERED_BYTES", 40 * (200 + 16))
-    taught, (inputs, labels) = TeacherOutputs(torch.device("cpu")), dataset(48)
+    taught = TeacherOutputs(lambda batch: batch[0][:, :4], torch.device("cpu"))
+    inputs, labels = dataset(48)
     for start, active in ((0, True), (16, True), (32, False)):
         part = slice(start, start + 16)
-        taught.outputs((inputs[part], labels[part]), lambda: torch.ones(16, 4), again=False)
+        assert torch.equal(taught((inputs[part], labels[part]), again=False), inputs[part, :4])
         assert taught.active is active
 
 
 def test_what_cannot_be_told_apart_is_asked_for_again() -> None:
-    taught = TeacherOutputs(torch.device("cpu"))
+    taught = TeacherOutputs(lambda batch: "asked", torch.device("cpu"))
     for batch in (("text", 1), (torch.zeros(()), 1), (torch.zeros(0, 3), 1), (torch.zeros(2), torch.zeros(3), 1)):
-        assert taught.outputs(batch, lambda: "asked", again=False) == "asked"
+        assert taught(batch, again=False) == "asked"
     with pytest.raises(InvalidInputError, match="target"):
-        taught.outputs(torch.zeros(2), lambda: None, again=False)
+        taught(torch.zeros(2), again=False)
 
 
 def test_evaluation_by_hand_with_uneven_batches() -> None:
@@ -417,7 +428,7 @@ def distilled() -> dict[str, Distillation]:
             self.inner = network(1).eval()
 
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            return self.inner(inputs) * (1 + 1e-4 * inputs.sum().sin())
+            return self.inner(inputs) * (1 + 1e-3 * inputs.sum().sin())
 
     return {"distillation": Distillation(Unsteady())}
 

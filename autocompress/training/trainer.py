@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ class Trainer:
         step: optimizer steps done.
         epoch: epochs done.
         open_epoch: the one that is under way, else None.
-        taught: what is remembered of the teacher's outputs.
+        taught: the teacher's outputs.
         callbacks: called in order; may be appended to before `fit`.
     """
 
@@ -113,7 +112,7 @@ class Trainer:
         self.memory_format = torch.channels_last if convolves else None
         self.model = model.to(self.device)
         self.distillation = distillation
-        self.taught = TeacherOutputs(self.device)
+        self.taught = TeacherOutputs(self._teach, self.device)
         if distillation is not None:
             distillation.teacher.to(self.device).eval()
             if self.memory_format is not None:
@@ -191,8 +190,7 @@ class Trainer:
             output, target = forward_in_training(self.model, batch, with_target=self.loss is carried_loss)
         value = self.loss(output, target)
         if self.distillation is not None:
-            taught = self.taught.outputs(batch, partial(self._teach, batch), again=self.epoch > 0)
-            value = self.distillation.loss(output, taught, value)
+            value = self.distillation.loss(output, self.taught(batch, again=self.epoch > 0), value)
         value.backward()  # type: ignore[no-untyped-call]
         dense_gradients(self.model.parameters())
         nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
