@@ -19,6 +19,9 @@ import numpy as np
 import seaborn
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
@@ -192,15 +195,16 @@ def finish(figure: Figure, name: str, title: str, caption: str) -> Drawing:
     """Returns the figure as files; the same drawing gives the same bytes."""
     figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
     figure.set_layout_engine("none")  # placed once, and not again for each file
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    files = {}
-    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
-        file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
-        files[kind] = file.getvalue()
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    return Drawing(name, title, caption, files, _for_page(file.getvalue().decode(), name, title))
+    # Through the canvases themselves: `savefig` would draw all once more before it writes.
+    figure.set_dpi(DOTS_PER_INCH)
+    png, pdf, svg = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Producer": None})
+    for part in (figure, *figure.axes):
+        part.patch.set(facecolor="none", edgecolor="none")
+    FigureCanvasSVG(figure).print_svg(svg, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    files = {"png": png.getvalue(), "pdf": pdf.getvalue()}
+    return Drawing(name, title, caption, files, _for_page(svg.getvalue().decode(), name, title))
 
 
 def _for_page(svg: str, name: str, title: str) -> str:
