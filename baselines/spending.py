@@ -74,6 +74,17 @@ class Spending:
             self.max_seconds is None or seconds <= self.max_seconds
         )
 
+    def side_by_side(self, numbers: Iterable[int]) -> list[int]:
+        """Returns those of some trials, from the first on, that may all be under way together."""
+        found: list[int] = []
+        for number in numbers:
+            if not self.allows(number):
+                break
+            self.running.add(number)
+            found.append(number)
+        self.forget(found)
+        return found
+
     def forget(self, numbers: Iterable[int]) -> None:
         """Takes trials out of those under way: nobody works on them."""
         self.running -= set(numbers)

@@ -22,6 +22,8 @@ from studies.running.local import LocalExecutor
 from studies.running.run import Executor, open_cells, run_cells
 from studies.running.status import states_of, status
 
+SEARCHES = "searches"  # folder beside the records
+
 
 class InterruptedStudyError(KeyboardInterrupt):
     """Ctrl-C, with what there is by now and how to go on."""
@@ -158,8 +160,8 @@ def _executor(options: Namespace, spec: StudySpec, to_do: list[Cell], folder: Pa
         return cluster
     check_cells(to_do)
     gpus = torch.cuda.device_count()
-    workers = options.workers or (gpus or cpus)
-    threads = options.cpus_per_cell or max(1, cpus // workers)
+    workers = options.workers or max(1, (gpus or cpus) // spec.workers)
+    threads = options.cpus_per_cell or max(1, cpus // (workers * spec.workers))
     # Ray counts in ten-thousandths; rounded down, so that all workers' shares fit.
     share = min(1.0, int(10_000 * gpus / workers) / 10_000)
     share = share if options.gpus_per_cell is None else options.gpus_per_cell
@@ -171,9 +173,17 @@ def _conditions(options: Namespace, spec: StudySpec, folder: Path, threads: int,
     # How many threads a library may start at all is the user's to say.
     limit = os.environ.get("OMP_NUM_THREADS", "")
     threads = min(threads, int(limit)) if limit.isdigit() and int(limit) > 0 else threads
-    storage = None if options.storage is None else os.path.abspath(options.storage)
+    # The nodes of a cluster do not see the folder of the study, unless it is named.
+    own = None if options.ray_address else folder.absolute() / SEARCHES
+    storage = own if options.storage is None else os.path.abspath(options.storage)
     return Conditions(
-        spec.name, revision(), str(folder.absolute()), threads, cpus=float(threads), gpus=gpus, storage=storage
+        spec.name,
+        revision(),
+        str(folder.absolute()),
+        threads,
+        cpus=float(threads),
+        gpus=gpus,
+        storage=None if storage is None else str(storage),
     )
 
 

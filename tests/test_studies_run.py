@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -17,6 +18,8 @@ import fake_cells
 import pytest
 from fake_cells import HereExecutor, make_record, make_spec
 
+from baselines.optuna_search.storage import open_storage
+from baselines.optuna_search.trials import recorded
 from studies.cli import main
 from studies.design.cell import Cell, cells_of
 from studies.records.record import Record
@@ -263,25 +266,40 @@ def test_a_real_study_on_the_command_line(
     assert "digits" in capsys.readouterr().out
 
 
+def ended_trials(study: Path) -> list[dict[str, object]]:
+    """Returns the records of the trials that the one search under way has ended."""
+    journals = list(study.glob("searches/*/search.log"))
+    if not journals or not journals[0].stat().st_size:
+        return []
+    storage = open_storage(f"journal:{journals[0]}", 1)
+    studies = storage.get_all_studies()
+    trials = storage.get_all_trials(studies[0]._study_id) if studies else []
+    ended = [trial.to_json() for frozen in trials if (trial := recorded(frozen)) is not None]
+    return list(json.loads(json.dumps(ended)))
+
+
 @pytest.mark.slow
-def test_a_real_study_after_a_kill_is_that_of_an_undisturbed_run(tmp_path: Path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_search_goes_on_after_a_kill(workers: int, tmp_path: Path):
     environment = os.environ | {
         "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}",
         "AUTOCOMPRESS_DATA": str(tmp_path / "data"),
     }
-    (tmp_path / "my.py").write_text(OWN)
+    own = OWN.replace('["compressor", "magnitude"]', '["magnitude"]')
+    (tmp_path / "my.py").write_text(own.replace("final_epochs=3", f"final_epochs=3, workers={workers}"))
     command = [sys.executable, "-m", "studies", "run", str(tmp_path / "my.py"), "--workers", "1"]
-    disturbed, undisturbed = (Store(tmp_path / name / "mine") for name in ("a", "b"))
-    with subprocess.Popen([*command, "--results", str(tmp_path / "a")], env=environment) as runner:
-        wait_until(lambda: len(disturbed.read()) == 1)
-        time.sleep(1)
+    study = tmp_path / "results" / "mine"
+    with subprocess.Popen(command, env=environment) as runner:
+        wait_until(lambda: len(ended_trials(study)) >= 2)
         runner.kill()
-    assert len(disturbed.read()) == 1
-    for name in ("a", "b"):
-        subprocess.run([*command, "--results", str(tmp_path / name)], env=environment, check=True)
-    records = untimed(disturbed.read())
-    assert len(records) == 2
-    assert records == untimed(undisturbed.read())
+    before = ended_trials(study)
+    assert Store(study).read() == []
+    subprocess.run(command, env=environment, check=True)
+    (record,) = Store(study).read()
+    assert record.trials == {"complete": 6}
+    assert [trial for trial in record.search if trial in before] == before
+    assert record.anytime[-1][0] == record.search_gradient_steps >= 60
+    assert list(study.glob("searches/*")) == []
 
 
 @pytest.mark.slow

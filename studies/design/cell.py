@@ -21,7 +21,7 @@ from studies.records.record import COMPRESSOR, Key
 
 # Of what a cell is made; part of every digest, so that records of another making are not taken for these.
 FORMAT = 1
-LATER: Mapping[str, object] = {"fold": 1, "alpha": 0.0, "resources": False}
+LATER: Mapping[str, object] = {"fold": 1, "alpha": 0.0, "resources": False, "workers": 1}
 # These say of a cell where its numbers come from; they decide nothing.
 TOLD = frozenset({"budget"})
 # Halving stops most trials early, so that its longer ones cost less on average than the whole ones of the others.
@@ -45,6 +45,7 @@ class Cell:
         fold: inputs that the network classifies jointly.
         alpha: weight of the penalty on the information that the features of the jointly trained network carry.
         resources: whether energy, MACs and latency are measured.
+        workers: trials of the search at a time; they decide what it knows when it proposes.
         budget: of the search, from which `trials` follows, as a multiple of the compressor's steps.
     """
 
@@ -62,6 +63,7 @@ class Cell:
     fold: int = 1
     alpha: float = 0.0
     resources: bool = False
+    workers: int = 1
     budget: float = 0.0
 
     @property
@@ -155,7 +157,16 @@ def _cell(spec: StudySpec, task: TaskSpec, variant: Variant, target: str, seed: 
     trials = max(trials, METHODS[variant.method].least_trials)
     trials = min(trials, METHODS[variant.method].most_trials or trials)
     space = find_space(variant.method, variant.space)
-    return Cell(*common, trials, epochs, space, variant.pruner, resources=spec.resources, budget=budget)
+    return Cell(
+        *common,
+        trials,
+        epochs,
+        space,
+        variant.pruner,
+        resources=spec.resources,
+        workers=spec.workers,
+        budget=budget,
+    )
 
 
 def _expected_epochs(method: str, trial_epochs: int) -> float:

@@ -33,6 +33,7 @@ ASKED = {
     "trial_epochs": "trial_epochs",
     "space": "space",
     "pruner": "pruner",
+    "workers": "workers",
     "budget": "budget",
     "fold": "fold",
     "alpha": "alpha",

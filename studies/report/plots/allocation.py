@@ -48,7 +48,8 @@ def layers(name: str, block: DataFrame) -> Drawing:
             seaborn.heatmap(
                 table, ax=axis, cmap=colours, norm=norm(low, max(high, low * 1.01 + 1e-9)), linewidths=0.5,
                 annot=table.map(_short_number) if len(table.columns) <= MOST_NUMBERED else None, fmt="",
-                annot_kws={"fontsize": 5.5}, cbar=len(table.columns) > MOST_NUMBERED, cbar_kws={"aspect": 4 + len(methods)},
+                annot_kws={"fontsize": 5.5}, cbar=len(table.columns) > MOST_NUMBERED,
+                cbar_kws={"aspect": 4 + len(methods)},
             )  # fmt: skip
             axis.set(xlabel="", ylabel="")
             axis.set_title(measure, loc="left")

@@ -9,7 +9,7 @@ import html
 import io
 import itertools
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -195,16 +195,21 @@ def finish(figure: Figure, name: str, title: str, caption: str) -> Drawing:
     """Returns the figure as files; the same drawing gives the same bytes."""
     figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
     figure.set_layout_engine("none")  # placed once, and not again for each file
-    # Through the canvases themselves: `savefig` would draw all once more before it writes.
     figure.set_dpi(DOTS_PER_INCH)
-    png, pdf, svg = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Producer": None})
-    for part in (figure, *figure.axes):
-        part.patch.set(facecolor="none", edgecolor="none")
-    FigureCanvasSVG(figure).print_svg(svg, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    files = {"png": png.getvalue(), "pdf": pdf.getvalue()}
-    return Drawing(name, title, caption, files, _for_page(svg.getvalue().decode(), name, title))
+    png = _written(FigureCanvasAgg(figure).print_png, {"Software": None})
+    pdf = _written(FigureCanvasPdf(figure).print_pdf, {"CreationDate": None, "Producer": None})
+    for patch in (figure.patch, *(axis.patch for axis in figure.axes)):
+        patch.set(facecolor="none", edgecolor="none")
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    svg = _written(FigureCanvasSVG(figure).print_svg, nothing).decode()
+    return Drawing(name, title, caption, {"png": png, "pdf": pdf}, _for_page(svg, name, title))
+
+
+def _written(write: Callable[..., None], metadata: Mapping[str, None]) -> bytes:
+    """Returns what a canvas writes; `savefig` would draw everything once more before that."""
+    file = io.BytesIO()
+    write(file, metadata=metadata)
+    return file.getvalue()
 
 
 def _for_page(svg: str, name: str, title: str) -> str:
