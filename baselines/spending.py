@@ -39,7 +39,6 @@ class Spending:
 
     @classmethod
     def of(cls, settings: SearchSettings, objective: Objective) -> Spending:
-        """Returns the limits of a search, with nothing spent yet."""
         steps = int(getattr(objective, "steps_per_epoch", 0)) * objective.epochs
         return cls(settings.max_gradient_steps, settings.max_seconds, steps)
 
@@ -58,7 +57,6 @@ class Spending:
 
     @property
     def seconds_are_over(self) -> bool:
-        """Whether what runs is to stop."""
         return self.max_seconds is not None and self.seconds >= self.max_seconds
 
     def allows(self, number: int) -> bool:

@@ -37,7 +37,6 @@ class Schedule:
 
     @property
     def lengths(self) -> list[int]:
-        """Gradient steps of each L step."""
         return [self.first_steps] + [self.steps_per_l] * (self.l_steps - 1)
 
     def rates(self, l_step: int, steps: int) -> list[float]:

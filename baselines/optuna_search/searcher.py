@@ -51,11 +51,6 @@ class OptunaSearcher:
             )
 
     def check(self, settings: SearchSettings) -> None:
-        """Returns if a search can be made with these settings.
-
-        Raises:
-            InvalidInputError: naming the value and what would be right.
-        """
         check_numbers(settings)
         if settings.ray_address is not None:
             raise InvalidInputError(
@@ -72,11 +67,6 @@ class OptunaSearcher:
             check_storage(settings.storage, settings.connect_seconds)
 
     def search(self, objective: Objective, settings: SearchSettings) -> SearchOutcome:
-        """Returns the search; Ctrl-C ends it with what is finished.
-
-        Raises:
-            InvalidInputError: the settings cannot be used, or the storage holds another search.
-        """
         check_numbers(settings)
         with quiet_optuna():
             storage, study, planned = open_study(
@@ -100,7 +90,6 @@ class OptunaSearcher:
         return SearchOutcome(tuple(trial for trial in trials if trial is not None), interrupted=interrupted)
 
     def identity(self, objective: Objective, settings: SearchSettings) -> dict[str, Any]:
-        """Returns what a search must have in common with one that it goes on from."""
         own = {"method": self.name, "seed": settings.seed, "pruner": self.pruner, "space": objective.space.name}
         return own | {f"objective {name}": value for name, value in objective.identity.items()}
 

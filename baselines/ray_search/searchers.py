@@ -37,11 +37,6 @@ class RaySearcher:
         return searcher
 
     def check(self, settings: SearchSettings) -> None:
-        """Finds out within seconds what is wrong with the settings, before anything is trained.
-
-        Raises:
-            InvalidInputError: naming the value and what would be right.
-        """
         check_numbers(settings)
         _check_storage(settings)
         if importlib.util.find_spec("ray") is None or importlib.util.find_spec("optuna") is None:
@@ -72,7 +67,6 @@ class RaySearcher:
             return run_search(self, objective, settings, folder)
 
     def _identity(self, objective: Objective, settings: SearchSettings) -> dict[str, Any]:
-        """Returns what a search must have in common with one that it goes on from."""
         own: dict[str, Any] = {"method": self.name, "seed": settings.seed, "space": objective.space.name}
         if isinstance(self, RayPbt):
             own["trials"] = settings.trials  # a population cannot grow

@@ -68,7 +68,6 @@ class Cell:
 
     @property
     def key(self) -> Key:
-        """What its record is found by."""
         return self.task.name, self.name, self.target, self.seed
 
     @functools.cached_property
@@ -80,7 +79,6 @@ class Cell:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all that is asked, as an object of JSON."""
         return asdict(self)
 
     @property
@@ -90,7 +88,6 @@ class Cell:
 
     @property
     def uses_ray(self) -> bool:
-        """Whether its trials run on a Ray cluster."""
         return self.method != COMPRESSOR and METHODS[self.method].uses_ray
 
     @property

@@ -37,7 +37,6 @@ class TaskSpec:
 
     @property
     def name(self) -> str:
-        """Name in tables and records."""
         return f"{self.model}-{self.data}"
 
 
@@ -156,7 +155,6 @@ class StudySpec:
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """The methods, each as a variant."""
         return tuple(Variant(each, each) if isinstance(each, str) else each for each in self.methods)
 
     def smoke_variant(self) -> StudySpec:

@@ -53,12 +53,10 @@ class Masked(Callback):
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Zeroes what is masked."""
         for parameter, mask in self.pairs:
             parameter.mul_(mask)
 
     def on_step(self, trainer: Trainer) -> None:
-        """Follows an optimizer step."""
         self.apply()
 
 

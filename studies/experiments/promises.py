@@ -80,7 +80,6 @@ class Bench:
     """
 
     def __init__(self, seed: int, half: int, options: argparse.Namespace) -> None:
-        """Takes the reference from where it is kept, or trains it."""
         self.seed, self.half, self.options = seed, half, options
         self.task: Task = load_task(options.model, options.data, device=options.device, seed=seed)
         self.reference, _ = reference_network(self.task, seed=seed, device=options.device, progress=False)
@@ -89,7 +88,6 @@ class Bench:
         self.steering, self.check = parts[half], parts[1 - half]
 
     def compressed(self, target: str, epochs: int) -> Result:
-        """Returns one run."""
         own = {"val": self.steering, "device": self.options.device}
         return compress_task(self.task, self.reference, target, epochs=epochs, seed=self.seed, **own)
 
@@ -120,7 +118,6 @@ class Bench:
         }
 
     def promise(self) -> dict[str, Any]:
-        """Returns the record of one run with the promise."""
         started = time.perf_counter()
         result = self.compressed(f"drop:{self.options.drop}", self.options.epochs)
         assert result.promise is not None

@@ -66,7 +66,6 @@ class _Jointly(nn.Module):
         self.network, self.fold = network, fold
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Returns what the network gives for rows of `fold` inputs each."""
         rows = inputs.reshape(len(inputs) // self.fold, -1, *inputs.shape[2:])
         outputs: Tensor = self.network(rows)
         return outputs

@@ -37,20 +37,13 @@ class Store:
     """The records of one study."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens nothing yet.
-
-        Args:
-            folder: of the study; made when the first record is written.
-        """
         self.folder = folder
 
     @property
     def records(self) -> Path:
-        """The folder of the records."""
         return self.folder / FOLDER
 
     def path(self, key: Key, digest: str) -> Path:
-        """Returns the file of a cell's record."""
         task, method, target, seed = (re.sub(r"[^A-Za-z0-9-]+", "-", str(part))[:NAME_CHARACTERS] for part in key)
         return self.records / f"{task}.{method}.{target}.seed{seed}.{digest}.json"
 
@@ -113,7 +106,6 @@ class CellLocks:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Opens the file of the locks in the folder of a study, which is made if it is not there."""
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(folder / LOCKS, os.O_RDWR | os.O_CREAT, 0o666)
 
@@ -126,11 +118,9 @@ class CellLocks:
         return True
 
     def release(self, cell: Cell) -> None:
-        """Gives a cell back."""
         fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, _offset(cell))
 
     def close(self) -> None:
-        """Gives all cells back."""
         os.close(self._descriptor)
 
 

@@ -79,16 +79,13 @@ class ClusterExecutor:
 
     @property
     def running(self) -> int:
-        """How many cells are being run."""
         return len(self._running)
 
     @property
     def room(self) -> int:
-        """How many more may be started: nodes come and go."""
         return (self._workers or max(1, sum(map(self._places, _nodes())))) - self.running
 
     def start(self, cell: Cell) -> None:
-        """Begins a cell."""
         if self._whole is not None:
             reference = self._whole.remote(cell, self.conditions)
         else:
@@ -105,7 +102,6 @@ class ClusterExecutor:
             ray.remote(num_cpus=0)(forget_search).remote(cell, self.conditions.storage)
 
     def finished(self, seconds: float) -> list[tuple[Cell, Record]]:
-        """Returns the cells that have come to their end, with their records; waits for one, but not longer than so."""
         if not self._running:
             time.sleep(seconds)
             return []

@@ -40,27 +40,22 @@ class LocalExecutor:
 
     @property
     def running(self) -> int:
-        """How many cells are being run."""
         return len(self._processes)
 
     @property
     def room(self) -> int:
-        """How many more may be started."""
         return self.workers - self.running
 
     def start(self, cell: Cell) -> None:
-        """Begins a cell."""
         if cell.uses_ray and self.conditions.ray_address is None:
             self.conditions = replace(self.conditions, ray_address=self._start_ray(cell.workers))
         log = self._folder / f"{cell.hash}.log"
         self._processes.append(CellProcess.start(self.function, cell, self.conditions, log))
 
     def recorded(self, cell: Cell) -> None:
-        """Removes the search of a cell whose record is written."""
         forget_search(cell, self.conditions.storage)
 
     def finished(self, seconds: float) -> list[tuple[Cell, Record]]:
-        """Returns the cells that have come to their end, with their records; waits for one, but not longer than so."""
         if not self._processes:
             time.sleep(seconds)
             return []
