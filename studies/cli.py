@@ -1,4 +1,4 @@
-"""The command line: `python -m studies list | run | status | records | report | compare | convert`.
+"""The command line: `python -m studies list | run | status | records | report | compare`.
 
 Exit status: 0 done, 2 bad input, 130 interrupted, 1 any other failure, failed cells included.
 """
@@ -88,8 +88,6 @@ def build_parser() -> ArgumentParser:
         compare.add_argument(name, metavar=name.upper(), help=STUDY)
     _add_results(compare)
     _add_partial(compare)
-    convert = commands.add_parser("convert", help="make files of the records of an earlier release", allow_abbrev=False)
-    _add_study(convert)
     return parser
 
 

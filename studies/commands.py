@@ -14,7 +14,6 @@ from studies.design.cell import Cell, cells_of, check_methods
 from studies.design.checking import check_cells
 from studies.design.spec import StudySpec
 from studies.finding import RESULTS, find_study, load_study, own_specs
-from studies.records.convert import convert
 from studies.records.machine import revision, usable_cores
 from studies.records.store import Store, records_of
 from studies.running.conditions import Conditions
@@ -73,12 +72,6 @@ def status_command(options: Namespace) -> str:
     """Returns how far a study has come."""
     spec, folder = find_study(options.study, smoke=options.smoke, results=options.results)
     return status(cells_of(spec), folder)
-
-
-def convert_command(options: Namespace) -> str:
-    """Makes files of the records of an earlier release and returns how many there are."""
-    spec, folder = find_study(options.study, smoke=options.smoke, results=options.results)
-    return f"{convert(folder, cells_of(spec))} records in {Store(folder).records}"
 
 
 def records_command(options: Namespace) -> str:

@@ -82,17 +82,6 @@ ALEXNET_CIFAR10_SCHEDULE = Schedule(
     last_learning_rate=1e-4,
     momentum=0.95,
 )
-# VGG-16 with batch norm on ImageNet, minibatches of 256; the number of iterations is AlexNet's.
-VGG16_IMAGENET_SCHEDULE = Schedule(
-    l_steps=34,
-    first_steps=30_030,
-    steps_per_l=5_005,
-    mu=1e-3,
-    mu_factor=1.1,
-    learning_rate=0.1,
-    last_learning_rate=1e-5,
-    momentum=0.9,
-)
 # LeNet-5 on MNIST; the number of iterations is the published code's default, 30, and the momentum AlexNet's.
 LENET5_MNIST_SCHEDULE = Schedule(
     l_steps=29,

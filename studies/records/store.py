@@ -26,7 +26,7 @@ from studies.design.cell import Cell
 from studies.records.record import Key, Record
 
 logger = logging.getLogger(__name__)
-FOLDER, LOCKS, FORMER = "records", "claims.lock", "records.jsonl"
+FOLDER, LOCKS = "records", "claims.lock"
 # Of a cell's digest, in hexadecimal digits: a file offset has 63 bits.
 OFFSET_DIGITS = 15
 # A file's name has at most 255 bytes: of each part of the key so many characters stand in it.
@@ -48,11 +48,7 @@ class Store:
         return self.records / f"{task}.{method}.{target}.seed{seed}.{digest}.json"
 
     def digests(self) -> set[str]:
-        """Returns the digests of the cells that have a record, finished or failed.
-
-        Raises:
-            InvalidInputError: the folder has records of the form before this one.
-        """
+        """Returns the digests of the cells that have a record, finished or failed."""
         return {path.name.split(".")[-2] for path in self._files()}
 
     def stamp(self, cell: Cell) -> int | None:
@@ -66,7 +62,7 @@ class Store:
         """Returns the records of these cells, in their order, or all there are, by name; none for a cell without one.
 
         Raises:
-            InvalidInputError: a file is no record; it is named. As `digests`.
+            InvalidInputError: a file is no record; it is named.
         """
         known = self._files()
         if cells is not None:
@@ -88,10 +84,6 @@ class Store:
         write_whole(self.path(record.key, record.spec_hash), f"{{\n{lines}\n}}\n".encode())
 
     def _files(self) -> list[Path]:
-        if (self.folder / FORMER).exists():
-            raise InvalidInputError(
-                f"{self.folder / FORMER} has records of an earlier form; `python -m studies convert` makes files"
-            )
         if not self.records.exists():
             return []
         names = sorted(entry.name for entry in os.scandir(self.records))
