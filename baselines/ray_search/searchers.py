@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from autocompress.errors import InvalidInputError
 from autocompress.task.user_code import own_source
 from baselines.interface import Objective, SearchOutcome, SearchSettings, check_numbers
+from baselines.methods import GRACE_EPOCHS, REDUCTION_FACTOR
 from baselines.ray_search.folder_lock import owned
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ class RayAsha(RaySearcher):
     """
 
     proposals: Literal["tpe", "random"] = "tpe"
-    grace_epochs: int = 1
-    reduction_factor: int = 3
+    grace_epochs: int = GRACE_EPOCHS
+    reduction_factor: int = REDUCTION_FACTOR
     modules: Sequence[str] = ()
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     name: ClassVar[str] = "ray-asha"

@@ -14,8 +14,7 @@ from typing import Any
 from autocompress.errors import InvalidInputError
 from autocompress.solver.constants import DEFAULTS, SolverConstants
 from autocompress.targets import hold_together
-from baselines.methods import METHODS, find_method, find_space
-from baselines.ray_search import RayAsha
+from baselines.methods import GRACE_EPOCHS, METHODS, REDUCTION_FACTOR, find_method, find_space
 from studies.design.spec import StudySpec, TaskSpec, Variant
 from studies.records.record import COMPRESSOR, Key
 
@@ -174,8 +173,8 @@ def _expected_epochs(method: str, trial_epochs: int) -> float:
     """
     if method not in METHODS or not METHODS[method].halves:
         return trial_epochs
-    factor = float(RayAsha.reduction_factor)
+    factor = float(REDUCTION_FACTOR)
     rungs = math.floor(math.log(trial_epochs, factor) + 1e-9) + 1
-    ends = [min(RayAsha.grace_epochs * factor**rung, trial_epochs) for rung in range(rungs)] + [float(trial_epochs)]
+    ends = [min(GRACE_EPOCHS * factor**rung, trial_epochs) for rung in range(rungs)] + [float(trial_epochs)]
     parts = [ends[0], *(after - before for before, after in itertools.pairwise(ends))]
     return sum(part / factor**rung for rung, part in enumerate(parts))

@@ -11,8 +11,6 @@ from typing import NoReturn
 
 from autocompress.errors import InvalidInputError
 from autocompress.targets import hold_together
-from autocompress.task.named_data import DATA_NAMES
-from autocompress.task.named_models import MODEL_NAMES
 from baselines.methods import METHODS
 from studies.records.record import COMPRESSOR
 
@@ -207,12 +205,6 @@ class StudySpec:
     def _checked_task(self, task: TaskSpec) -> TaskSpec:
         if not isinstance(task, TaskSpec):
             self._refuse("tasks", task, "a TaskSpec, such as TaskSpec('lenet5', 'digits')")
-        if not (task.model in MODEL_NAMES or ":" in task.model):
-            choices = f"{', '.join(MODEL_NAMES)}, torchvision:NAME or package.module:function"
-            self._refuse("model", task.model, choices + _hint(task.model, MODEL_NAMES))
-        if not (task.data in DATA_NAMES or ":" in task.data):
-            choices = f"{', '.join(DATA_NAMES)}, folder:PATH or package.module:function"
-            self._refuse("data", task.data, choices + _hint(task.data, DATA_NAMES))
         if task.reference_epochs is not None:
             self._check_count("reference_epochs", task.reference_epochs)
         return task
@@ -221,7 +213,9 @@ class StudySpec:
         known = (COMPRESSOR, *METHODS)
         if not isinstance(variant, Variant) or variant.method not in known:
             method = getattr(variant, "method", variant)
-            self._refuse("method", method, f"one of {', '.join(known)}{_hint(str(method), known)}")
+            close = get_close_matches(str(method), known, 2)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            self._refuse("method", method, f"one of {', '.join(known)}{hint}")
         if not variant.name or variant.name != variant.name.strip() or not variant.name.isprintable():
             self._refuse("method name", variant.name, "printable text without blanks at its ends")
         asked = {target: "target" for target in (*(variant.targets or ()), *itertools.chain(*_where(variant).values()))}
@@ -272,8 +266,3 @@ def _check_unique(spec: StudySpec, kind: str, values: Sequence[object]) -> None:
     for number, value in enumerate(values):
         if value in values[:number]:
             raise InvalidInputError(f"study {spec.name}: {kind} has {str(value)!r} twice")
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    close = get_close_matches(name, known, 2)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
