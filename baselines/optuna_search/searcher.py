@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from autocompress.errors import InvalidInputError
-from baselines.interface import Objective, SearchOutcome, SearchSettings, Trial, check_numbers
+from baselines.interface import Objective, SearchOutcome, SearchSettings, check_numbers
 from baselines.optuna_search.local_workers import evaluate_here, evaluate_in_processes
 from baselines.optuna_search.proposals import TWO_OBJECTIVES, Proposals
 from baselines.optuna_search.samplers import LEAST_TRIALS, SAMPLERS, make_pruner, quiet_optuna
 from baselines.optuna_search.storage import check_storage, close_storage, open_study
-from baselines.optuna_search.trials import RunningTrial, recorded
+from baselines.optuna_search.trials import recorded
 from baselines.progress import SearchDisplay
 
 PRUNERS = ("none", "median", "hyperband")
@@ -80,7 +79,10 @@ class OptunaSearcher:
             try:
                 with SearchDisplay(proposals.trials, proposals.done, progress=settings.progress) as display:
                     proposals.ended = display.finished
-                    _evaluate(objective, proposals.next, proposals.finished, settings.workers)
+                    if settings.workers == 1:
+                        evaluate_here(objective, proposals.next, proposals.finished)
+                    else:
+                        evaluate_in_processes(objective, proposals.next, proposals.finished, settings.workers)
             except KeyboardInterrupt:
                 interrupted = True
             finally:
@@ -92,15 +94,3 @@ class OptunaSearcher:
     def identity(self, objective: Objective, settings: SearchSettings) -> dict[str, Any]:
         own = {"method": self.name, "seed": settings.seed, "pruner": self.pruner, "space": objective.space.name}
         return own | {f"objective {name}": value for name, value in objective.identity.items()}
-
-
-def _evaluate(
-    objective: Objective,
-    next_trial: Callable[[bool], RunningTrial | None],
-    ended: Callable[[Trial], None],
-    workers: int,
-) -> None:
-    if workers == 1:
-        evaluate_here(objective, next_trial, ended)
-    else:
-        evaluate_in_processes(objective, next_trial, ended, workers)

@@ -40,8 +40,9 @@ from autocompress.training.evaluation import evaluate
 from autocompress.training.reference import reference_network
 from autocompress.training.tensor_batches import TensorBatches
 from studies.experiments import store
-from studies.experiments.store import add_record, grouped, load_records, smallest_to_largest
+from studies.experiments.store import add_record, grouped, load_records
 from studies.records.machine import revision, versions
+from studies.report.tables import file_range
 from studies.running.compressing import compress_task
 
 RECORDS = store.RESULTS / "accuracy_target.jsonl"
@@ -199,7 +200,7 @@ def _row(case: tuple[Any, ...], rows: list[dict[str, Any]]) -> tuple[dict[str, s
         "fall, checking half": f"{check:+.2f} ± {error:.2f}",
         "held": word + ("" if all(row["kept"] for row in rows) else ", said not kept"),
         "fall, test": f"{test:+.2f}",
-        "bytes": smallest_to_largest([row["file_bytes"] for row in rows]),
+        "bytes": file_range(min(row["file_bytes"] for row in rows), max(row["file_bytes"] for row in rows)),
     }, held
 
 
