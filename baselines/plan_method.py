@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from autocompress.constraints.constraint import FileWriter, Method, Network, Projection, relative_error
-from autocompress.constraints.rate_distortion.fixed_tables import FixedTables
+from autocompress.constraints.constraint import FileWriter, Method, Network, Projection, Rule, relative_error
 from autocompress.constraints.weight_bits import squared_error
 from autocompress.network.compressed_tensors import (
     CodedTensor,
@@ -25,8 +24,7 @@ from autocompress.network.compressed_tensors import (
     scalar_tensors,
 )
 from autocompress.network.selection import original_bytes
-from autocompress.solver.budget_path import budget_on_path
-from autocompress.solver.constants import SolverConstants
+from autocompress.solver.constants import SolverConstants, budget_on_path
 from baselines.fitting import Budget, Fitted
 from baselines.gradual import cubic_schedule
 from baselines.interface import Values
@@ -72,7 +70,7 @@ class PlanMethod:
         looser = budget_on_path(1.0, self.ceiling, fraction, self.constants)
         return replace(layer, keep_fraction=min(1.0, layer.keep_fraction * looser))
 
-    def rules(self) -> list[FixedTables] | None:
+    def rules(self) -> Sequence[Rule] | None:
         """Returns None: between two projections V follows by magnitude."""
         return None
 
@@ -146,7 +144,7 @@ class GradualMethod(PlanMethod):
 class _ScaledTables:
     """The rule of a layer whose weights are scaled for its projection."""
 
-    inner: FixedTables
+    inner: Rule
     scale: float
 
     def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,7 +200,7 @@ def make_plan_method(
 ) -> Method:
     """Returns the method that meets a target under a proposal."""
     if isinstance(space, PriceSpace):
-        return PricedMethod(budget.method(constants), values, space.scales(values))  # type: ignore[return-value]
+        return PricedMethod(budget.method(constants), values, space.scales(values))
     if isinstance(space, GradualSpace):
         return GradualMethod(network, budget, space, values, constants)
     return PlanMethod(network, budget, space, values, constants)

@@ -16,7 +16,7 @@ from autocompress.constraints.factory import count_energy, make_method
 from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.errors import InvalidInputError, TrainingDivergedError, whole_number
 from autocompress.network.compressed_tensors import CompressedState
-from autocompress.network.live_network import check_copyable, unwrap
+from autocompress.network.live_network import check_copyable, copy_network, named_tensors, unwrap
 from autocompress.network.network_state import fill, filled_copy
 from autocompress.network.selection import Ignore, check_trainable, is_moderate, original_bytes, select
 from autocompress.solver.admm import Admm, RelativeRate
@@ -27,8 +27,9 @@ from autocompress.solver.quality_constraint import SEARCH_FRACTION, Steering, ma
 from autocompress.solver.result import BEFORE_FINE_TUNING, ONE_SHOT, TRAINED, Outcome, Result, zero_layers
 from autocompress.targets import Target, Targets, WeightBits, hold_together
 from autocompress.training.batch_norm import refit_batch_norm
-from autocompress.training.checks import check_validation
+from autocompress.training.checks import check_finite, check_validation
 from autocompress.training.evaluation import evaluate as evaluate_batches
+from autocompress.training.ranks import ranks_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ class Compressor:
     `finish()`. There is nothing else to choose: the number of updates, the path of the budget and the phase of
     fine-tuning follow from the target and `total_steps`. Between two optimizer steps the parameters hold V, the network
     that would be written now (see `solver.lazy_projection`).
+
+    A model in `DistributedDataParallel` is one network on all ranks: each makes the same calls, on its own data, and
+    gets the same result (see `training.ranks`).
 
     Attributes:
         steps: calls of `step()` so far.
@@ -92,6 +96,12 @@ class Compressor:
         """
         total_steps = whole_number("total_steps", total_steps, 0)
         self.target = hold_together(target)
+        self.ranks = ranks_of(model)
+        self.ranks.check_same({"total_steps": total_steps, "target": str(self.target)})
+        if evaluate is not None:
+            evaluate = self.ranks.averaged(evaluate)
+        if refit is not None:
+            refit = self.ranks.sharing(refit)
         self.model, self.optimizer, self.total_steps, self.evaluate = model, optimizer, total_steps, evaluate
         self.network = Network(unwrap(model), select(model, ignore))
         check_copyable(self.network.model)
@@ -99,6 +109,9 @@ class Compressor:
         mine = {id(parameter) for parameter in self.network.model.parameters()}
         if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
             raise InvalidInputError("the optimizer holds no parameter of the model; make it from model.parameters()")
+        self._fold_masks()
+        self.ranks.share(list(self.network.model.parameters()))
+        self.ranks.share_buffers(self.network.model)
         self.original_bytes = original_bytes(model)
         self.energy = count_energy(self.target, self.network, example, energy_model)
         self.constants = constants
@@ -122,6 +135,13 @@ class Compressor:
     def _make_method(self) -> Method:
         """Returns what meets the target; another class may meet it in another way."""
         return make_method(self.target, self.network, self.original_bytes, self.energy, self.constants)
+
+    @torch.no_grad()
+    def _fold_masks(self) -> None:
+        """Sets what a mask prunes to zero; its gradient is zero, so it stays there, and nothing is spent on it."""
+        tensors = named_tensors(self.network.model)
+        for name, mask in self.network.selection.masks.items():
+            tensors[name].mul_(tensors[mask].to(tensors[name].dtype))
 
     def _make_solver(self) -> LazyProjection | Admm:
         """Returns the iteration: the published one where W itself is projected, and where the constants say so."""
@@ -166,6 +186,7 @@ class Compressor:
             return
         if self.steps == 1:
             if self.steering is not None:
+                self.ranks.share_buffers(self.network.model)
                 self.steering.find_start()
             self._update(0.0)
         self.solver.follow(self.rate.now())
@@ -179,14 +200,24 @@ class Compressor:
     @torch.no_grad()
     def _update(self, fraction: float) -> None:
         points = self._checked_points()
-        projection = self.method.project(self.network.weights, points, fraction)
+        projection = self._decided(self.method, lambda: self.method.project(self.network.weights, points, fraction))
         residual = self.solver.update(projection.coded, projection.pruned, self.method.rules())
         self._record(projection, residual)
         if self.steering is not None:
             self.steering.watch(projection.coded, self.rate.now())
 
+    def _decided(self, method: Method, project: Callable[[], Projection]) -> Projection:
+        """Returns a projection by a method, the first rank's on all of them."""
+        if self.ranks.size == 1:
+            return project()
+        projection, settings = self.ranks.decided(lambda: (project(), method.state_dict()))
+        method.load_state_dict(settings)
+        return projection
+
     def _checked_points(self) -> list[Tensor]:
         points = self.solver.points()
+        self.ranks.share(points)
+        self.ranks.share_buffers(self.network.model)
         for (name, _), x in zip(self.network.selection.weights, points, strict=True):
             if not is_moderate(x):
                 raise TrainingDivergedError(
@@ -205,6 +236,9 @@ class Compressor:
         """Trains the values of the assignment; where a promise decides the size, a stage's end begins the next one."""
         assert self.finishing is not None
         self.finishing.step()
+        if self.ranks.size > 1:
+            self.ranks.share(self.finishing.values + self.finishing.latents)
+            self.finishing.write()
         if self.steering is None or self.finishing.step_count < self.finishing.total_steps:
             return
         self._consider(self.steering)
@@ -216,6 +250,7 @@ class Compressor:
         """Writes and scores the file of the network as it is now."""
         assert self.finishing is not None
         steering.refit(self.network.model)
+        self.ranks.share_buffers(self.network.model)
         steering.consider(*finished_file(self.network, self.finishing, self.method))
 
     @torch.no_grad()
@@ -227,7 +262,7 @@ class Compressor:
         if self.steering is not None:
             steps = self.steering.begin_stage(steps)
             points = points if self.steering.stage == 1 else [w.detach().clone() for w in self.network.weights]
-        projection = self.method.close(self.network.weights, points)
+        projection = self._decided(self.method, lambda: self.method.close(self.network.weights, points))
         self._record(projection, 0.0)
         self.finishing = self._fine_tuning(projection, self.method, steps)
         if self.steering is not None:
@@ -270,13 +305,13 @@ class Compressor:
             self._begin_finishing()
         assert self.finishing is not None
         if self.steering is not None:
-            return self._promised(self.steering)
+            return self._checked(self._promised(self.steering), val if train is None else train)
         if FEWEST_STEPS <= self.finishing.step_count == self.finishing.skipped_steps:
             raise TrainingDivergedError("no step of fine-tuning had a finite gradient: the training diverged")
-        evaluate = evaluate or self.evaluate
+        evaluate = self.evaluate if evaluate is None else self.ranks.averaged(evaluate)
         if val is not None and evaluate is None:
             check_validation(self.network.model, val, next(self.network.model.parameters()).device)
-            evaluate, judged_by = partial(_minus_loss, batches=val), "the loss on val="
+            evaluate, judged_by = self.ranks.averaged(partial(_minus_loss, batches=val)), "the loss on val="
         candidates = {TRAINED: self._file(self.finishing, self.method, train)}
         if evaluate is not None and self.steps:
             if self.finishing.step_count:
@@ -299,18 +334,36 @@ class Compressor:
             skipped_steps=self.finishing.skipped_steps,
             greedy=self.greedy,
         )
+        result = self._checked(result, val if train is None else train)
         fill(self.network.model, result.state)
+        return result
+
+    def _checked(self, result: Result, batches: Iterable[Any] | None) -> Result:
+        """Returns a result whose outputs are finite where the given network's were.
+
+        Raises:
+            TrainingDivergedError: they are not; the layer is named.
+        """
+        if batches is None or iter(batches) is batches:
+            return result
+        reference = copy_network(self.network.model)
+        put_back([*reference.parameters(), *reference.buffers()], self.given)
+        try:
+            check_finite(result.model, reference, batches, device=next(self.network.model.parameters()).device)
+        except TrainingDivergedError:
+            raise
+        except Exception as error:  # whatever a network raises that does not take these batches as they are
+            logger.warning("whether all outputs are finite was not looked at: %s: %s", type(error).__name__, error)
         return result
 
     @torch.no_grad()
     def _one_shot(self, train: Iterable[Any] | None) -> tuple[CompressedState, bytes]:
         """Returns the file of the network as it was given, projected at once: no training need end below it."""
-        for tensor, given in zip(self._tensors, self.given, strict=True):
-            if not torch.equal(tensor, given.to(tensor.device)):  # an expanded buffer cannot be written to
-                tensor.copy_(given)
+        put_back(self._tensors, self.given)
         method = self._make_method()
         weights = [w.detach().float().clone() for w in self.network.weights]
-        phase = self._fine_tuning(method.close(self.network.weights, weights), method, 1)
+        projection = self._decided(method, lambda: method.close(self.network.weights, weights))
+        phase = self._fine_tuning(projection, method, 1)
         return self._file(phase, method, train)
 
     def _promised(self, steering: Steering) -> Result:
@@ -318,7 +371,7 @@ class Compressor:
         assert self.finishing is not None
         if self.finishing.step_count < self.finishing.total_steps:
             self._consider(steering)
-        result = self._result_of(*steering.outcome())
+        result = self._result_of(*self.ranks.decided(steering.outcome))
         result.promise = steering.report()
         result.outcome = Outcome(
             ONE_SHOT if steering.fell_back else TRAINED,
@@ -336,7 +389,8 @@ class Compressor:
         if train is not None:
             model = self.network.model
             refit_batch_norm(model, train, device=next(model.parameters()).device, max_batches=REFIT_BATCHES)
-        return finished_file(self.network, phase, method)
+        self.ranks.share_buffers(self.network.model)
+        return self.ranks.decided(lambda: finished_file(self.network, phase, method))
 
     def _result_of(self, state: CompressedState, data: bytes) -> Result:
         """Returns the outcome of the run with this file."""
@@ -418,6 +472,14 @@ def check_target(
         example=example,
         energy_model=energy_model,
     )
+
+
+@torch.no_grad()
+def put_back(tensors: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    """Sets a network's tensors to what they were."""
+    for tensor, value in zip(tensors, given, strict=True):
+        if not torch.equal(tensor, value.to(tensor.device)):  # an expanded buffer cannot be written to
+            tensor.copy_(value)
 
 
 def _minus_loss(model: nn.Module, batches: Iterable[Any]) -> float:

@@ -23,22 +23,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from autocompress.constraints.constraint import Rule
 from autocompress.constraints.rate_distortion.fixed_tables import indices_beyond
 from autocompress.network.compressed_tensors import WeightTensor
 from autocompress.network.kernel_tensor import KernelTensor
 from autocompress.numerics.vector_kmeans import nearest
-
-
-class Rule(Protocol):
-    """Which weights of one layer are not zero, and what they are, between two projections."""
-
-    def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns flat indices, int64 [m], and values [m] of the nonzeros of V for W, a contiguous tensor."""
 
 
 class LazyProjection:

@@ -27,7 +27,7 @@ from autocompress.network.live_network import copy_network
 from autocompress.network.network_state import side_tensors
 from autocompress.solver.budget_search import MEDIAN_OF, BudgetController, SizeSearch
 from autocompress.solver.candidates import Candidates
-from autocompress.targets import Promise
+from autocompress.targets import AccuracyDrop, Promise
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,9 @@ ALLOWANCE = 0.5
 FIRST_FALL = 5.0
 # ... as this many halvings of the range find it.
 FIRST_TRIES = 6
+# A network without weights that scores better than the one that was given by more than this part says that the score is
+# of the other direction; at chance the two score about the same.
+TELLING = 0.25
 # The range goes up to the ceiling of all paths, but at least to this many times the smallest file.
 LEAST_CEILING = 4.0
 
@@ -81,6 +84,7 @@ class Steering:
         self.evaluate, self.refit = evaluate, refit or _as_it_is
         self.reference = float(evaluate(copy_network(network.model).eval()))
         promise.check_reference(self.reference)
+        self._check_direction()
         lowest, highest = self.constraint.file.smallest, self.constraint.budget_bytes
         most = max(self.constraint.constants.path_ceiling * original_bytes, LEAST_CEILING * lowest)
         self.controller = BudgetController(most, lowest, highest)
@@ -92,6 +96,31 @@ class Steering:
         self.state: FileState | None = None  # of the projection, at the same moment
         self.budget_bytes = int(self.controller.budget_bytes)
         method.budget_at = lambda fraction: self.constraint.budget(fraction, self.budget_bytes)
+
+    @torch.no_grad()
+    def _check_direction(self) -> None:
+        """Returns if a network without weights scores no better than the one that was given.
+
+        Raises:
+            InvalidInputError: it does, so the score is of the other direction than the promise says.
+        """
+        destroyed = copy_network(self.network.model).eval()
+        for name, _ in self.network.selection.weights:
+            destroyed.get_parameter(name).zero_()
+        try:
+            score = float(self.evaluate(destroyed))
+        except Exception as error:  # a score need not be defined for such a network
+            logger.debug("the network without weights has no score: %s", error)
+            return
+        is_drop = isinstance(self.promise, AccuracyDrop)
+        better = score - self.reference if is_drop else self.reference - score
+        if better > TELLING * self.reference:
+            kind, right = ("an accuracy, of which more", "loss:+2%") if is_drop else ("a loss, of which less", "drop:1")
+            raise InvalidInputError(
+                f"evaluate= gives {self.reference:g} for the network and {score:g} for it with all weights at zero, "
+                f"but {self.promise} is a promise about {kind} is better: if the score is of the other kind, {right} "
+                "is for that; else the network is no better than none"
+            )
 
     @torch.no_grad()
     def find_start(self) -> None:

@@ -47,6 +47,11 @@ class FixedTables:
             cheapest = self.code_price.min() + self.row_price[:, None] + self.column_price
             self.floors = cheapest.clamp_(min=0).sqrt_().mul_(1 - 1e-5)
 
+    @property
+    def smallest(self) -> float:
+        """The least magnitude of a nonzero."""
+        return float(self.values.abs().min()) if len(self.values) else 1.0
+
     def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the flat indices, int64 [m], and the values, float32 [m], of the nonzeros of W, a contiguous tensor.
 
