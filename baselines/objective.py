@@ -55,7 +55,6 @@ class TaskObjective:
         device: str | torch.device | None,
         ignore: Ignore,
     ) -> None:
-        """Takes what it needs of a task; the reference is copied."""
         self.name, self.epochs, self.seed, self.device, self.ignore = task.name, epochs, seed, device, ignore
         self.train, self.validation = task.train, task.validation
         self.steps_per_epoch = check_batches(task.train, "the training data")
@@ -74,7 +73,6 @@ class TaskObjective:
         self.__dict__ = state | {"train": _unpacked(state["train"]), "validation": _unpacked(state["validation"])}
 
     def scores(self, network: nn.Module) -> Scores:
-        """Returns the scores of a network on the validation split."""
         where = default_device(self.device)
         self.validation = on_device(self.validation, where)
         return evaluate(network, self.validation, loss=self.loss, metric=self.metric, device=where)
@@ -126,7 +124,6 @@ class PlanObjective(TaskObjective):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a search that goes on must have in common with the one before."""
         return {
             "task": self.name,
             "target": str(self.target),
@@ -139,7 +136,6 @@ class PlanObjective(TaskObjective):
         }
 
     def __call__(self, values: Values, report: Report = go_on, state: dict[str, Any] | None = None) -> Evaluation:
-        """Returns the evaluation of `values`, see `interface.Objective`."""
         started = time.perf_counter()
         run = PlanRun(self, values, state=state)
         reporter = _Reporter(self, run, report, started)
@@ -195,7 +191,6 @@ class PlanCompressor(Compressor):
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, space: PlanSpace, values: Values, **settings: Any
     ) -> None:
-        """Takes a proposal; the rest is as in `Compressor`."""
         self.space, self.values = space, dict(values)
         super().__init__(model, optimizer, **settings)
 
@@ -272,7 +267,6 @@ class _Reporter(Callback):
         self.first_step, self.last = 0, Scores(math.nan, math.nan, torch.zeros(0))
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        """Reports; raises `_Stopped` where that is the answer."""
         self.last = self.objective.scores(trainer.model)
         steps, seconds = trainer.step - self.first_step, time.perf_counter() - self.started
         self.curve.append((steps, self.last.metric))
@@ -281,7 +275,6 @@ class _Reporter(Callback):
             raise _Stopped
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns nothing: what was reported belongs to the evaluation that reported it."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

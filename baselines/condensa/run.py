@@ -40,7 +40,6 @@ class CondensaRun:
     """
 
     def __init__(self, objective: CondensaObjective, values: Values, epochs: int, target: FileSize) -> None:
-        """Prepares the run; the file that it ends in is to fit `target`."""
         where = default_device(objective.device)
         model = copy_network(objective.reference, device=where)
         objective.train = on_device(objective.train, where)

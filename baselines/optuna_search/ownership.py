@@ -66,7 +66,6 @@ class Ownership:
         return bool(owner.get("token") == self.token)
 
     def let_go(self, trial_id: int) -> None:
-        """Forgets a trial, whose end has been told."""
         self._owned.discard(trial_id)
 
     def is_lost(self, trial_id: int, owner: Mapping[str, Any] | None) -> bool:

@@ -73,7 +73,6 @@ class Proposals:
             time.sleep(POLL_SECONDS)
 
     def finished(self, trial: Trial) -> None:
-        """Notes that a trial of this process has ended."""
         self._known.add(trial.number)
         self.ended(trial)
 
@@ -115,7 +114,6 @@ class Proposals:
         return None, over and not affordable
 
     def _note(self, frozen: FrozenTrial) -> None:
-        """Takes in what a trial has cost."""
         spent = frozen.user_attrs.get(SPENT)
         if spent is not None:
             running = not frozen.state.is_finished()
@@ -124,7 +122,6 @@ class Proposals:
             self.spending.note(frozen.number, steps, seconds, running=running, whole=whole)
 
     def _hear(self, frozen: FrozenTrial) -> None:
-        """Shows a trial that another process has ended."""
         if frozen.state.is_finished() and frozen.number not in self._known:
             self._known.add(frozen.number)
             trial = recorded(frozen)

@@ -59,11 +59,9 @@ class RunningTrial:
 
     @property
     def number(self) -> int:
-        """Number of the trial, from 0."""
         return self.trial.number
 
     def begin(self) -> None:
-        """Counts one more attempt."""
         self.attempts += 1
         self.curve, self.accuracy, self.loss = (), None, None
         self._steps_before, self._seconds_before = self._steps, self._seconds
@@ -113,14 +111,12 @@ class RunningTrial:
             return True
 
     def fail(self, error: str) -> Trial | None:
-        """Returns the trial as failed, or None if it is to be tried again."""
         self.failures += 1
         if self.failures <= self.retries:
             return None
         return self._end("failed", error=error)
 
     def give_up(self, error: str) -> Trial:
-        """Returns the trial as failed without another attempt."""
         return self._end("failed", error=error)
 
     def _end(self, state: State, size: int = 0, plan: dict[str, Any] | None = None, error: str | None = None) -> Trial:

@@ -145,7 +145,7 @@ def cost_to_reach(search: Series, other: Series) -> tuple[float, float, bool]:
     never is; seconds are NaN where the record does not have them for each trial.
     """
     goal = other["validation_loss"]
-    losses = [_loss(trial) for trial in search["search"] or []]
+    losses = [trial.get("loss") for trial in search["search"] or []]
     if not math.isnan(goal) and not math.isnan(search["validation_loss"]) and any(v is not None for v in losses):
         steps = seconds = 0.0
         for trial, loss in zip(search["search"], losses, strict=True):
@@ -161,8 +161,3 @@ def cost_to_reach(search: Series, other: Series) -> tuple[float, float, bool]:
     if search["validation_accuracy"] >= other["validation_accuracy"]:
         return search["total_steps"], search["device_seconds"], False
     return math.inf, math.inf, False
-
-
-def _loss(trial: dict[str, float | None]) -> float | None:
-    """Returns the validation loss of a trial, where its search told it."""
-    return trial.get("loss")
