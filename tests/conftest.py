@@ -6,6 +6,6 @@ import os
 # In the environment for the processes that tests start, too; it is read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch  # noqa: E402
+import torch
 
 torch.set_num_threads(1)
