@@ -19,10 +19,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 
 logger = logging.getLogger(__name__)
 OWNER = "owner"  # attribute of a trial
@@ -91,8 +91,6 @@ class Ownership:
         self._storage.set_trial_user_attr(trial_id, OWNER, owner)
 
     def _beat_on(self) -> None:
-        from optuna.exceptions import UpdateFinishedTrialError
-
         while not self._over.wait(BEAT_SECONDS):
             self._beat += 1
             for trial_id in list(self._owned):
