@@ -9,7 +9,7 @@ from typing import Any
 from pandas import DataFrame, Series
 
 from studies.experiments import condensa_published, energy
-from studies.experiments.store import grouped, load_records, smallest_to_largest
+from studies.experiments.store import grouped, load_records
 from studies.finding import find_study, load_study
 from studies.records.record import COMPRESSOR
 from studies.report.frame import check_frame
@@ -81,7 +81,7 @@ def _against_pruning(target: str, baseline: str) -> dict[str, str]:
     share = min(leads, key=leads.__getitem__)
     ours, theirs = groups[share, target], groups[share, baseline]
     row = _of_experiment("LeNet-5 on digits", ours, theirs)
-    row |= {"target": f"`{target}:{share}%`", "epochs": smallest_to_largest([each["epochs"] for each in ours])}
+    row |= {"target": f"`{target}:{share}%`", "epochs": f"{_mean(ours, 'epochs'):.0f}"}
     return row | {"strongest baseline": baseline, "its training": "1.0x"}
 
 
