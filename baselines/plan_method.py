@@ -75,15 +75,12 @@ class PlanMethod:
         return None
 
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
-        """Returns the proposal at the border of the budget for these weights."""
         return self._projected(self._repair(targets).coded, targets)
 
     def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
-        """Returns the state and the file, within the target."""
         return self._writer.fit(coded, sides)
 
     def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
-        """Returns the grids of the one-dimensional tensors at the price of the last repair."""
         return self._writer.side_grids(sides)
 
     @property
@@ -108,7 +105,6 @@ class PlanMethod:
         return Projection(coded, None, error, relative_error(error, targets), 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the proposal, its place and what its file is written by."""
         fitted = self.fitted
         return {
             "values": dict(self.values),
@@ -152,7 +148,6 @@ class _ScaledTables:
     scale: float
 
     def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns indices and values of the nonzeros of unscaled weights."""
         index, values = self.inner.assign(weights * self.scale)
         return index, values / self.scale
 
@@ -164,26 +159,21 @@ class PricedMethod:
         self.inner, self.values, self.scales = inner, values, list(scales)
 
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
-        """Returns V for the budget of this moment."""
         return self._unscaled(self.inner.project(weights, self._scaled(targets), fraction), targets)
 
     def rules(self) -> list[_ScaledTables] | None:
-        """Returns the inner method's rules on unscaled weights."""
         rules = self.inner.rules()
         if rules is None:
             return None
         return [_ScaledTables(rule, scale) for rule, scale in zip(rules, self.scales, strict=True)]
 
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
-        """Returns the last projection, which fills the file."""
         return self._unscaled(self.inner.close(weights, self._scaled(targets)), targets)
 
     def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
-        """Returns the state and the file, within the target."""
         return self.inner.fit(coded, sides)
 
     def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
-        """Returns the grids of the one-dimensional tensors."""
         return self.inner.side_grids(sides)
 
     def _scaled(self, targets: Sequence[Tensor]) -> list[Tensor]:
@@ -198,7 +188,6 @@ class PricedMethod:
         return Projection(coded, None, error, relative_error(error, targets), found.price, found.greedy)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the proposal and the inner state."""
         return {"values": dict(self.values), "inner": self.inner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -42,7 +42,6 @@ class SearchDisplay:
             logger.info("%d trials were finished before and are not run again", self._finished)
 
     def finished(self, trial: Trial) -> None:
-        """Shows one more trial in its final state."""
         self._finished += 1
         self._best = SearchOutcome(tuple(each for each in (self._best, trial) if each)).best
         self._show_best()

@@ -35,7 +35,6 @@ class Worker:
 
     @classmethod
     def start(cls, payload: bytes, workers: int) -> Worker:
-        """Returns a new worker, one of `workers`."""
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         process = context.Process(target=_work, args=(there, payload, workers), daemon=True)

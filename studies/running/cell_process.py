@@ -50,10 +50,10 @@ class CellProcess:
 
     @classmethod
     def start(cls, function: CellFunction, cell: Cell, conditions: Conditions, log: Path) -> CellProcess:
-        """Returns a new process, at work on the cell."""
+        # No daemon, which could not have the processes in which a search runs its trials: `_work` ends with its parent.
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(there, function, cell, conditions, log), daemon=True)
+        process = context.Process(target=_work, args=(there, function, cell, conditions, log))
         with _without_interrupt():
             process.start()
         there.close()
