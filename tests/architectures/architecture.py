@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.network.live_network import tensors_in
+from autocompress.network.selection import original_bytes
 from autocompress.solver.compression import compress
 from autocompress.solver.result import Result
+from autocompress.targets import FileSize
 from autocompress.training.batches import forward
 from autocompress.training.recipe import Recipe
 
@@ -52,6 +54,10 @@ class Architecture:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return self.make()
+
+    @property
+    def target_bytes(self) -> int:
+        return FileSize(self.target).resolve(original_bytes(self.network()), 0)
 
     def batches(self, count: int, seed: int = 0) -> list[Any]:
         """Returns batches, the same at every call with the seed."""
