@@ -19,15 +19,13 @@ from autocompress.network.selection import original_bytes
 PAGE = Path(__file__).parent.parent.parent / "docs" / "networks.md"
 HEAD = """# Networks that are tried
 
-Each network of this table is small and untrained. It is compressed for four steps to a part of its size, saved, and loaded by a
-process of its own into a network of other weights; all tensors of its output must be the same there, to the last bit.
+Each network of this table is small and untrained. It is compressed for four steps to a part of its size, saved, and
+loaded by another process into a network of other weights, whose outputs must be the same to the last bit.
+`PYTHONPATH=tests python -m architectures.table` writes this page, `pytest -m "" tests/test_architectures.py` tries all.
 
-    PYTHONPATH=tests python -m architectures.table
-
-writes this page, and `pytest -m "" tests/test_architectures.py` checks it. What is refused, by name and before
-training: tensors on the meta device, shards (FSDP, DTensor), lazy parameters without a shape, float16 parameters, parameters that
-share a part of their memory, and modules that hold what cannot be copied. Weight norm and spectral norm take a file size or a
-promise as their target, no count of weights or energy.
+What is refused, by name and before any training: tensors on the meta device, shards (FSDP, DTensor), lazy parameters
+without a shape, float16 parameters, parameters that share a part of their memory, and modules that hold what cannot be
+copied. Layers with weight norm or spectral norm take a file size or a promise as their target, nothing else.
 
 | network | kind | what is unusual | weights | original bytes | target | file bytes |
 |---|---|---|---:|---:|---:|---:|
