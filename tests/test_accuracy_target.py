@@ -388,11 +388,8 @@ def test_finish_before_the_end(steps, states):
     assert result.promise["measured"] == accuracy_by_size(result.model)
 
 
-@pytest.mark.parametrize(
-    ("evaluate", "target", "norm"), [(accuracy_by_size, "2KB and drop:2", False), (validation_loss, "loss:+2%", True)]
-)
-def test_a_run_resumed_after_every_step_gives_the_same_bytes(evaluate, target, norm):
-    settings = {"evaluate": evaluate, "target": target, "norm": norm, "total_steps": 30}
+def test_a_run_resumed_after_every_step_gives_the_same_bytes():
+    settings = {"evaluate": validation_loss, "target": "2KB and loss:+2%", "norm": True, "total_steps": 30}
     expected = Run(**settings).train(range(30)).compressor.finish()
     # between updates, at the border of the last phase, within and between its stages, at the end
     run = Run(**settings)

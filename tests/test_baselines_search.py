@@ -28,7 +28,7 @@ def reference():
 
 def run(method: str, **changes: Any) -> SearchOutcome:
     settings = {"trials": 4, "progress": False} | changes.pop("settings", {})
-    options = {"target": "600B", "trial_epochs": 2} | changes
+    options = {"target": "600B", "trial_epochs": 1} | changes
     return search(method, make_task(), reference(), settings=SearchSettings(**settings), **options)
 
 
