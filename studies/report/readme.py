@@ -80,11 +80,7 @@ def sizes() -> str:
 
 
 def family() -> str:
-    """Returns the table of all systems in Markdown.
-
-    Raises:
-        InvalidInputError: as `summary`.
-    """
+    """Returns the table of all systems in Markdown."""
     table = systems_table(summarize(_checked("family")), "lenet5-digits")
     return markdown(table.text, table.words)
 
