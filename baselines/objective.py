@@ -22,6 +22,7 @@ from autocompress.network.network_state import filled_copy
 from autocompress.network.selection import Ignore, select
 from autocompress.solver.compression import CompressorCallback
 from autocompress.solver.compressor import Compressor
+from autocompress.solver.phases import FineTuningPhase
 from autocompress.solver.result import Result
 from autocompress.targets import Target, parse_target
 from autocompress.task import Task
@@ -197,9 +198,11 @@ class PlanCompressor(Compressor):
         self.budget = make_budget(self.network, self.target.only)
         return make_plan_method(self.network, self.budget, self.space, self.values, self.constants)
 
-    def _make_solver(self) -> Any:
+    def _make_solver(self, steps: int) -> Any:
         """Returns the compressor's iteration, or that of a method that brings its own."""
-        return GradualPruning(self.network.weights) if isinstance(self.space, GradualSpace) else super()._make_solver()
+        if isinstance(self.space, GradualSpace):
+            return GradualPruning(self.network.weights)
+        return super()._make_solver(steps)
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -209,8 +212,8 @@ class PlanCompressor(Compressor):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state, perhaps of another proposal: its weights are then projected anew."""
-        if state["method"]["values"] != self.values and state["finishing"] is not None:
-            state = state | {"finishing": None, "solver": None}
+        if state["method"]["values"] != self.values and isinstance(self.run.phases[state["number"]], FineTuningPhase):
+            state = state | {"phase": {}}
         super().load_state_dict(state)
 
 

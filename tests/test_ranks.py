@@ -93,8 +93,8 @@ def compress_in_a_loop(rank: int, folder: Path, *, target: str, norm: bool) -> d
         before = len(compressor.history)
         compressor.step()
         optimizer.zero_grad()
-        if len(compressor.history) > before or compressor.finishing is not None:
-            statistics = [] if compressor.finishing is not None else list(compressor.network.model.buffers())
+        if len(compressor.history) > before or compressor.run.fine_tuning is not None:
+            statistics = [] if compressor.run.fine_tuning is not None else list(compressor.network.model.buffers())
             state = {key: value for key, value in compressor.state_dict().items() if key != "given"}
             seen.append(digest([list(model.parameters()), statistics, state]))
     result = compressor.finish(train=mine)

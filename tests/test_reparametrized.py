@@ -185,15 +185,19 @@ def test_finish_returns_no_network_whose_outputs_are_not_finite(given: str) -> N
     nn.functional.cross_entropy(model(torch.randn(8, 20)), torch.randint(3, (8,))).backward()
     optimizer.step()
     compressor.step()
-    assert compressor.finishing is not None
-    compressor.finishing.codes[0].zero_()
-    compressor.finishing.index[0] = compressor.finishing.codes[0].flatten().nonzero().flatten()
+    assert compressor.run.fine_tuning is not None
+    compressor.run.fine_tuning.codes[0].zero_()
+    compressor.run.fine_tuning.index[0] = compressor.run.fine_tuning.codes[0].flatten().nonzero().flatten()
     compressor.total_steps = 1
     compressor.evaluate = None
     judged: dict[str, Any] = {"train": batches(64, 1, shuffle=True)} if given == "train" else {"val": batches(64, 1)}
     if given == "val":
-        compressor._one_shot = lambda train: compressor._file(compressor.finishing, compressor.method, train)  # type: ignore[method-assign,arg-type]
-        compressor.finishing.step_count = 0
+        compressor.run.one_shot = lambda method, train: compressor.run.file(  # type: ignore[method-assign]
+            compressor.run.fine_tuning,
+            compressor.method,
+            train,  # type: ignore[arg-type]
+        )
+        compressor.run.fine_tuning.step_count = 0
     with pytest.raises(TrainingDivergedError, match="NaN or infinite outputs"):
         compressor.finish(**judged)
 
@@ -220,7 +224,7 @@ def test_a_score_of_the_other_direction_is_refused_before_training(target: str, 
     with pytest.raises(InvalidInputError, match=message):
         Compressor(model, torch.optim.SGD(model.parameters(), 0.1), target=target, **settings)
     other = "loss:+2%" if target == "drop:1" else "drop:1"
-    assert Compressor(model, torch.optim.SGD(model.parameters(), 0.1), target=other, **settings).steering is not None
+    assert Compressor(model, torch.optim.SGD(model.parameters(), 0.1), target=other, **settings).quality is not None
 
 
 def test_a_score_that_is_not_defined_without_weights_is_taken() -> None:

@@ -26,9 +26,9 @@ class SolverConstants:
         iteration: "lazy" (lazy projection) or "admm" (Yang et al. 2020, with the path of budgets).
         updates: projections of a run, in which tables and multiplier are estimated anew, whatever its length.
         min_steps_per_update: ... but not more often than once in so many optimizer steps.
-        pruned_rate: the part of the optimizer's move that reaches a weight which is zero in V ...
-        memory_steps: ... and the steps in which it forgets all but 1/e of them: without effect on the loss it walks at
-            random, and farther with every step that it remembers.
+        pruned_rate: the part of the optimizer's move that reaches a weight which is zero in V.
+        memory_steps: the steps in which all but 1/e of W - V is forgotten: a pruned weight, without effect on the loss,
+            walks at random, and a kept one is moved away from the few values that it may take.
         idle_decay: what is left, after each update, of a weight whose gradient was exactly zero since the last.
         path_start: the budget begins at so many times the target ...
         path_fraction: ... and falls to it, geometrically, over this part of the steps before fine-tuning.
@@ -66,6 +66,10 @@ class SolverConstants:
                 raise InvalidInputError(f"{field.name} is {value!r}; it may be {' or '.join(map(repr, known))}")
             if not known and not value >= 0:
                 raise InvalidInputError(f"{field.name} is {value!r}; it must be a number of at least 0")
+
+    def steps_per_update(self, steps: int) -> int:
+        """Returns the optimizer steps from one projection to the next, in so many of them."""
+        return max(1, self.min_steps_per_update, steps // max(1, self.updates))
 
 
 DEFAULTS = SolverConstants()

@@ -32,12 +32,12 @@ from autocompress.network.network_state import side_tensors
 from autocompress.solver.constants import DEFAULTS
 
 
-def finishing_steps(total_steps: int, fraction: float = DEFAULTS.fine_tuning_fraction) -> int:
+def fine_tuning_steps(total_steps: int, fraction: float = DEFAULTS.fine_tuning_fraction) -> int:
     """Returns how many of the optimizer steps of a run belong to the last phase: all, where there is only one."""
     return max(1, round(fraction * total_steps))
 
 
-class Finishing:
+class FineTuning:
     """Trains codebook values and one-dimensional parameters under fixed assignments.
 
     Attributes:
@@ -149,7 +149,7 @@ class Finishing:
         }
 
     @classmethod
-    def from_state_dict(cls, weights: Sequence[Tensor], sides: Sequence[Tensor], state: dict[str, Any]) -> Finishing:
+    def from_state_dict(cls, weights: Sequence[Tensor], sides: Sequence[Tensor], state: dict[str, Any]) -> FineTuning:
         """Returns the phase as it was saved."""
         # Of kernels, too: codes and values go in as they are, neither rounded nor closed up.
         coded = [CodedTensor(c, v) for c, v in zip(state["codes"], state["values"], strict=True)]
@@ -178,13 +178,13 @@ def _rounded(values: Tensor) -> Tensor:
     return levels.to(values) * step
 
 
-def start_finishing(
+def start_fine_tuning(
     network: Network,
     coded: Sequence[WeightTensor],
     writer: FileWriter,
     total_steps: int,
     relative_step: float = DEFAULTS.fine_tuning_step,
-) -> Finishing:
+) -> FineTuning:
     """Returns the last phase of a run, with the assignments put into the network.
 
     Args:
@@ -193,15 +193,15 @@ def start_finishing(
         writer: says how the one-dimensional tensors are rounded. Those of a folded batch norm are not rounded before
             the end, because they change with its statistics.
         total_steps: length of the phase.
-        relative_step: see `Finishing`.
+        relative_step: see `FineTuning`.
     """
     grids = writer.side_grids(side_tensors(network.selection))
     folded = {f"{name}.{key}" if name else key for name, _ in network.selection.folded for key in ("weight", "bias")}
     side_grids = [None if name in folded else grids[name] for name, _ in network.selection.sides]
-    return Finishing(network.weights, coded, network.sides, side_grids, total_steps, relative_step)
+    return FineTuning(network.weights, coded, network.sides, side_grids, total_steps, relative_step)
 
 
-def finished_file(network: Network, finishing: Finishing, writer: FileWriter) -> tuple[CompressedState, bytes]:
+def finished_file(network: Network, finishing: FineTuning, writer: FileWriter) -> tuple[CompressedState, bytes]:
     """Returns the state and the file, within the target, of a network as the last phase left it.
 
     Raises:

@@ -63,15 +63,12 @@ class TaughtBatches:
     """Batches whose targets are the outputs of a network."""
 
     def __init__(self, batches: Iterable[Any], teacher: nn.Module, device: torch.device) -> None:
-        """Holds them; the network is in evaluation mode and on the device."""
         self.batches, self.teacher, self.device = batches, teacher, device
 
     def __len__(self) -> int:
-        """Returns the number of batches."""
         return check_batches(self.batches, "the data")
 
     def __iter__(self) -> Iterator[Any]:
-        """Returns the batches, on the device."""
         for batch in self.batches:
             moved = to_device(batch, self.device)
             with torch.no_grad():

@@ -29,7 +29,13 @@ from autocompress.training.checkpoint import (
     save_checkpoint,
 )
 from autocompress.training.learning_rate import find_learning_rate
-from autocompress.training.losses import Distillation, OutputDistillation, carried_loss, classification_loss
+from autocompress.training.losses import (
+    Distillation,
+    OutputDistillation,
+    TeacherOutputs,
+    carried_loss,
+    classification_loss,
+)
 from autocompress.training.random_state import seed_data_order, seeded, set_epoch
 from autocompress.training.ranks import ranks_of
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer, make_scheduler
@@ -53,6 +59,7 @@ class Trainer:
         step: optimizer steps done.
         epoch: epochs done.
         open_epoch: the one that is under way, else None.
+        taught: the teacher's outputs.
         callbacks: called in order; may be appended to before `fit`.
     """
 
@@ -107,6 +114,7 @@ class Trainer:
         self.memory_format = torch.channels_last if convolves else None
         self.model = model.to(self.device)
         self.distillation = distillation
+        self.taught = TeacherOutputs(self._teach, self.device)
         if distillation is not None:
             distillation.teacher.to(self.device).eval()
             if self.memory_format is not None:
@@ -185,15 +193,19 @@ class Trainer:
             output, target = forward_in_training(self.model, batch, with_target=self.loss is carried_loss)
         value = self.loss(output, target)
         if self.distillation is not None:
-            with torch.no_grad(), autocast(self.bfloat16, self.device):
-                teacher_output, _ = forward(self.distillation.teacher, batch)
-            value = self.distillation.loss(output, teacher_output, value)
+            value = self.distillation.loss(output, self.taught(batch, again=self.epoch > 0), value)
         value.backward()  # type: ignore[no-untyped-call]
         dense_gradients(self.model.parameters())
         nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
         self.optimizer.step()
         self.step += 1
         return value.detach()
+
+    def _teach(self, batch: Any) -> Any:
+        """Returns the teacher's outputs for a batch."""
+        assert self.distillation is not None
+        with torch.no_grad(), autocast(self.bfloat16, self.device):
+            return forward(self.distillation.teacher, batch)[0]
 
     def _check_finite(self, losses: list[Tensor]) -> None:
         bad = (~torch.isfinite(torch.stack(losses))).nonzero()

@@ -109,7 +109,7 @@ def cells_of(spec: StudySpec) -> list[Cell]:
         for target in spec.targets
         for variant in spec.variants
         if variant.is_for(task.name, target)
-        for seed in spec.seeds
+        for seed in spec.seeds[: variant.seeds.get(task.name)]
     ]
 
 

@@ -49,6 +49,7 @@ class Variant:
         final_epochs: instead of the study's; 0 = of the compressor, no training at all.
         targets: those of the study's that it is run for; None = all.
         where: task -> targets that it is run for; None = all.
+        seeds: task -> with how many of the study's seeds, from the first; default: all.
         budget, trial_epochs: of the search, instead of the study's.
         space: that is searched; None = the method's own, or the default.
         pruner: that stops trials of an Optuna method. With "none" a search spends what it is given.
@@ -62,6 +63,7 @@ class Variant:
     constants: Mapping[str, float | str] = field(default_factory=dict)
     targets: Sequence[str] | None = None
     where: Mapping[str, Sequence[str]] | None = None
+    seeds: Mapping[str, int] = field(default_factory=dict)
     budget: float | None = None
     trial_epochs: int | None = None
     space: str | None = None

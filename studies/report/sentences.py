@@ -25,7 +25,7 @@ def finding(summary: DataFrame) -> str:
     nearest = []
     for rows in compared:
         task, target, _ = rows.index[0]
-        ours, theirs = rows.loc[(task, target, COMPRESSOR)], _best_search(rows)
+        ours, theirs = rows.loc[(task, target, COMPRESSOR)], best_search(rows)
         if theirs is not None and theirs["verdict"]:
             factor = theirs["total_steps"] / ours["total_steps"]
             nearest.append(
@@ -40,7 +40,7 @@ def claims(summary: DataFrame, table: DataFrame) -> list[str]:
     """Returns two lines for each task and target with the compressor and a search: accuracy, and cost."""
     lines = []
     for rows in blocks_of(summary):
-        theirs = _best_search(rows)
+        theirs = best_search(rows)
         if not has_comparison(rows) or theirs is None or not rows.loc[(*rows.index[0][:2], COMPRESSOR), "seeds"]:
             continue
         lines.append(_accuracy_claim(rows, theirs))
@@ -48,7 +48,7 @@ def claims(summary: DataFrame, table: DataFrame) -> list[str]:
     return lines
 
 
-def _best_search(rows: DataFrame) -> Series | None:
+def best_search(rows: DataFrame) -> Series | None:
     """Returns the search of lowest mean validation loss, or highest accuracy where there are no losses.
 
     It is chosen by its final networks; nothing is chosen on the test split.
