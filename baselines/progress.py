@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -53,9 +52,7 @@ class SearchDisplay:
     def __enter__(self) -> SearchDisplay:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
     def _show_best(self) -> None:

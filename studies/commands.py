@@ -50,11 +50,7 @@ def records_command(options: Namespace) -> str:
 
 
 def report_command(options: Namespace) -> str:
-    """Writes tables, figures and page of studies and returns the tables; of all with records, if none is named.
-
-    Raises:
-        InvalidInputError: as `write.report_command`; the study is named.
-    """
+    """Writes tables, figures and page of studies and returns the tables; of all with records, if none is named."""
     from studies.report.write import report_command as write_report
 
     names = options.study or [name for name in own_specs() if Store((options.results or RESULTS) / name).digests()]

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import fake_cells
@@ -22,10 +23,14 @@ from baselines.optuna_search.storage import open_storage
 from baselines.optuna_search.trials import recorded
 from studies.cli import main
 from studies.design.cell import Cell, cells_of
+from studies.finding import find_study
 from studies.records.record import Record
 from studies.records.store import Store
 from studies.running.conditions import Conditions
+from studies.running.kept_search import forget_search
+from studies.running.reference import reference_of
 from studies.running.run import run_cells
+from studies.running.run_cell import search_cell
 from studies.running.status import status
 
 CONDITIONS = Conditions("fake", "abc")
@@ -264,6 +269,24 @@ def test_a_real_study_on_the_command_line(
     assert main(["run", own, "--only", "random"]) == 2
     assert main(["list", "--results", str(tmp_path / "results")]) == 0
     assert "digits" in capsys.readouterr().out
+
+
+def test_a_search_is_kept_until_its_cell_has_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AUTOCOMPRESS_DATA", str(tmp_path / "data"))
+    (tmp_path / "my.py").write_text(OWN)
+    cell = next(cell for cell in cells_of(find_study(str(tmp_path / "my.py"))[0]) if cell.method == "magnitude")
+    conditions = replace(CONDITIONS, folder=str(tmp_path), storage=str(tmp_path / "searches"))
+    reference = reference_of(cell, tmp_path)
+    first = search_cell(cell, conditions, reference)
+    again = search_cell(cell, conditions, reference)
+    assert first.error is None
+    assert again.trials == first.trials  # with their times: none was run again
+    assert again.file == first.file
+    other = search_cell(cell, replace(conditions, revision="def"), reference)
+    assert [trial["device_seconds"] for trial in other.trials] != [trial["device_seconds"] for trial in first.trials]
+    assert len(list((tmp_path / "searches").iterdir())) == 2
+    forget_search(cell, conditions.storage)
+    assert list((tmp_path / "searches").iterdir()) == []
 
 
 def ended_trials(study: Path) -> list[dict[str, object]]:

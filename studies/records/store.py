@@ -132,11 +132,7 @@ def claimed(folder: Path, cells: Sequence[Cell]) -> list[Cell]:
 
 
 def records_of(cells: Sequence[Cell], folder: Path) -> list[Record]:
-    """Returns the records of the cells; those of other versions of their study are left out, and said so.
-
-    Raises:
-        InvalidInputError: as `Store.read`.
-    """
+    """Returns the records of the cells; those of other versions of their study are left out, and said so."""
     store = Store(folder)
     others = store.digests() - {cell.hash for cell in cells}
     if others:

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import ray
@@ -122,9 +121,7 @@ class ClusterExecutor:
     def __enter__(self) -> ClusterExecutor:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for reference in self._running:
             ray.cancel(reference, force=True)
         self._running.clear()

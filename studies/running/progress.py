@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from collections.abc import Collection
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -77,9 +76,7 @@ class StudyDisplay:
     def __enter__(self) -> StudyDisplay:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
 

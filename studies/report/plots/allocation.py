@@ -33,6 +33,7 @@ MEASURES: Mapping[str, tuple[Callable[[dict[str, Any]], float], type[Normalize],
 # Of more layers the numbers would not fit into the squares.
 MOST_NUMBERED = 8
 BAR_TICKS = 3
+HIGH_METHODS = 4  # beside so many a bar has room for ticks at 1, 2 and 5
 
 
 def layers(name: str, block: DataFrame) -> Drawing:
@@ -54,15 +55,16 @@ def layers(name: str, block: DataFrame) -> Drawing:
             axis.set(xlabel="", ylabel="")
             axis.set_title(measure, loc="left")
             if axis.collections[0].colorbar is not None:
-                _plain_bar(axis.collections[0].colorbar, norm is LogNorm)
+                _plain_bar(axis.collections[0].colorbar, norm is LogNorm, len(methods) >= HIGH_METHODS)
             axis.tick_params(axis="x", rotation=90 if len(table.columns) > 8 else 20, labelsize=6)
             axis.tick_params(axis="y", rotation=0)
         explain(figure, "mean over the seeds; layers in the order of the network")
         return finish(figure, name, f"{what}: what each layer gets", "Kept weights on a logarithmic scale of colours.")
 
 
-def _plain_bar(bar: Colorbar, logarithmic: bool) -> None:
-    bar.locator = LogLocator() if logarithmic else MaxNLocator(BAR_TICKS, integer=True)
+def _plain_bar(bar: Colorbar, logarithmic: bool, high: bool) -> None:
+    logs = LogLocator(subs=(1, 2, 5) if high else (1,))
+    bar.locator = logs if logarithmic else MaxNLocator(BAR_TICKS, integer=True)
     bar.formatter = PLAIN
     bar.minorlocator = NullLocator()
     bar.ax.tick_params(length=0, labelsize=6)
