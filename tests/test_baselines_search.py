@@ -68,7 +68,7 @@ def test_the_starts_are_magnitude_uniform_and_the_compressors_own_plan() -> None
 def test_gradual_pruning_ends_at_its_mask() -> None:
     objective = PlanObjective(make_task(), reference(), target="600B", space="gradual", epochs=6)
     run = PlanRun(objective, {"bits": 3})
-    assert isinstance(run.compressor.solver, GradualPruning)
+    assert isinstance(run.compressor.run.solver, GradualPruning)
     kept, values = [], []
 
     class Look:

@@ -36,16 +36,17 @@ def test_two_steps_by_hand() -> None:
     assert w.tolist() == [[1.0, 0.125, -0.625]]
 
 
-def test_pruned_weights_forget_their_moves_and_kept_ones_do_not() -> None:
-    w = torch.tensor([[1.0, 0.25]])
+def test_the_distance_of_w_from_v_is_forgotten() -> None:
+    w = torch.tensor([[1.5, 0.25]])
     lazy = LazyProjection([w], pruned_rate=0.5, memory_steps=4)
     lazy.points()
     lazy.update([coded([[1.0, 0.0]])])
-    for _ in range(3):  # by the same move each: 0.25 (3/4)^3 + 0.5 * 0.2 (1 + 3/4 + (3/4)^2)
+    for _ in range(3):  # by the same move each: d (3/4)^3 + D * 0.2 (1 + 3/4 + (3/4)^2), d = W - V at first
         w -= 0.2
         lazy.follow(1.0)
-        lazy.weights[0].copy_(lazy.shown[0])
-    assert lazy.hidden[0].tolist() == [pytest.approx([0.4, 0.25 * 0.421875 - 0.1 * 2.3125])]
+        w.copy_(torch.tensor([[1.0, 0.0]]))
+    forgotten, moved = 0.75**3, 0.2 * (1 + 0.75 + 0.75**2)
+    assert lazy.hidden[0].tolist() == [pytest.approx([1 + 0.5 * forgotten - moved, 0.25 * forgotten - 0.5 * moved])]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from autocompress.errors import AutocompressError, InvalidInputError, TrainingDivergedError
 from autocompress.task import Task, load_task
 from autocompress.training.batch_norm import refit_batch_norm
-from autocompress.training.batches import forward, split_batch, to_device
+from autocompress.training.batches import autocast, forward, split_batch, to_device
 from autocompress.training.checkpoint import Callback, load_checkpoint, save_checkpoint
 from autocompress.training.evaluation import evaluate
-from autocompress.training.losses import Distillation, classification_loss, correct_predictions
+from autocompress.training.losses import Distillation, TeacherOutputs, classification_loss, correct_predictions
 from autocompress.training.recipe import Recipe
 from autocompress.training.reference import reference_network
 from autocompress.training.tensor_batches import TensorBatches
@@ -183,6 +183,18 @@ def test_bfloat16_and_channels_last_leave_a_plain_model() -> None:
     assert model[0].weight.dtype == torch.float32
 
 
+def test_attention_with_a_mask_is_evaluated_in_bfloat16() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    network, x = nn.TransformerEncoder(layer, 1).eval(), torch.randn(2, 5, 8)
+    padding = torch.tensor([[False] * 5, [False, False, False, True, True]])
+    with torch.no_grad():
+        expected = network(x, src_key_padding_mask=padding)
+        with autocast(True, torch.device("cpu")):
+            found = network(x, src_key_padding_mask=padding)
+    assert torch.backends.mha.get_fastpath_enabled()
+    torch.testing.assert_close(found[~padding].float(), expected[~padding], rtol=0.05, atol=0.05)
+
+
 # --- batches, losses, evaluation
 
 
@@ -237,6 +249,85 @@ def test_teacher_is_not_trained() -> None:
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     trainer(student, distillation=Distillation(teacher)).fit()
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+class Counted(nn.Module):
+    """Counts the examples that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.seen = network(1).eval(), 0
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self.seen += len(input)
+        return self.inner(input)
+
+
+@pytest.mark.parametrize("form", ["tensors", "loader", "dicts"])
+def test_a_teacher_is_asked_once_for_each_example(form: str) -> None:
+    inputs, labels = dataset(50)
+    train = {
+        "tensors": TensorBatches(inputs, labels, batch_size=16, shuffle=True),
+        "loader": DataLoader(TensorDataset(inputs, labels), batch_size=16, shuffle=True),
+        "dicts": [{"input": inputs[:16], "labels": labels[:16]}, {"input": inputs[16:], "labels": labels[16:]}],
+    }[form]
+    teacher = Counted()
+    run = trainer(network(2), train, epochs=5, distillation=Distillation(teacher))
+    run.fit()
+    assert teacher.seen == 50 + 8  # half of the first batch once more, to see that each example is on its own
+    batch = {"input": inputs, "labels": labels} if form == "dicts" else (inputs, labels)
+    torch.testing.assert_close(run.taught(batch, again=True), teacher.inner(inputs).detach())
+    assert teacher.seen == 58
+
+
+def test_only_examples_that_are_new_are_computed() -> None:
+    teacher, (inputs, labels) = Counted().requires_grad_(False), dataset(48)
+    inputs[6] = inputs[1]
+    taught = TeacherOutputs(lambda batch: teacher(batch[0]), torch.device("cpu"))
+    for start in (0, 8, 32):  # 16 in all, 8 known of 24, none known of 16
+        part = slice(start, start + (24 if start == 8 else 16))
+        seen = teacher.seen
+        torch.testing.assert_close(taught((inputs[part], labels[part]), again=False), teacher.inner(inputs[part]))
+        assert teacher.seen - seen == {0: 16 + 8, 8: 16, 32: 16}[start]
+
+
+def test_outputs_of_inputs_that_hardly_ever_come_back_are_not_remembered() -> None:
+    teacher = Counted()
+    run = trainer(network(), noisy_loader(), epochs=6, distillation=Distillation(teacher))
+    run.fit()
+    assert teacher.seen == 6 * 64 + 8
+    assert not run.taught.active
+    assert run.taught.state_dict()["keys"] is None
+
+
+def test_outputs_that_depend_on_the_rest_of_the_batch_are_not_remembered() -> None:
+    class Mixing(Counted):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input - input.mean(0))
+
+    teacher = Mixing()
+    run = trainer(network(), distillation=Distillation(teacher))
+    run.fit()
+    assert teacher.seen == 3 * 64 + 8
+    assert not run.taught.active
+
+
+def test_no_more_is_remembered_than_there_is_room_for(monkeypatch) -> None:
+    monkeypatch.setattr("autocompress.training.losses.REMEMBERED_BYTES", 40 * (200 + 16))
+    taught = TeacherOutputs(lambda batch: batch[0][:, :4], torch.device("cpu"))
+    inputs, labels = dataset(48)
+    for start, active in ((0, True), (16, True), (32, False)):
+        part = slice(start, start + 16)
+        assert torch.equal(taught((inputs[part], labels[part]), again=False), inputs[part, :4])
+        assert taught.active is active
+
+
+def test_what_cannot_be_told_apart_is_asked_for_again() -> None:
+    taught = TeacherOutputs(lambda batch: "asked", torch.device("cpu"))
+    for batch in (("text", 1), (torch.zeros(()), 1), (torch.zeros(0, 3), 1), (torch.zeros(2), torch.zeros(3), 1)):
+        assert taught(batch, again=False) == "asked"
+    with pytest.raises(InvalidInputError, match="target"):
+        taught(torch.zeros(2), again=False)
 
 
 def test_evaluation_by_hand_with_uneven_batches() -> None:
@@ -340,18 +431,33 @@ def loader_with_generator() -> DataLoader:
     )
 
 
+def distilled() -> dict[str, Distillation]:
+    """A teacher whose outputs of an example differ in the last bits from batch to batch, as those of large ones do."""
+
+    class Unsteady(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network(1).eval()
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.inner(inputs) * (1 + 1e-3 * inputs.sum().sin())
+
+    return {"distillation": Distillation(Unsteady())}
+
+
 @pytest.mark.parametrize("make", [batches, loader, loader_with_generator])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_resumed_is_undisturbed(tmp_path: Path, make, optimizer: str) -> None:
+@pytest.mark.parametrize("options", [dict, distilled])
+def test_resumed_is_undisturbed(tmp_path: Path, make, optimizer: str, options) -> None:
     recipe = replace(RECIPE, optimizer=optimizer, learning_rate=None)
     path = tmp_path / "run.checkpoint"
     whole, broken, resumed = network(), network(), network()
-    log = trainer(whole, make(), recipe=recipe, callbacks=[Interrupt()]).fit()
+    log = trainer(whole, make(), recipe=recipe, callbacks=[Interrupt()], **options()).fit()
     with pytest.raises(KeyboardInterrupt):
-        trainer(broken, make(), recipe=recipe, callbacks=[Interrupt(at=7)], checkpoint=path).fit()
+        trainer(broken, make(), recipe=recipe, callbacks=[Interrupt(at=7)], checkpoint=path, **options()).fit()
     torch.rand(3)
     counter = Interrupt()
-    again = trainer(resumed, make(), recipe=recipe, callbacks=[counter], checkpoint=path).fit()
+    again = trainer(resumed, make(), recipe=recipe, callbacks=[counter], checkpoint=path, **options()).fit()
     assert_equal_states(whole, resumed)
     assert again.losses == log.losses
     assert again.gradient_steps == counter.seen == 12
@@ -376,17 +482,18 @@ def noisy_loader() -> DataLoader:
 
 @pytest.mark.parametrize("at", [2, 7, 8, 9])
 @pytest.mark.parametrize("make", [batches, loader, loader_with_generator, noisy_loader])
-def test_resumed_within_an_epoch_is_undisturbed(tmp_path: Path, monkeypatch, make, at: int) -> None:
+@pytest.mark.parametrize("options", [dict, distilled])
+def test_resumed_within_an_epoch_is_undisturbed(tmp_path: Path, monkeypatch, make, at: int, options) -> None:
     monkeypatch.setattr("autocompress.training.trainer.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     path = tmp_path / "run.checkpoint"
     whole, broken, resumed = network(), network(), network()
-    log = trainer(whole, make(), callbacks=[Interrupt()]).fit()
+    log = trainer(whole, make(), callbacks=[Interrupt()], **options()).fit()
     with pytest.raises(KeyboardInterrupt):
-        trainer(broken, make(), callbacks=[Interrupt(at=at)], checkpoint=path).fit()
+        trainer(broken, make(), callbacks=[Interrupt(at=at)], checkpoint=path, **options()).fit()
     assert load_checkpoint(path)["step"] == at - 1
     torch.rand(3)
     counter = Interrupt()
-    again = trainer(resumed, make(), callbacks=[counter], checkpoint=path).fit()
+    again = trainer(resumed, make(), callbacks=[counter], checkpoint=path, **options()).fit()
     assert_equal_states(whole, resumed)
     assert again.losses == log.losses
     assert counter.seen == 12

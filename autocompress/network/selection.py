@@ -23,6 +23,7 @@ from autocompress.network.live_network import (
     storage_key,
     unwrap,
 )
+from autocompress.network.reparametrized import normalized, prune_masks
 
 Ignore = Sequence[str | type[nn.Module]]
 
@@ -38,6 +39,8 @@ class Selection:
         raw: names kept bit for bit, with the reason.
         aliases: name of a shared tensor -> the name that holds it.
         extra: entries of the state_dict that are no tensors (`get_extra_state`): not in the file.
+        masks: name of a compressed or rounded parameter -> the mask of `nn.utils.prune` that is folded into it.
+        normalized: name of a compressed parameter that is divided by its norm -> dimension of the norms.
     """
 
     weights: list[tuple[str, nn.Parameter]]
@@ -46,6 +49,8 @@ class Selection:
     raw: dict[str, str]
     aliases: dict[str, str]
     extra: list[str] = field(default_factory=list)
+    masks: dict[str, str] = field(default_factory=dict)
+    normalized: dict[str, int] = field(default_factory=dict)
 
     @property
     def compressible(self) -> int:
@@ -138,6 +143,11 @@ def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
             result.weights.append((name, parameter))
         if name in parameters and name not in result.aliases:
             _check_has_values(name, parameters[name])
+    mine = {name for name, _ in [*result.weights, *result.sides]}
+    for name, mask in prune_masks(named_modules(model)).items():
+        if name in mine and result.raw.get(mask) == "buffer":
+            result.masks[name], result.raw[mask] = mask, "folded into what it masks"
+    result.normalized.update({name: dim for name, dim in normalized(named_modules(model)).items() if name in mine})
     if not result.weights:
         raise InvalidInputError(
             f"the model has nothing to compress: none of its {len(parameters)} parameters is a floating-point tensor "

@@ -2,20 +2,30 @@
 
     minimise  loss(V)   subject to   V in C = { cost(V) <= budget }
 
-    W <- M W + D (x - V)        x: where the user's optimizer took the parameters from V
-    V <- P(W)                   the projection, every few steps; in between, the nearest V that its tables allow
+    W <- V + m (W - V) + D (x - V)    x: where the user's optimizer took the parameters from V
+    V <- P(W)                         the projection, every few steps; in between, the nearest V that its tables allow
 
 Dual averaging through a projection (Courbariaux et al. 2015; Dockhorn et al. 2021, "ProxConnect"; of pruning alone Lin
-et al. 2020, "dynamic model pruning with feedback"). M and D are diagonal: 1 where V is not zero, 1 - 1/`memory_steps`
-and `pruned_rate` where it is. A weight that is zero in V has no effect, so nothing answers its moves and W walks at
-random there; at the full rate and without end the largest of hundreds of thousands of such walks push out weights that
-the network uses.
+et al. 2020, "dynamic model pruning with feedback"), with two changes. D is diagonal, 1 where V is not zero and
+`pruned_rate` where it is. And W - V is forgotten within `memory_steps`, m = 1 - 1/`memory_steps`. A weight that is zero
+in V has no effect, so nothing answers its moves and W walks at random there: at the full rate and without end the
+largest of hundreds of thousands of such walks push out weights that the network uses. A weight that cannot be what it
+should be, because few values are left to it, is moved the same way for ever: it would ask for more and more bits.
 
-| symbol | here | shape |
+| symbol | meaning | in the code |
 |---|---|---|
-| W | `hidden` | any, per layer |
-| V | `shown`, what the parameters hold between two optimizer steps | as W |
-| P | the projection of the target, called by the compressor | |
+| W | dense weights, hidden while the network runs as V | `LazyProjection.hidden`; under ADMM the parameters |
+| V | compressed network, between two optimizer steps the parameters | `LazyProjection.values`, `Projection.coded` |
+| U | scaled dual variable of ADMM | `Admm.duals` |
+| X | what is projected: W, under ADMM W + U | `LazyProjection.points`, `Admm.points` |
+| C | the networks within the budget | `Constraint` |
+| P | projection onto C | `Constraint.project` |
+| lambda | Lagrange multiplier: squared error per bit | `Projection.price` |
+| rho | weight of the proximal term; never set, see `Admm` | `SolverConstants.admm_contraction` |
+| D | learning rate of pruned weights, relative to the others | `SolverConstants.pruned_rate` |
+| m | the part of W - V that is remembered from step to step, 1 - 1/`memory_steps` | `SolverConstants.memory_steps` |
+| b, n | bits and nonzeros of a layer | `CodedTensor.bits`, `CodedTensor.nonzeros` |
+| K | size of a layer's codebook | `CodedTensor.values` |
 """
 
 from __future__ import annotations
@@ -23,22 +33,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from autocompress.constraints.rate_distortion.fixed_tables import indices_beyond
+from autocompress.constraints.constraint import Rule
+from autocompress.constraints.rate_distortion.fixed_tables import squares_beyond
 from autocompress.network.compressed_tensors import WeightTensor
 from autocompress.network.kernel_tensor import KernelTensor
 from autocompress.numerics.vector_kmeans import nearest
-
-
-class Rule(Protocol):
-    """Which weights of one layer are not zero, and what they are, between two projections."""
-
-    def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns flat indices, int64 [m], and values [m] of the nonzeros of V for W, a contiguous tensor."""
 
 
 class LazyProjection:
@@ -46,6 +50,7 @@ class LazyProjection:
 
     Attributes:
         hidden: W, float32.
+        index, values: int64 [m] and float32 [m] of each tensor: the nonzeros of V, by their place in contiguous memory.
     """
 
     def __init__(
@@ -64,31 +69,32 @@ class LazyProjection:
             idle_decay: what is left, after each update, of a weight whose gradient was exactly zero since the last:
                 it reads a unit that is never active or feeds one that nothing reads, and would be written for nothing.
             fading: whether each tensor may have such weights; not those that most batches do not touch (embeddings).
-            memory_steps: the steps in which a pruned weight forgets all but 1/e of its moves.
+            memory_steps: the steps in which all but 1/e of W - V is forgotten.
         """
         self.weights, self.pruned_rate, self.idle_decay = list(weights), pruned_rate, idle_decay
         self.memory = 1 - 1 / max(1.0, memory_steps)
         self.fading = list(fading) or [False] * len(self.weights)
-        self.activity = [  # the sum of the gradient's magnitudes since the last update
+        self.activity = [  # the sum of the gradient's squares since the last update
             torch.zeros(weight.numel() if fades else 0, device=weight.device)
             for weight, fades in zip(self.weights, self.fading, strict=True)
         ]
         self.hidden = [w.detach().float().clone(memory_format=torch.contiguous_format) for w in self.weights]
-        self.shown = [w.clone() for w in self.hidden]
         self.rules: list[Rule] = []
-        self.index: list[Tensor] = []  # of the nonzeros of V
+        self.index: list[Tensor] = []
+        self.values: list[Tensor] = []
 
     @torch.no_grad()
     def follow(self, relative_lr: float) -> None:
         """Takes what the optimizer did to the parameters since the last call over into W, whatever the rate."""
         for weight, activity in zip(self.weights, self.activity, strict=True):
             if activity.numel() and weight.grad is not None and not weight.grad.is_sparse:
-                activity.add_(weight.grad.abs().flatten())
-        for weight, hidden, shown, index in zip(self.weights, self.hidden, self.shown, self.index, strict=True):
-            move, flat = torch.sub(weight, shown).flatten().float(), hidden.view(-1)
-            kept = flat[index] + move[index]
-            flat.mul_(self.memory).add_(move, alpha=self.pruned_rate)
-            flat[index] = kept
+                gradient = weight.grad.flatten()
+                activity.addcmul_(gradient, gradient)
+        for weight, hidden, index, values in zip(self.weights, self.hidden, self.index, self.values, strict=True):
+            now, flat = weight.detach().flatten(), hidden.view(-1)
+            kept = torch.lerp(values, flat[index], self.memory) + (now[index] - values).float()
+            flat.mul_(self.memory).add_(now, alpha=self.pruned_rate)  # elsewhere V is zero
+            flat.index_copy_(0, index, kept)
 
     @torch.no_grad()
     def points(self) -> list[Tensor]:
@@ -123,27 +129,31 @@ class LazyProjection:
             if rules is not None
             else [nearest_rule(tensor, hidden) for tensor, hidden in zip(coded, self.hidden, strict=True)]
         )
-        self.index = []
-        for hidden, shown, tensor in zip(self.hidden, self.shown, coded, strict=True):
-            shown.copy_(tensor.dense())
-            self.index.append(shown.view(-1).nonzero().view(-1))
-            square += float((hidden - shown).square().sum())
+        self.index, self.values = [], []
+        for hidden, tensor in zip(self.hidden, coded, strict=True):
+            shown = tensor.dense().to(hidden).view(-1)
+            self.index.append(shown.nonzero().view(-1))
+            self.values.append(shown[self.index[-1]])
+            square += float((hidden.view(-1) - shown).square().sum())
         self._show()
         return math.sqrt(square)
 
     @torch.no_grad()
     def between(self) -> None:
         """Moves V to what the rules make of W, and puts it into the parameters."""
-        for number, (hidden, shown, rule) in enumerate(zip(self.hidden, self.shown, self.rules, strict=True)):
-            self.index[number], values = rule.assign(hidden)
-            shown.zero_().view(-1)[self.index[number]] = values
+        for number, (hidden, rule) in enumerate(zip(self.hidden, self.rules, strict=True)):
+            self.index[number], self.values[number] = rule.assign(hidden)
         self._show()
 
     def _show(self) -> None:
-        for weight, shown in zip(self.weights, self.shown, strict=True):
-            weight.copy_(shown)
-            if weight.dtype != shown.dtype:  # what is rounded here is not a move of the optimizer's
-                shown.copy_(weight)
+        for number, (weight, index) in enumerate(zip(self.weights, self.index, strict=True)):
+            weight, in_place = weight.detach(), weight.is_contiguous()
+            flat = (weight if in_place else torch.zeros_like(weight, memory_format=torch.contiguous_format)).view(-1)
+            flat.zero_().index_copy_(0, index, self.values[number].to(flat))
+            if not in_place:
+                weight.copy_(flat.view(weight.shape))
+            if weight.dtype != torch.float32:  # what is rounded here is not a move of the optimizer's
+                self.values[number] = flat[index].float()
 
     @torch.no_grad()
     def end(self) -> None:
@@ -156,22 +166,32 @@ class LazyProjection:
         own = [rule.state_dict() if isinstance(rule, Nearest | NearestKernel) else {} for rule in self.rules]
         return {
             "hidden": self.hidden,
-            "shown": self.shown,
             "index": self.index,
+            "values": self.values,
             "activity": self.activity,
             "rules": own,
         }
 
     def load_state_dict(self, state: dict[str, Any], rules: Sequence[Rule] | None = None) -> None:
         """Restores what `state_dict` returned; `rules` are the target's, where it has its own."""
-        mine, saved = self.hidden + self.shown + self.activity, state["hidden"] + state["shown"] + state["activity"]
-        for tensor, value in zip(mine, saved, strict=True):
+        for tensor, value in zip(self.hidden + self.activity, state["hidden"] + state["activity"], strict=True):
             tensor.copy_(value)
-        self.index = list(state["index"])
+        self.index, self.values = list(state["index"]), list(state["values"])
         own: list[Rule] = [
             NearestKernel(**each) if "codewords" in each else Nearest(**each) for each in state["rules"] if each
         ]
         self.rules = own if own or rules is None or not state["rules"] else list(rules)
+
+
+def dense_layers(model: nn.Module, weights: Sequence[Tensor]) -> list[bool]:
+    """Tells of which weights every batch has a gradient: those of linear layers and convolutions, not of embeddings."""
+    dense = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+        for parameter in module.parameters(recurse=False)
+    }
+    return [id(weight) in dense for weight in weights]
 
 
 @dataclass(frozen=True)
@@ -191,7 +211,7 @@ class Nearest:
     def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Returns indices and values of the nonzeros."""
         flat = weights.view(-1)
-        index = self.support if self.threshold is None else indices_beyond(flat, self.threshold)
+        index = self.support if self.threshold is None else squares_beyond(flat, self.threshold**2)
         if not index.numel() or not self.values.numel():
             return self.support, self.values.new_zeros(self.support.shape)
         return index, self.values[torch.bucketize(flat[index], (self.values[1:] + self.values[:-1]) / 2)]

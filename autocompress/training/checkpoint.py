@@ -100,23 +100,23 @@ class TrainerCallback(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` returned."""
+        pass
 
 
 class Callback:
     """A `TrainerCallback` that does nothing: override what is wanted."""
 
     def on_step(self, trainer: Trainer) -> None:
-        """Does nothing."""
+        pass
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        """Does nothing."""
+        pass
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Does nothing."""
+        pass
 
 
 @dataclass
@@ -163,6 +163,7 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.scheduler.state_dict(),
         "callbacks": [callback.state_dict() for callback in trainer.callbacks],
+        "taught": trainer.taught.state_dict(),
         "random": random_states(),
         "data_order": data_order_state(trainer.train_batches),
         "log": vars(trainer.log),
@@ -193,6 +194,8 @@ def restore_run(trainer: Trainer, saved: dict[str, Any]) -> None:
     trainer.scheduler.load_state_dict(saved["scheduler"])
     for callback, state in zip(trainer.callbacks, saved["callbacks"], strict=True):
         callback.load_state_dict(state)
+    if "taught" in saved:  # not in what an earlier version wrote
+        trainer.taught.load_state_dict(saved["taught"])
     restore_random_states(saved["random"])
     restore_data_order(trainer.train_batches, saved["data_order"])
     trainer.log = TrainingLog(**saved["log"])

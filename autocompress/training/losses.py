@@ -1,7 +1,8 @@
-"""The default loss and metric (classification), and the loss of distillation."""
+"""The default loss and metric (classification), and distillation: its loss, and a teacher's outputs."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
 from autocompress.network.live_network import copy_network, tensors_in
+from autocompress.training.batches import split_batch
 
 IGNORED_TARGET = -100  # torch's own convention for targets that do not count
 
@@ -55,7 +57,6 @@ class MinusLoss:
         self.loss = loss
 
     def __call__(self, output: Any, target: Any) -> Tensor:
-        """Returns scores [n]."""
         counted = [part for part in [*tensors_in(target), *tensors_in(output)] if part.ndim]
         return -self.loss(output, target).detach().reshape(1).expand(len(counted[0]) if counted else 1)
 
@@ -153,3 +154,140 @@ def distillation_from(
     if loss is not classification_loss or not weight:
         return None
     return Distillation(copy_network(teacher, device=device).eval(), weight, temperature)
+
+
+# What may be remembered of a teacher; a key and its place in a dict take about so many bytes themselves.
+REMEMBERED_BYTES = 1 << 26
+_KEY_BYTES = 200
+# After the first epoch at least one example in so many has to be known, once so many were asked for.
+_KNOWN_ONE_IN, _ASKED = 100, 200
+# Outputs of one example in two batches agree to so much of the largest, in bfloat16, too.
+_AGREEMENT = 0.05
+
+
+class TeacherOutputs:
+    """A teacher's outputs by example: where training goes through the same inputs again they are computed once.
+
+    Examples are known by a hash of their inputs, whatever loader gives them. Nothing is remembered of inputs that
+    hardly ever come back (augmentation in many ways), of outputs that depend on the rest of the batch, of more than
+    `REMEMBERED_BYTES`, and on a GPU, where the teacher takes less time than the hash. In another batch the last bits of
+    an output may differ, so what is remembered belongs into a checkpoint.
+
+    Attributes:
+        active: whether outputs are remembered.
+    """
+
+    def __init__(self, compute: Callable[[Any], Any], device: torch.device) -> None:
+        """Remembers nothing yet.
+
+        Args:
+            compute: returns the teacher's outputs for a batch, without a gradient.
+            device: of the batches.
+        """
+        self.compute, self.active = compute, device.type == "cpu"
+        self._rows: dict[bytes, int] = {}
+        self._outputs: Tensor | None = None
+        self._asked, self._known = 0, 0
+
+    def __call__(self, batch: Any, *, again: bool) -> Any:
+        """Returns the teacher's outputs for a batch; `again`: whether all inputs may have been seen before."""
+        keys = _example_keys(batch) if self.active else None
+        if keys is None:
+            return self.compute(batch)
+        if self._outputs is None:
+            return self._begin(batch, keys)
+        missing = [place for place, key in enumerate(keys) if key not in self._rows]
+        if again:
+            self._asked, self._known = self._asked + len(keys), self._known + len(keys) - len(missing)
+        if self._asked >= _ASKED and self._known * _KNOWN_ONE_IN < self._asked:
+            self._forget()
+            return self.compute(batch)
+        if missing and not self._remember(keys, missing, self.compute(_part_of(batch, missing))):
+            self._forget()
+            return self.compute(batch)
+        return self._outputs[torch.tensor([self._rows[key] for key in keys])]
+
+    def _begin(self, batch: Any, keys: list[bytes]) -> Any:
+        """Returns the outputs of the first batch, and remembers them if every other example alone has the same."""
+        output = self.compute(batch)
+        rows = _rows_of(output, len(keys))
+        chosen = list(range(0, len(keys), 2))
+        alone = None if rows is None else _rows_of(self.compute(_part_of(batch, chosen)), len(chosen))
+        if rows is None or alone is None or not rows.numel() or _differ(rows[::2], alone):
+            self._forget()
+            return output
+        self._outputs = rows[:0]
+        if not self._remember(keys, list(range(len(keys))), rows):
+            self._forget()
+        return output
+
+    def _remember(self, keys: list[bytes], places: list[int], output: Any) -> bool:
+        """Adds the outputs of the examples at some places; returns False where they cannot be kept."""
+        rows = _rows_of(output, len(places))
+        if rows is None or self._outputs is None or rows.shape[1:] != self._outputs.shape[1:]:
+            return False
+        new = {keys[place]: number for number, place in enumerate(places)}
+        self._rows |= {key: len(self._outputs) + number for number, key in enumerate(new)}
+        self._outputs = torch.cat([self._outputs, rows[torch.tensor(list(new.values()))]])
+        return self._outputs.nbytes + _KEY_BYTES * len(self._rows) <= REMEMBERED_BYTES
+
+    def _forget(self) -> None:
+        self.active, self._rows, self._outputs = False, {}, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that is remembered."""
+        keys = torch.frombuffer(bytearray(b"".join(self._rows)), dtype=torch.uint8) if self._rows else None
+        counted = [self._asked, self._known]
+        return {"active": self.active, "keys": keys, "outputs": self._outputs, "counted": counted}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.active = self.active and state["active"]
+        self._outputs, (self._asked, self._known) = state["outputs"], state["counted"]
+        keys = b"" if state["keys"] is None else state["keys"].numpy().tobytes()
+        size = hashlib.sha1(usedforsecurity=False).digest_size
+        self._rows = {keys[start : start + size]: start // size for start in range(0, len(keys), size)}
+
+
+def _rows_of(output: Any, count: int) -> Tensor | None:
+    """Returns the logits of so many examples, or None where an output has none, or not one row for each."""
+    try:
+        logits = logits_of(output)
+    except InvalidInputError:
+        return None
+    return logits if logits.ndim and len(logits) == count else None
+
+
+def _differ(outputs: Tensor, others: Tensor) -> bool:
+    """Tells whether the outputs for the same examples are not the same, but for rounding."""
+    if outputs.shape != others.shape:
+        return True
+    return not bool((outputs - others).abs().max() <= _AGREEMENT * outputs.abs().max())
+
+
+def _part_of(batch: Any, places: list[int]) -> Any:
+    """Returns a batch with the inputs of some of its examples, whose targets nobody reads."""
+    args, kwargs, target = split_batch(batch)
+    index = torch.tensor(places)
+    if kwargs:
+        return {name: value[index] for name, value in kwargs.items()} | {"target": target}
+    return (*(value[index] for value in args), target)
+
+
+def _example_keys(batch: Any) -> list[bytes] | None:
+    """Returns a hash of the inputs of each example of a batch, or None where they cannot be told apart."""
+    args, kwargs, _ = split_batch(batch)
+    parts = [*args, *(kwargs[name] for name in sorted(kwargs))]
+    if not all(isinstance(part, Tensor) and part.layout == torch.strided and part.ndim for part in parts):
+        return None
+    if not parts or any(len(part) != len(parts[0]) or not part.numel() for part in parts):
+        return None
+    kinds = [(part.dtype, part.shape[1:]) for part in parts]
+    begun = hashlib.sha1(repr((sorted(kwargs), kinds)).encode(), usedforsecurity=False)
+    rows = [part.contiguous().view(len(part), -1).view(torch.uint8).numpy() for part in parts]
+    keys = []
+    for example in zip(*rows, strict=True):
+        digest = begun.copy()
+        for row in example:
+            digest.update(row)
+        keys.append(digest.digest())
+    return keys

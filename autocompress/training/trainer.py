@@ -29,8 +29,15 @@ from autocompress.training.checkpoint import (
     save_checkpoint,
 )
 from autocompress.training.learning_rate import find_learning_rate
-from autocompress.training.losses import Distillation, OutputDistillation, carried_loss, classification_loss
+from autocompress.training.losses import (
+    Distillation,
+    OutputDistillation,
+    TeacherOutputs,
+    carried_loss,
+    classification_loss,
+)
 from autocompress.training.random_state import seed_data_order, seeded, set_epoch
+from autocompress.training.ranks import ranks_of
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer, make_scheduler
 
 logger = logging.getLogger(__name__)
@@ -52,6 +59,7 @@ class Trainer:
         step: optimizer steps done.
         epoch: epochs done.
         open_epoch: the one that is under way, else None.
+        taught: the teacher's outputs.
         callbacks: called in order; may be appended to before `fit`.
     """
 
@@ -99,12 +107,14 @@ class Trainer:
         self.total_steps = epochs * self.steps_per_epoch
         self.device = default_device(device)
         self.bfloat16 = uses_bfloat16(precision, self.device)
-        self.seed, self.progress, self.checkpoint = seed, progress, checkpoint
+        self.ranks = ranks_of(model)
+        self.seed, self.progress, self.checkpoint = seed, progress and self.ranks.is_first, checkpoint
         # Convolutions are 1.1 to 1.9 times faster with the channels last in memory, on CPUs as well.
         convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
         self.memory_format = torch.channels_last if convolves else None
         self.model = model.to(self.device)
         self.distillation = distillation
+        self.taught = TeacherOutputs(self._teach, self.device)
         if distillation is not None:
             distillation.teacher.to(self.device).eval()
             if self.memory_format is not None:
@@ -112,10 +122,8 @@ class Trainer:
         self.callbacks: list[TrainerCallback] = list(callbacks)
         self.step, self.epoch, self.log = 0, 0, TrainingLog()
         self.open_epoch: OpenEpoch | None = None
-        if checkpoint is not None:
-            remove_leftovers(checkpoint)
-        self._saved = load_checkpoint(checkpoint) if checkpoint and checkpoint.exists() else state
-        self.learning_rate = self._peak_learning_rate()
+        self._saved = state if checkpoint is None else self.ranks.decided(lambda: _read(checkpoint)) or state
+        self.learning_rate = self.ranks.decided(self._peak_learning_rate)
         self.optimizer = make_optimizer(self.model, recipe, self.learning_rate)
         self.scheduler = make_scheduler(self.optimizer, self.total_steps, recipe.warmup_fraction)
 
@@ -163,7 +171,7 @@ class Trainer:
             if self.checkpoint is not None and now - saved >= SECONDS_BETWEEN_CHECKPOINTS:
                 self._check_finite(losses)
                 self.log.wall_seconds, started, saved = self.log.wall_seconds + now - started, now, now
-                save_checkpoint(self.checkpoint, run_state(self))
+                self._save_checkpoint()
         self._check_finite(losses)
         self.epoch, self.open_epoch = self.epoch + 1, None
         for callback in self.callbacks:
@@ -172,7 +180,10 @@ class Trainer:
         self.log.gradient_steps = self.step
         self.log.wall_seconds += time.perf_counter() - started
         logger.info("epoch %d/%d: loss %.4f", self.epoch, self.epochs, self.log.losses[-1])
-        if self.checkpoint is not None:
+        self._save_checkpoint()
+
+    def _save_checkpoint(self) -> None:
+        if self.checkpoint is not None and self.ranks.is_first:
             save_checkpoint(self.checkpoint, run_state(self))
 
     def _train_step(self, batch: Any) -> Tensor:
@@ -182,15 +193,19 @@ class Trainer:
             output, target = forward_in_training(self.model, batch, with_target=self.loss is carried_loss)
         value = self.loss(output, target)
         if self.distillation is not None:
-            with torch.no_grad(), autocast(self.bfloat16, self.device):
-                teacher_output, _ = forward(self.distillation.teacher, batch)
-            value = self.distillation.loss(output, teacher_output, value)
+            value = self.distillation.loss(output, self.taught(batch, again=self.epoch > 0), value)
         value.backward()  # type: ignore[no-untyped-call]
         dense_gradients(self.model.parameters())
         nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
         self.optimizer.step()
         self.step += 1
         return value.detach()
+
+    def _teach(self, batch: Any) -> Any:
+        """Returns the teacher's outputs for a batch."""
+        assert self.distillation is not None
+        with torch.no_grad(), autocast(self.bfloat16, self.device):
+            return forward(self.distillation.teacher, batch)[0]
 
     def _check_finite(self, losses: list[Tensor]) -> None:
         bad = (~torch.isfinite(torch.stack(losses))).nonzero()
@@ -223,6 +238,12 @@ class Trainer:
     def _bar(self) -> Any:
         hidden = not self.progress or not sys.stderr.isatty()
         return tqdm(total=self.total_steps, initial=self.step, file=sys.stderr, disable=hidden, unit="step")
+
+
+def _read(checkpoint: Path) -> dict[str, Any] | None:
+    """Returns a checkpoint, None where there is none yet; what a killed run left half-written is removed."""
+    remove_leftovers(checkpoint)
+    return load_checkpoint(checkpoint) if checkpoint.exists() else None
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from autocompress.constraints.rate_distortion.assignment import LayerTables, lower_envelope
 from autocompress.constraints.rate_distortion.projection import PricedState
-from autocompress.constraints.rate_distortion.rates import as_matrix
 from autocompress.energy.accelerator import EnergyBudget
 
 
@@ -36,31 +35,34 @@ class FixedTables:
         kept, between = lower_envelope(values.astype(float), offsets.astype(float))
         self.values = tables.values.to(device)[torch.as_tensor(kept, device=device)]
         self.between = torch.as_tensor(between, dtype=torch.float32, device=device)
-        code_bits = lengths.code_bits.to(device)[torch.as_tensor(kept, device=device)]
-        self.code_price = price * code_bits + nonzero_price
-        self.row_price, self.column_price = (
-            price * bits.to(device) for bits in (lengths.row_bits, lengths.column_bits)
-        )
-        # Whatever its code, a nonzero takes at most the square of its weight off the error. The hair is for rounding.
-        self.floors = torch.full((0, 0), math.inf, device=device)
+        code_price = price * lengths.code_bits.to(device)[torch.as_tensor(kept, device=device)] + nonzero_price
+        # What the cheapest nonzero costs at each place, and how much more each code does.
+        self.cheapest = torch.full((0, 0), math.inf, device=device)
+        self.code_price = code_price
         if len(self.values):
-            cheapest = self.code_price.min() + self.row_price[:, None] + self.column_price
-            self.floors = cheapest.clamp_(min=0).sqrt_().mul_(1 - 1e-5)
+            self.code_price = code_price - code_price.min()
+            rows, columns = (price * bits.to(device) for bits in (lengths.row_bits, lengths.column_bits))
+            self.cheapest = (rows + code_price.min())[:, None] + columns
+
+    @property
+    def smallest(self) -> float:
+        """The least magnitude of a nonzero."""
+        return float(self.values.abs().min()) if len(self.values) else 1.0
 
     def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the flat indices, int64 [m], and the values, float32 [m], of the nonzeros of W, a contiguous tensor.
 
         At least one, the largest, where there is any value to give it.
         """
-        flat, columns = weights.view(-1), as_matrix(weights).shape[1]
+        flat, cheapest = weights.view(-1), self.cheapest.view(-1)
         if not len(self.values):
             return torch.zeros(0, dtype=torch.int64, device=flat.device), self.values
-        index = indices_beyond(flat, self.floors.view(-1))
+        # Whatever its code, a nonzero takes at most the square of its weight off the error.
+        index = squares_beyond(flat, cheapest)
         x = flat[index]
         code = torch.bucketize(x, self.between)
         value = self.values[code]
-        cost = self.code_price[code] + self.row_price[index // columns] + self.column_price[index % columns]
-        worth = value * (2 * x - value) > cost
+        worth = value * (2 * x - value) > self.code_price[code] + cheapest[index]
         index, value = index[worth], value[worth]
         if not index.numel():
             index = flat.abs().argmax().view(1)
@@ -68,12 +70,12 @@ class FixedTables:
         return index, value
 
 
-def indices_beyond(weights: Tensor, magnitude: Tensor | float) -> Tensor:
-    """Returns indices, int64 [m] ascending: the elements of a vector above a magnitude, or each above its own."""
+def squares_beyond(weights: Tensor, least: Tensor | float) -> Tensor:
+    """Returns indices, int64 [m] ascending: the elements of a vector whose square is above `least`, or each its own."""
     if weights.device.type == "cpu":  # numpy looks through them in a fifth of the time
-        limit = magnitude.numpy() if isinstance(magnitude, Tensor) else magnitude
-        return torch.from_numpy(np.flatnonzero(np.abs(weights.numpy()) > limit))
-    return (weights.abs() > magnitude).nonzero().view(-1)
+        limit = least.numpy() if isinstance(least, Tensor) else least
+        return torch.from_numpy(np.flatnonzero(np.square(weights.numpy()) > limit))
+    return (weights.square() > least).nonzero().view(-1)
 
 
 def fixed_tables(state: PricedState, energy: EnergyBudget | None, device: torch.device) -> list[FixedTables]:
