@@ -348,7 +348,11 @@ def test_cells_on_a_cluster_outlive_a_node(tmp_path: Path, monkeypatch: pytest.M
     killer.start()
     try:
         cells, store = cells_of(make_spec(5)), Store(folder)
-        executor = ClusterExecutor(cluster.address, CONDITIONS, function=fake_cells.run)
+        searches = [tmp_path / "searches" / f"{cell.hash}-abc" for cell in cells]
+        for search in searches:
+            search.mkdir(parents=True)
+        conditions = replace(CONDITIONS, storage=str(tmp_path / "searches"))
+        executor = ClusterExecutor(cluster.address, conditions, function=fake_cells.run)
         assert executor.room == 2
         assert run_cells(cells, store, executor) == 10
         killer.join()
@@ -356,6 +360,7 @@ def test_cells_on_a_cluster_outlive_a_node(tmp_path: Path, monkeypatch: pytest.M
         starts = Counter(lines_of(folder, "start"))
         assert set(starts) == {f"{cell.name} {cell.seed}" for cell in cells}
         assert 1 <= sum(starts.values()) - len(cells) <= 2
+        assert not any(search.exists() for search in searches)
     finally:
         cluster.shutdown()
         ray.cloudpickle.unregister_pickle_by_value(fake_cells)
