@@ -409,13 +409,12 @@ def test_a_name_as_long_as_the_file_system_allows(tmp_path, capsys):
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     (tmp_path / "run").mkdir()
     left = [tmp_path / ".net.safetensors.ab.part", tmp_path / "run" / ".compress.checkpoint.cd.part"]
-    left.append(tmp_path / "run" / "compress.checkpointxyz.tmp")  # as an earlier release named them
     others = [tmp_path / ".other.safetensors.ab.part", tmp_path / "run" / "notes.tmp"]
     for file in left + others:
         file.touch()
     arguments = ["--weights", "dense.pt", "--epochs", "1", "--resume", str(tmp_path / "run")]
     assert main(compress_arguments(tmp_path / "net.safetensors", *arguments)) == 0
-    assert [file.exists() for file in left] == [False] * 3
+    assert [file.exists() for file in left] == [False] * 2
     assert all(file.exists() for file in others)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 import autocompress as ac
 from autocompress.errors import InfeasibleTargetError, InvalidInputError, TrainingDivergedError
 from autocompress.network.selection import select
+from autocompress.solver.phases import FineTuningPhase
 from autocompress.training.checkpoint import Callback
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
@@ -327,7 +328,41 @@ def test_a_scaler_that_skips_steps_and_overflowing_gradients() -> None:
     assert compressor.run.fine_tuning is not None
     result = compressor.finish()
     assert result.file_bytes <= 400
+    assert result.outcome.skipped_steps == 1
     assert all(torch.isfinite(tensor).all() for tensor in result.model.state_dict().values())
+
+
+def train_with_broken_gradients(model: nn.Module, compressor: ac.Compressor, good: set[int]) -> int:
+    """Trains to the end; returns the steps of fine-tuning, of which only these numbers, from 0, have good gradients."""
+    count = 0
+    for number in range(compressor.total_steps):
+        x, y = batch(number)
+        nn.functional.cross_entropy(model(x), y).backward()
+        if isinstance(compressor.run.phase, FineTuningPhase):
+            if count not in good:
+                model.head.weight.grad.fill_(float("nan"))
+            count += 1
+        else:
+            compressor.optimizer.step()
+        compressor.step()
+        compressor.optimizer.zero_grad()
+    return count
+
+
+@pytest.mark.parametrize("target", ["400B", "drop:50"])
+@pytest.mark.parametrize("good", [set(), {4}, set(range(5, 100))])
+def test_gradients_that_are_not_finite_are_counted_over_the_whole_of_fine_tuning(target: str, good: set[int]) -> None:
+    model = make()
+    compressor = compressor_of(model, target=target, total_steps=100, evaluate=lambda _: 0.9)
+    steps = train_with_broken_gradients(model, compressor, good)
+    assert steps >= 10
+    if not good:
+        with pytest.raises(TrainingDivergedError, match="no step of fine-tuning had a finite gradient"):
+            compressor.finish()
+    else:
+        outcome = compressor.finish().outcome
+        assert outcome.skipped_steps == steps - len(good & set(range(steps)))
+        assert f"{outcome.skipped_steps} steps of fine-tuning were skipped" in " ".join(outcome.notes)
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])

@@ -31,7 +31,7 @@ PARSERS = {
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r'\]\(([^)\s]+)\)|(?:src|href)="([^"]+)"')
-PATH = re.compile(r"(?:autocompress|baselines|studies|tests|docs)/[\w./-]+")
+PATH = re.compile(r"(?:autocompress|baselines|studies|tests|docs|examples)/[\w./-]+")
 # Words of our own where the field has a term.
 OURS = r"twins?|anchors?|pull(?:s|ed)?|births?|hold together|errs|goes dead|price of|dearest|says? backwards"
 
@@ -120,7 +120,7 @@ def options_of(parser: ArgumentParser) -> set[str]:
 
 
 OPTIONS = set().union(*map(options_of, PARSERS.values()))
-ELSEWHERE = {"--strict", "--steps"}  # of mkdocs, and of an experiment
+ELSEWHERE = {"--strict", "--steps", "--nproc-per-node"}  # of mkdocs, of an experiment, of torchrun
 
 
 @every_page
@@ -174,7 +174,7 @@ def test_the_notation_is_that_of_the_code():
     own = [line for line in source.splitlines() if line.startswith("| ")]
     assert len(own) > 10
     assert own == table[: len(own)]  # one table in two places
-    for code in (code for line in own[1:] for code in CODE.findall(line)):
+    for code in (code for line in own[1:] for code in CODE.findall(line.split("|")[3])):
         kind, _, name = code.partition(".")
         assert (name or kind) in defined(kind), code
 

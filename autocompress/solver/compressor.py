@@ -188,6 +188,8 @@ class Compressor:
                 self.total_steps,
             )
         values = self.run.end()
+        if FEWEST_STEPS <= self.run.fine_tuning_steps == self.run.skipped_steps:
+            raise TrainingDivergedError("no step of fine-tuning had a finite gradient: the training diverged")
         if self.quality is not None:
             candidates, judged_by = self.quality.files, "the promise"
         else:
@@ -210,7 +212,7 @@ class Compressor:
             scores={} if self.quality is not None else candidates.scores,
             zero_layers=zero_layers(chosen.state),
             layers=len(chosen.state.coded),
-            skipped_steps=values.skipped_steps,
+            skipped_steps=self.run.skipped_steps,
             greedy=self.run.greedy,
             promise_kept=None if result.promise is None else result.promise["kept"],
         )
@@ -231,8 +233,6 @@ class Compressor:
         if val is not None and evaluate is None:
             check_validation(self.network.model, val, next(self.network.model.parameters()).device)
             evaluate, judged_by = self.ranks.averaged(partial(_minus_loss, batches=val)), "the loss on val="
-        if FEWEST_STEPS <= values.step_count == values.skipped_steps:
-            raise TrainingDivergedError("no step of fine-tuning had a finite gradient: the training diverged")
         files = {TRAINED: self.run.file(values, self.method, train)}
         if evaluate is not None and self.steps:
             if values.step_count:

@@ -42,7 +42,6 @@ class FineTuning:
 
     Attributes:
         coded: the assignments with their latest values.
-        skipped_steps: those whose gradients were not finite.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class FineTuning:
                 one-dimensional tensors as a part of the median of those over the layers.
         """
         self.weights, self.sides, self.side_grids = list(weights), list(sides), list(side_grids)
-        self.total_steps, self.step_count, self.skipped_steps = total_steps, 0, 0
+        self.total_steps, self.step_count = total_steps, 0
         self.codes = [_codes_of(c).to(w.device) for c, w in zip(coded, weights, strict=True)]
         self.index = [codes.flatten().nonzero().flatten() for codes in self.codes]
         self.values = [c.values.clone().to(w.device) for c, w in zip(coded, weights, strict=True)]
@@ -106,8 +105,9 @@ class FineTuning:
             side.copy_(latent if grid is None else grid.round(latent).dense())
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Takes one Adam step from the gradients that the parameters hold; a step with a non-finite one is skipped.
+    def step(self) -> bool:
+        """Takes one Adam step from the gradients that the parameters hold; returns False, and skips it, if one of
+        them is not finite.
 
         Raises:
             InvalidInputError: there are no gradients.
@@ -117,7 +117,8 @@ class FineTuning:
         gradients = [w.grad for w in self.weights] + [s.grad for s in self.sides]
         if all(g is None for g in gradients):
             raise InvalidInputError("the model has no gradients: call compressor.step() before optimizer.zero_grad()")
-        if all(g is None or bool(torch.isfinite(g).all()) for g in gradients):
+        finite = all(g is None or bool(torch.isfinite(g).all()) for g in gradients)
+        if finite:
             for values, index, codes, weight in zip(self.values, self.index, self.codes, self.weights, strict=True):
                 values.grad = None
                 if weight.grad is not None and values.numel():
@@ -129,14 +130,12 @@ class FineTuning:
             for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                 group["lr"] = peak * decay
             self.optimizer.step()
-        else:
-            self.skipped_steps += 1
         self.write()
+        return finite
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "step_count": self.step_count,
-            "skipped_steps": self.skipped_steps,
             "shapes": [list(weight.shape) for weight in self.weights],
             "codes": [codes.to(torch.int16) for codes in self.codes],
             "values": self.values,
@@ -155,7 +154,7 @@ class FineTuning:
         coded = [CodedTensor(c, v) for c, v in zip(state["codes"], state["values"], strict=True)]
         grids = [None if grid is None else SideGrid(*grid) for grid in state["side_grids"]]
         phase = cls(weights, coded, sides, grids, state["total_steps"])
-        phase.step_count, phase.skipped_steps = state["step_count"], state["skipped_steps"]
+        phase.step_count = state["step_count"]
         for mine, saved in zip(phase.latents + phase.start, state["latents"] + state["start"], strict=True):
             mine.copy_(saved)
         phase.optimizer.load_state_dict(state["optimizer"])

@@ -126,7 +126,8 @@ class FineTuningPhase:
         if self.values is None:  # goes on from the weights of another run
             self.begin()
         assert self.values is not None
-        self.values.step()
+        self.run.fine_tuning_steps += 1
+        self.run.skipped_steps += not self.values.step()
         if self.run.ranks.size > 1:
             self.run.ranks.share(self.values.values + self.values.latents)
             self.values.write()
@@ -156,6 +157,8 @@ class Run:
         history: one entry per projection: step, residual, error, price, nonzeros.
         steps: of the optimizer, so far.
         greedy: whether the last projection was a greedy rule's answer.
+        fine_tuning_steps: of all phases of fine-tuning, so far.
+        skipped_steps: those of them whose gradients were not finite.
         given: all parameters and buffers as they were given.
     """
 
@@ -172,7 +175,7 @@ class Run:
         self.network, self.method, self.solver = network, method, solver
         self.rate, self.ranks, self.constants = rate, ranks, constants
         self.phases: list[Phase] = []
-        self.number = self.steps = 0
+        self.number = self.steps = self.fine_tuning_steps = self.skipped_steps = 0
         self.history: list[dict[str, float]] = []
         self.greedy = False
         self.given = [tensor.detach().cpu().clone() for tensor in all_tensors(network.model)]
@@ -265,6 +268,7 @@ class Run:
         """Returns everything that a resumed run needs besides model and optimizer: tensors, numbers, containers."""
         return {
             "steps": self.steps,
+            "fine_tuning": [self.fine_tuning_steps, self.skipped_steps],
             "peaks": self.rate.peaks,
             "history": self.history,
             "given": self.given,
@@ -276,6 +280,7 @@ class Run:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned; the model's own weights are the caller's to restore, first."""
         self.steps, self.rate.peaks = state["steps"], list(state["peaks"])
+        self.fine_tuning_steps, self.skipped_steps = state["fine_tuning"]
         self.history, self.given = list(state["history"]), list(state["given"])
         self.method.load_state_dict(state["method"])
         self.number = state["number"]

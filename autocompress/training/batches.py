@@ -206,6 +206,16 @@ def uses_bfloat16(precision: str, device: torch.device) -> bool:
     return precision == "bf16"
 
 
-def autocast(enabled: bool, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Returns the bfloat16 autocast context of `device`, or one that does nothing."""
-    return torch.autocast(device.type, torch.bfloat16) if enabled else contextlib.nullcontext()
+@contextlib.contextmanager
+def autocast(enabled: bool, device: torch.device) -> Iterator[None]:
+    """Is the bfloat16 autocast context of `device`, or one that does nothing."""
+    if not enabled:
+        yield
+        return
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # attention's kernels for evaluation take no autocast on a CPU
+    try:
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)

@@ -79,7 +79,9 @@ class CondensaRun:
     def compressed(self) -> nn.Module:
         """Returns a copy of the network as the last C step compressed it."""
         network = copy_network(self.network.model)
-        network.load_state_dict(network.state_dict() | self.solver.state.twins)
+        with torch.no_grad():
+            for name, twin in self.solver.state.twins.items():  # a tied weight has one name here, two in a state_dict
+                network.get_parameter(name).copy_(twin)
         return network
 
     def finish(self) -> tuple[CompressedState, bytes]:
