@@ -62,7 +62,7 @@ class Ownership:
 
     def holds(self, trial_id: int) -> bool:
         """Tells whether a trial is still this search's own: one that stood still too long may have been taken over."""
-        owner = self._storage.get_trial(trial_id).user_attrs.get(OWNER, {})
+        owner = self._storage.get_trial(trial_id).user_attrs.get(OWNER) or {}
         return bool(owner.get("token") == self.token)
 
     def let_go(self, trial_id: int) -> None:

@@ -134,6 +134,8 @@ class Proposals:
             return False
         try:
             self.storage.set_trial_user_attr(trial_id, LOSSES, int(now.user_attrs.get(LOSSES, 0)) + 1)
+            # Or whoever looks between the next claim and its owner's name would take it for left behind once more.
+            self.storage.set_trial_user_attr(trial_id, OWNER, None)
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
         except UpdateFinishedTrialError:
             return False
