@@ -349,11 +349,14 @@ def train_with_broken_gradients(model: nn.Module, compressor: ac.Compressor, goo
     return count
 
 
-@pytest.mark.parametrize("target", ["400B", "drop:50"])
-@pytest.mark.parametrize("good", [set(), {4}, set(range(5, 100))])
-def test_gradients_that_are_not_finite_are_counted_over_the_whole_of_fine_tuning(target: str, good: set[int]) -> None:
+@pytest.mark.parametrize(
+    ("target", "total", "good"), [("400B", 100, set()), ("drop:50", 60, set()), ("drop:50", 60, {4, 9})]
+)
+def test_gradients_that_are_not_finite_are_counted_over_the_whole_of_fine_tuning(
+    target: str, total: int, good: set[int]
+) -> None:
     model = make()
-    compressor = compressor_of(model, target=target, total_steps=100, evaluate=lambda _: 0.9)
+    compressor = compressor_of(model, target=target, total_steps=total, evaluate=lambda _: 0.9)
     steps = train_with_broken_gradients(model, compressor, good)
     assert steps >= 10
     if not good:

@@ -29,17 +29,23 @@ STUDY = """
 from studies.design.spec import StudySpec, TaskSpec
 SPEC = StudySpec(
     "mine", [TaskSpec("small_task:make_model", "small_task:loaders", reference_epochs=30)],
-    ["compressor", "random"], ["20x"], [0, 1], final_epochs=30, trial_epochs=5, description="Clusters",
+    ["compressor", "random"], ["20x"], [0], trials=6, final_epochs=20, trial_epochs=2, description="Clusters",
 )
 """
 
 
 def result_of_study(folder: Path) -> Any:
     """Returns the records by cell without what differs from run to run."""
-    times = {"started", "wall_seconds", "device_seconds", "peak_memory_bytes"}
     paths = sorted(folder.glob("results/mine/records/*.json"))
-    records = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
-    return {name: {k: v for k, v in record.items() if k not in times} for name, record in records.items()}
+    return {path.name: untimed(json.loads(path.read_text(encoding="utf-8"))) for path in paths}
+
+
+def untimed(value: Any) -> Any:
+    """Returns a part of a record without its times, and without the memory that processes took."""
+    if isinstance(value, dict):
+        times = {"started", "wall_seconds", "device_seconds", "peak_memory_bytes"}
+        return {key: untimed(part) for key, part in value.items() if key not in times}
+    return [untimed(part) for part in value] if isinstance(value, list) else value
 
 
 def result_of_search(folder: Path) -> Any:

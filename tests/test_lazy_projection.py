@@ -41,12 +41,13 @@ def test_the_distance_of_w_from_v_is_forgotten() -> None:
     lazy = LazyProjection([w], pruned_rate=0.5, memory_steps=4)
     lazy.points()
     lazy.update([coded([[1.0, 0.0]])])
-    for _ in range(3):  # by the same move each: d (3/4)^3 + D * 0.2 (1 + 3/4 + (3/4)^2), d = W - V at first
+    kept, pruned = 0.5, 0.25
+    for memory in (1 - 1 / 16, 1 - 2 / 16, 1 - 3 / 16, 1 - 1 / 4, 1 - 1 / 4):
         w -= 0.2
         lazy.follow(1.0)
         w.copy_(torch.tensor([[1.0, 0.0]]))
-    forgotten, moved = 0.75**3, 0.2 * (1 + 0.75 + 0.75**2)
-    assert lazy.hidden[0].tolist() == [pytest.approx([1 + 0.5 * forgotten - moved, 0.25 * forgotten - 0.5 * moved])]
+        kept, pruned = memory * kept - 0.2, memory * pruned - 0.5 * 0.2
+        assert lazy.hidden[0].tolist() == [pytest.approx([1 + kept, pruned])]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

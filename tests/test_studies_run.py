@@ -335,7 +335,7 @@ def test_cells_on_a_cluster_outlive_a_node(tmp_path: Path, monkeypatch: pytest.M
     folder = tmp_path / "fake"
     ray.cloudpickle.register_pickle_by_value(fake_cells)  # the cluster does not know the folder of the tests
     monkeypatch.setenv("FAKE_LOG", str(log_of(folder)))
-    monkeypatch.setenv("FAKE_SECONDS", "1")
+    monkeypatch.setenv("FAKE_SECONDS", "5")  # a cell that runs is still running when its node is gone
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
@@ -348,11 +348,16 @@ def test_cells_on_a_cluster_outlive_a_node(tmp_path: Path, monkeypatch: pytest.M
     killer.start()
     try:
         cells, store = cells_of(make_spec(5)), Store(folder)
-        executor = ClusterExecutor(cluster.address, CONDITIONS, function=fake_cells.run)
+        searches = [tmp_path / "searches" / f"{cell.hash}-abc" for cell in cells]
+        for search in searches:
+            search.mkdir(parents=True)
+        conditions = replace(CONDITIONS, storage=str(tmp_path / "searches"))
+        executor = ClusterExecutor(cluster.address, conditions, function=fake_cells.run)
         assert executor.room == 2
         assert run_cells(cells, store, executor) == 10
         killer.join()
         assert untimed(store.read()) == expected(cells)
+        assert not any(search.exists() for search in searches)
         starts = Counter(lines_of(folder, "start"))
         assert set(starts) == {f"{cell.name} {cell.seed}" for cell in cells}
         assert 1 <= sum(starts.values()) - len(cells) <= 2

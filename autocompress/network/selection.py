@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from autocompress.errors import InvalidInputError
@@ -20,6 +19,7 @@ from autocompress.network.live_network import (
     named_parameters,
     named_tensors,
     refuse_partial_overlap,
+    refuse_unfinished,
     storage_key,
     unwrap,
 )
@@ -105,9 +105,7 @@ def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
         InvalidInputError: `ignore` matches nothing, or nothing is left to compress.
     """
     model = unwrap(model)
-    lazy = [name for name, parameter in named_parameters(model) if is_lazy(parameter)]
-    if lazy:
-        raise InvalidInputError(f"{lazy[0]} has no shape yet; pass a batch through the network first")
+    refuse_unfinished(model)
     parameters = dict(named_parameters(model))
     kept = dict.fromkeys(_ignored(model, ignore), "ignored")
     frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]

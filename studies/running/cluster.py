@@ -28,6 +28,7 @@ from studies.running.reference import make_reference, reference_path
 from studies.running.run_cell import failed, finish_cell, search_cell
 
 CONNECT_SECONDS = 10.0
+FORGET_SECONDS = 30.0
 # How often a cell is started again where its node or its process dies.
 RETRIES = 3
 
@@ -74,7 +75,7 @@ class ClusterExecutor:
         self._reference = _task(make_reference, **resources)
         self._search = _task(search_cell, num_cpus=0)
         self._finish = _task(_finish, **resources)
-        self._references = dict[Path, Any]()
+        self._references, self._forgetting = dict[Path, Any](), list[Any]()
 
     @property
     def running(self) -> int:
@@ -98,7 +99,7 @@ class ClusterExecutor:
     def recorded(self, cell: Cell) -> None:
         """Lets some node remove the search of a cell whose record is written."""
         if self.conditions.storage is not None:
-            ray.remote(num_cpus=0)(forget_search).remote(cell, self.conditions.storage)
+            self._forgetting.append(ray.remote(num_cpus=0)(forget_search).remote(cell, self.conditions.storage))
 
     def finished(self, seconds: float) -> list[tuple[Cell, Record]]:
         if not self._running:
@@ -121,7 +122,9 @@ class ClusterExecutor:
     def __enter__(self) -> ClusterExecutor:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is None and self._forgetting:  # with this driver these tasks would end, too
+            ray.wait(self._forgetting, num_returns=len(self._forgetting), timeout=FORGET_SECONDS)
         for reference in self._running:
             ray.cancel(reference, force=True)
         self._running.clear()
