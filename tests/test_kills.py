@@ -29,7 +29,7 @@ STUDY = """
 from studies.design.spec import StudySpec, TaskSpec
 SPEC = StudySpec(
     "mine", [TaskSpec("small_task:make_model", "small_task:loaders", reference_epochs=30)],
-    ["compressor", "random"], ["20x"], [0], trials=6, final_epochs=20, trial_epochs=2, description="Clusters",
+    ["compressor", "random"], ["20x"], [0], budget=0.5, final_epochs=20, trial_epochs=2, description="Clusters",
 )
 """
 

@@ -59,7 +59,7 @@ def accepted_arguments(model: nn.Module, fields: Mapping[str, Any]) -> dict[str,
 
 def _inner_attribute(module: nn.Module) -> str | None:
     """Returns under which name a wrapper holds its network, None for a module that is no wrapper."""
-    if isinstance(module._modules.get("_orig_mod"), nn.Module):  # torch.compile
+    if isinstance(getattr(module, "_orig_mod", None), nn.Module):  # torch.compile
         return "_orig_mod"
     return "module" if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) else None
 
