@@ -35,8 +35,6 @@ PRICE_TOLERANCE = 2e-3  # relative width of the bracket at which the search stop
 BUDGET_TOLERANCE = 1e-3  # a price whose bits come this close under the budget is not moved
 LEAST_PRICE = 1e-7  # of the mean square: below, bits are free and no price is looked for
 HIGHEST_PRICE = 1e30
-KEPT_MARGIN = 0.15  # of the mean limit, by which less is asked of the elements that are kept, by row and by column
-KEPT_PART = 0.1  # of all elements, at most
 MAGNITUDE_MARGIN = 1.25  # by which smaller elements are looked up than asked for
 CANDIDATE_MARGIN = 1.5  # by which the price may fall before a layer's elements are looked through again
 PRICES_TRIED = 60  # at most, in one search
@@ -78,114 +76,61 @@ class Elements:
 
 
 class Weights:
-    """X_l as a matrix [R, C], whose elements of large magnitude are looked up."""
+    """X_l as a matrix [R, C], of which the elements of large magnitude are looked up, put in order and kept."""
 
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix
-        self._least, self._large = math.inf, np.zeros(0, np.float32)
-        self._lowest: tuple[Floats, Floats] | None = None
-        self._kept: Elements | None = None
-
-    @cached_property
-    def squares(self) -> Tensor:
-        """Of the elements, [R, C]."""
-        return self.matrix.square()
+        self._least = math.inf
+        self._elements = self._at(torch.zeros(0, dtype=torch.int64, device=matrix.device))
 
     @cached_property
     def square(self) -> float:
         """Sum of the squares."""
-        return float(self.squares.sum(dtype=torch.float64))
+        return float(self.matrix.square().sum(dtype=torch.float64))
 
     @cached_property
     def largest(self) -> Elements:
         """The element of largest magnitude."""
-        return self._at(self.squares.argmax()[None])
+        return self._at(self.matrix.abs().argmax()[None])
 
-    def above(self, rows: Floats, columns: Floats) -> Elements:
-        """Returns the elements whose square is above the sum of what is given for their row [R] and column [C].
-
-        The tables of one projection ask for much the same elements: more than the first do are kept, where few are.
-        """
-        if self._lowest is None:
-            margin = KEPT_MARGIN * float(np.abs(rows).mean() + np.abs(columns).mean())
-            self._lowest = rows - margin, columns - margin
-            index = self._indices_above(*self._lowest)
-            self._kept = self._at(index) if index.numel() < KEPT_PART * self.matrix.numel() else None
-        kept = self._kept
-        if kept is None or not ((rows >= self._lowest[0]).all() and (columns >= self._lowest[1]).all()):
-            return self._at(self._indices_above(rows, columns))
-        return kept[np.flatnonzero(np.square(kept.x) > rows[kept.row] + columns[kept.column])]
-
-    def _indices_above(self, rows: Floats, columns: Floats) -> Tensor:
-        if self.matrix.device.type == "cpu":  # numpy looks through them in a fifth of the time
-            return torch.from_numpy(np.flatnonzero(self.squares.numpy() > rows[:, None] + columns))
-        least = torch.from_numpy(rows).to(self.matrix)[:, None] + torch.from_numpy(columns).to(self.matrix)
-        return (self.squares > least).flatten().nonzero().flatten()
-
-    def beyond(self, magnitude: float) -> tuple[Floats, Floats]:
-        """Returns the elements below `-magnitude` and those above `magnitude` >= 0, ascending; all there are at 0."""
+    def beyond(self, magnitude: float) -> tuple[Elements, Elements]:
+        """Returns the elements below `-magnitude` and those above `magnitude` >= 0; all there are at 0."""
         if magnitude < self._least:
             # The next tables and prices will ask for smaller ones: once more is cheaper than each time.
             self._least = magnitude / MAGNITUDE_MARGIN
-            self._large = np.sort(self.matrix[self.matrix.abs() > self._least].cpu().numpy())
-        x = self._large
-        return x[: np.searchsorted(x, -magnitude, "left")], x[np.searchsorted(x, magnitude, "right") :]
+            large = self.matrix.abs() > self._least
+            self._elements = self._at(large.flatten().nonzero().flatten())
+        x = self._elements.x
+        low, high = np.searchsorted(x, -magnitude, "left"), np.searchsorted(x, magnitude, "right")
+        return self._elements[: int(low)], self._elements[int(high) :]
 
     def _at(self, index: Tensor) -> Elements:
         x: Floats = self.matrix.flatten()[index].cpu().numpy()
         order = np.argsort(x)
         flat = index.cpu().numpy()[order]
-        row = flat // self.matrix.shape[1]
-        return Elements(flat, row, flat - row * self.matrix.shape[1], x[order])
+        return Elements(flat, *np.divmod(flat, self.matrix.shape[1]), x[order])
 
 
+@dataclass(frozen=True)
 class Kept:
-    """The nonzeros of a layer, m of them. What a search for a price does not ask for is not gathered."""
+    """The nonzeros of a layer, m of them.
 
-    def __init__(self, elements: Elements, code: Integers, gain: Floats, bits: Floats, keep: Integers) -> None:
-        """Takes those of some elements that are kept, with the code, gain and bits of all of them.
+    Attributes:
+        elements: where and what they are.
+        code: int64 [m], in 0..K-1.
+        gain: float32 [m], what each takes off the squared error of the layer at zero.
+        bits: float32 [m], what each costs more than a zero, under the layer's tables.
+    """
 
-        Args:
-            elements: n of them.
-            code, gain, bits: [n], see below.
-            keep: int64 [m], which are not zero.
-        """
-        self._elements, self._code, self._gain, self._bits, self._keep = elements, code, gain, bits, keep
-
-    @cached_property
-    def elements(self) -> Elements:
-        """Where and what they are."""
-        return self._elements[self._keep]
-
-    @cached_property
-    def row(self) -> Integers:
-        """Int64 [m]."""
-        return self._elements.row[self._keep]
-
-    @cached_property
-    def column(self) -> Integers:
-        """Int64 [m]."""
-        return self._elements.column[self._keep]
-
-    @cached_property
-    def code(self) -> Integers:
-        """Int64 [m], in 0..K-1."""
-        return self._code[self._keep]
-
-    @cached_property
-    def gain(self) -> Floats:
-        """Float32 [m], what each takes off the squared error of the layer at zero."""
-        return self._gain[self._keep]
-
-    @cached_property
-    def bits(self) -> Floats:
-        """Float32 [m], what each costs more than a zero, under the layer's tables."""
-        return self._bits[self._keep]
+    elements: Elements
+    code: Integers
+    gain: Floats
+    bits: Floats
 
     @property
     def count(self) -> int:
         """m."""
-        return self._keep.size
+        return self.code.size
 
 
 class Layer:
@@ -228,11 +173,19 @@ class Layer:
         A search asks for many prices close together, so that those of a somewhat lower price are kept.
         """
         if self._candidates is None or price < self._candidates[0]:
-            least = price / CANDIDATE_MARGIN
-            least_code = self._code_bits.min()
-            elements = self.weights.above(least * (self._row_bits + least_code), least * self._column_bits)
-            self._candidates = least, elements, self._position_bits(elements)
+            least, code_bits = price / CANDIDATE_MARGIN, float(self._code_bits.min())
+            fewest = float(self._row_bits.min() + self._column_bits.min()) + code_bits
+            parts = self.weights.beyond(math.sqrt(max(least * fewest, 0.0)))
+            found = [self._worthwhile(part, least, code_bits) for part in parts]
+            (low, low_bits), (high, high_bits) = found
+            both = (np.concatenate(pair) for pair in zip(vars(low).values(), vars(high).values(), strict=True))
+            self._candidates = least, Elements(*both), np.concatenate([low_bits, high_bits])
         return self._candidates[1:]
+
+    def _worthwhile(self, elements: Elements, price: float, code_bits: float) -> tuple[Elements, Floats]:
+        bits = self._position_bits(elements)
+        worth = np.flatnonzero(np.square(elements.x) > price * (bits + code_bits))
+        return elements[worth], bits[worth]
 
     def _position_bits(self, elements: Elements) -> Floats:
         bits: Floats = self._row_bits[elements.row] + self._column_bits[elements.column]
@@ -251,8 +204,7 @@ class Layer:
     def _assign(self, price: float) -> Kept:
         if not self.values.size:
             none = np.zeros(0, np.float32)
-            nowhere = np.zeros(0, np.int64)
-            return Kept(self.weights.largest[:0], nowhere, none, none, nowhere)
+            return Kept(self.weights.largest[:0], np.zeros(0, np.int64), none, none)
         best, thresholds = lower_envelope(self.values, price * self._code_bits)
         elements, position_bits = self.candidates(price)
         code, gain, bits = self._coded(elements, position_bits, best, thresholds)
@@ -261,7 +213,7 @@ class Layer:
             elements = self.weights.largest
             code, gain, bits = self._coded(elements, self._position_bits(elements), best, thresholds)
             keep = np.zeros(1, np.int64)
-        return Kept(elements, code, gain, bits, keep)
+        return Kept(elements[keep], code[keep], gain[keep], bits[keep])
 
     def _coded(
         self, elements: Elements, position_bits: Floats, best: Integers, thresholds: Floats
@@ -342,7 +294,8 @@ def bits_of_assignment(layers: Sequence[Layer], price: float) -> float:
 
 def used_counts(layer: Layer, kept: Kept) -> Counts:
     """Returns the counts of an assignment, codes that nothing uses left out."""
-    counts = Counts.of_elements(kept.row, kept.column, kept.code, layer.shape, layer.values.size)
+    row, column = kept.elements.row, kept.elements.column
+    counts = Counts.of_elements(row, column, kept.code, layer.shape, layer.values.size)
     return Counts(counts.rows, counts.columns, counts.codes[counts.codes > 0])
 
 

@@ -23,7 +23,6 @@ from autocompress.constraints.rate_distortion.rates import (
     CODEBOOK_VALUE_BITS,
     CodeLengths,
     Counts,
-    Integers,
     estimate_code_lengths,
 )
 from autocompress.network.compressed_tensors import round_codebook
@@ -150,36 +149,23 @@ MAX_CODES = 255
 NEW_CODE_BITS = 2.0  # what a code that nothing uses yet is expected to cost
 
 
-def re_estimate(layer: Layer, kept: Kept, prices: Sequence[float]) -> list[LayerTables]:
+def re_estimate(layer: Layer, kept: Kept, price: float) -> LayerTables:
     """Returns the tables that fit an assignment: its centroids, as many as are worth their place, and code lengths.
 
     Args:
         layer: X and the tables of the assignment.
         kept: the assignment.
-        prices: squared error per bit; for each there are tables, the same ones where as many codes are merged.
+        price: squared error per bit.
     """
     size = layer.values.size
-    counts = np.bincount(kept.code, minlength=size).tolist()
-    sums = np.bincount(kept.code, kept.elements.x, size).tolist()
+    counts = np.bincount(kept.code, minlength=size)
+    sums = np.bincount(kept.code, kept.elements.x, size)
     zeros = layer.weights.matrix.numel() - kept.count
-    made: dict[tuple[int, ...], LayerTables] = {}
-    found = []
-    for price in prices:
-        place, means = merge_codes(counts, sums, zeros, price * CODEBOOK_VALUE_BITS, price)
-        merged = tuple(place)
-        if merged not in made:
-            made[merged] = _fitted_tables(layer, kept, np.array(place, np.int64), means)
-        found.append(made[merged])
-    return found
-
-
-def _fitted_tables(layer: Layer, kept: Kept, place: Integers, means: list[float]) -> LayerTables:
-    """Returns the tables of an assignment whose codes become those of `place`, from 1, or zero."""
-    code, row, column = place[kept.code] - 1, kept.row, kept.column
-    if not place.all():
-        live = code >= 0
-        code, row, column = code[live], row[live], column[live]
-    counted = Counts.of_elements(row, column, code, layer.shape, len(means))
+    place, means = merge_codes(counts.tolist(), sums.tolist(), zeros, price * CODEBOOK_VALUE_BITS, price)
+    code = np.array(place, np.int64)[kept.code] - 1
+    live = code >= 0
+    elements = kept.elements[live]
+    counted = Counts.of_elements(elements.row, elements.column, code[live], layer.shape, len(means))
     return LayerTables(round_codebook(torch.tensor(means, dtype=torch.float32)), estimate_code_lengths(counted))
 
 
@@ -218,7 +204,7 @@ def _with_births(weights: Weights, kept: Kept, tables: LayerTables, price: float
     for side in (-1, 1):
         if values.numel() >= MAX_CODES:
             continue
-        beyond = weights.beyond(least)[(side + 1) // 2]
+        beyond = weights.beyond(least)[(side + 1) // 2].x
         mine = kept.elements.x[side * kept.elements.x > least]
         count = beyond.size - mine.size
         if not count:

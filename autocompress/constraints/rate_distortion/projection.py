@@ -18,7 +18,7 @@ state it has returned is the same projection, and nearly the same X has nearly t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,7 +33,6 @@ from autocompress.constraints.rate_distortion.assignment import (
     Weights,
     bits_of_assignment,
     bits_under_tables,
-    energy_at,
     find_price,
     used_counts,
 )
@@ -117,20 +116,6 @@ class _Problem:
             layers = [layer.with_tables(tables) for layer, tables in zip(layers, used, strict=True)]
             start = prices
 
-    def least_error(self, layers: list[Layer], price: float) -> float:
-        """Returns what the Lagrangian at a price says of the error at the budgets: no price gets below it."""
-        trial = _Candidate(layers, [layer.assign(price) for layer in layers], price, layers[0].energy_price)
-        least = self.error(trial) + price * (trial.bits - self.budget_bits)
-        if self.energy is not None:
-            least += trial.energy_price * (energy_at(layers, price) - self.energy.limit)
-        return least
-
-    def far_off(self, layers: list[Layer], price: float) -> bool:
-        """Tells whether the price that fits the budget under these tables differs by more than `ADAPTED_PRICE`."""
-        over = bits_of_assignment(layers, price) > self.budget_bits
-        moved = price * ADAPTED_PRICE if over else price / ADAPTED_PRICE
-        return over == (bits_of_assignment(layers, moved) > self.budget_bits)
-
     def as_it_is(self, layers: list[Layer], start: tuple[float, float]) -> _Candidate | None:
         """Returns X itself where all its elements are values of the tables, or zero, and it is within the budgets."""
         for layer in layers:
@@ -178,10 +163,9 @@ class _Candidate:
         return coded
 
 
-def _refitted(found: Sequence[Layer], assigned_at: float, prices: Sequence[float]) -> list[list[Layer]]:
-    """Returns, for each of some prices, layers with tables that fit the assignment at one, codebooks merged at it."""
-    each = [(layer, re_estimate(layer, layer.assign(assigned_at), prices)) for layer in found]
-    return [[layer.with_tables(tables[number]) for layer, tables in each] for number in range(len(prices))]
+def _refitted(found: Sequence[Layer], assigned_at: float, price: float) -> list[Layer]:
+    """Returns layers with tables that fit the assignment at one price, codebooks merged at another."""
+    return [layer.with_tables(re_estimate(layer, layer.assign(assigned_at), price)) for layer in found]
 
 
 def _grown(found: Sequence[Layer], assigned_at: float, price: float) -> list[Layer]:
@@ -199,14 +183,14 @@ def _proposals(found: _Candidate) -> Iterator[list[Layer]]:
     Under tables that do not fit yet the price is too high, and so is what is merged at it.
     """
     price = found.price
-    fitted = _refitted(found.layers, price, [part * price for part in MERGED_AT])
+    fitted = [_refitted(found.layers, price, part * price) for part in MERGED_AT]
     sizes = [[layer.values.size for layer in layers] for layers in fitted]
     for i, layers in enumerate(fitted):
         if sizes[i] not in sizes[:i]:
             yield layers
     grown = _grown(fitted[0], price, price)
     if any(new is not old for new, old in zip(grown, fitted[0], strict=True)):
-        yield _refitted(grown, price, [price])[0]
+        yield _refitted(grown, price, price)
 
 
 def _adapted(problem: _Problem, layers: list[Layer], price: float, steps: int) -> Iterator[tuple[list[Layer], float]]:
@@ -220,28 +204,10 @@ def _adapted(problem: _Problem, layers: list[Layer], price: float, steps: int) -
         layers = grown
         fits = problem.prices(layers, (price, layers[0].energy_price), bits_under_tables)[0]
         price = min(max(fits, price / LARGEST_PRICE_MOVE), price * LARGEST_PRICE_MOVE)
-        layers = _refitted(layers, fits, [price])[0]
+        layers = _refitted(layers, fits, price)
         grown = _grown(layers, price, price)
     yield layers, price
     yield grown, price
-
-
-def _best(problem: _Problem, proposals: Iterable[tuple[list[Layer], float]], enough: float) -> _Candidate | None:
-    """Returns the assignment under one of some tables whose error is below `enough`, or None.
-
-    The price that tables are proposed with says what error the bits that they save at it would buy, at most. So a price
-    that fits is looked for only where that would be enough, and under the most promising tables first.
-    """
-    promising = []
-    for layers, price in proposals:
-        least = problem.least_error(layers, price)
-        if least < enough:
-            promising.append((least, layers, price))
-    for _, layers, price in sorted(promising, key=lambda each: each[0]):
-        found = problem.solve(layers, (price, layers[0].energy_price))
-        if found is not None and problem.error(found) < enough:
-            return found
-    return None
 
 
 def _improved(problem: _Problem, found: _Candidate) -> _Candidate | None:
@@ -249,8 +215,11 @@ def _improved(problem: _Problem, found: _Candidate) -> _Candidate | None:
     error = problem.error(found)
     if error <= 1e-12 * problem.square:
         return None
-    proposals = ((layers, found.price) for layers in _proposals(found))
-    return _best(problem, proposals, error * (1 - LEAST_IMPROVEMENT))
+    for layers in _proposals(found):
+        other = problem.solve(layers, (found.price, found.energy_price))
+        if other is not None and problem.error(other) < error * (1 - LEAST_IMPROVEMENT):
+            return other
+    return None
 
 
 def _nothing(matrices: list[Tensor], price: float) -> tuple[list[CodedTensor], PricedState]:
@@ -282,14 +251,12 @@ def project_priced(
     price, tables = (previous.price, previous.tables) if warm and previous else cold_tables(matrices, budget_bits)
     energy_price = previous.energy_price if warm and previous else 0.0
     layers = problem.layers(_rounded(tables))
-    found = (warm and problem.as_it_is(layers, (price, energy_price))) or None
-    if found is None and not (warm and energy is None and problem.far_off(layers, price)):
-        found = problem.solve(layers, (price, energy_price))
+    found = (warm and problem.as_it_is(layers, (price, energy_price))) or problem.solve(layers, (price, energy_price))
     if not warm or found is None or abs(math.log(found.price / price)) > math.log(ADAPTED_PRICE):
-        adapted = _adapted(problem, layers, price, WARM_STEPS if warm else COLD_STEPS)
-        found = _best(problem, adapted, math.inf if found is None else problem.error(found)) or found
-    if found is None:
-        found = problem.solve(layers, (price, energy_price))
+        for adapted, at in _adapted(problem, layers, price, WARM_STEPS if warm else COLD_STEPS):
+            other = problem.solve(adapted, (at, adapted[0].energy_price))
+            if found is None or (other is not None and problem.error(other) < problem.error(found)):
+                found = other
     for _ in range(ROUNDS):
         better = _improved(problem, found) if found else None
         if better is None:
