@@ -84,7 +84,7 @@ def test_the_price_space_at_equal_multipliers_is_the_compressor():
 
 
 def test_training_helps():
-    objective = make_objective()
+    objective = make_objective(epochs=12)
     values = {**objective.space.start, "0.weight.keep_fraction": 0.01}
     run = PlanRun(objective, values)
     at_once = objective.scores(filled_copy(run.compressor.network.model, run.finish().state))
