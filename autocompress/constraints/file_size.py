@@ -27,8 +27,9 @@ from autocompress.solver.constants import DEFAULTS, SolverConstants
 
 logger = logging.getLogger(__name__)
 
-# Real encodings per run that correct the static estimate, and rounds that close the loop on the file at the end.
-CALIBRATIONS = 4
+# Real encodings that correct the static estimate: at these parts of a run, when files are no longer large; and rounds
+# that close the loop on the file at the end.
+FIRST_CALIBRATION, NEXT_CALIBRATION = 0.25, 0.4
 CLOSING_ROUNDS = 8
 # The last projection ends its search where the file is this close below the budget, as a part of it.
 CLOSING_SLACK = 0.002
@@ -70,7 +71,7 @@ class FileState:
     file: FileFit
     other_bits: float
     ratio: float = 1.0
-    next_calibration: float = 0.0
+    next_calibration: float = FIRST_CALIBRATION
     priced: PricedState | None = None
 
     def estimated_bits(self, file_bytes: float) -> float:
@@ -136,10 +137,13 @@ class FileSizeConstraint:
         """Returns V for the budget of this moment; corrects the estimate by a real encoding now and then."""
         if budget.moved:
             state = self.aimed(state, budget.target_bytes)
+        first = state.priced is None
         projection, state = self._priced(x, state.estimated_bits(budget.file_bytes), budget.energy, state)
-        if budget.fraction >= state.next_calibration:
+        if first:
+            state = self._without_weights(state)
+        elif budget.fraction >= state.next_calibration:
             _, state = self._calibrated(scalar_tensors(projection.coded), state)
-            state = replace(state, next_calibration=budget.fraction + 1 / CALIBRATIONS)
+            state = replace(state, next_calibration=budget.fraction + NEXT_CALIBRATION)
         return projection, state
 
     def writer(self, state: FileState) -> FileFit:
@@ -160,20 +164,23 @@ class FileSizeConstraint:
         error = relative_error(found.error, x)
         return Projection(found.coded, None, found.error, error, found.state.price), state.projected(found.state, error)
 
+    def _without_weights(self, state: FileState) -> FileState:
+        """Measures what the estimate leaves out; biases are rounded until they take their share."""
+        other_bytes, file = state.file.bytes_without_weights(side_tensors(self.network.selection))
+        return replace(state, file=file, other_bits=8.0 * other_bytes)
+
     def _calibrated(
         self, coded: Sequence[CodedTensor], state: FileState, choices: dict[str, Choice] | None = None
     ) -> tuple[int, FileState]:
-        """Measures what the estimate leaves out; returns the bytes of the real file too, with the coder's choices."""
-        sides = side_tensors(self.network.selection)
-        other_bytes, file = state.file.bytes_without_weights(sides)
-        other_bits, ratio = 8.0 * other_bytes, state.ratio
-        size = len(file.encode(coded, sides, choices)[1])
+        """Measures the estimate, too; returns the bytes of the real file as well, with the coder's choices."""
+        state = self._without_weights(state)
+        size, ratio = len(state.file.encode(coded, side_tensors(self.network.selection), choices)[1]), state.ratio
         estimate = sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in coded)
         if estimate > 0:
             low, high = RATIO_RANGE
-            ratio = min(max((8.0 * size - other_bits) / estimate, low), high)
-        logger.debug("calibrated: %d bytes, other %.0f bits, ratio %.3f", size, other_bits, ratio)
-        return size, replace(state, file=file, other_bits=other_bits, ratio=ratio)
+            ratio = min(max((8.0 * size - state.other_bits) / estimate, low), high)
+        logger.debug("calibrated: %d bytes, other %.0f bits, ratio %.3f", size, state.other_bits, ratio)
+        return size, replace(state, ratio=ratio)
 
     def project_last(
         self, x: Sequence[Tensor], budget: FileBudget, state: FileState, w: Sequence[Tensor] | None = None

@@ -35,6 +35,22 @@ def dense_gradients(parameters: Iterable[Tensor]) -> None:
             parameter.grad = parameter.grad.to_dense()
 
 
+@torch.no_grad()
+def set_nonzeros(weight: Tensor, index: Tensor, values: Tensor) -> None:
+    """Sets a parameter to zero but for some of its elements, or kernels.
+
+    Args:
+        weight: the parameter, in any memory format.
+        index: int64 [m], the places of the elements, or of kernels of d elements, in contiguous memory.
+        values: what they become, [m] or [m, d], of any floating type.
+    """
+    in_place = weight.is_contiguous()
+    new = weight.detach() if in_place else torch.empty_like(weight, memory_format=torch.contiguous_format)
+    new.view(-1, *values.shape[1:]).zero_().index_copy_(0, index, values.to(new))
+    if not in_place:
+        weight.copy_(new)
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """Returns all tensors of a network's output in their order, out of tuples, dicts and dataclasses of any depth."""
     if isinstance(value, Tensor):

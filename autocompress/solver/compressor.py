@@ -16,7 +16,7 @@ from autocompress.constraints.factory import count_energy, make_method
 from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.errors import InvalidInputError, TrainingDivergedError, whole_number
 from autocompress.network.compressed_tensors import CompressedState
-from autocompress.network.live_network import check_copyable, unwrap
+from autocompress.network.live_network import check_copyable, copy_network, unwrap
 from autocompress.network.network_state import fill, filled_copy
 from autocompress.network.selection import Ignore, check_trainable, is_moderate, original_bytes, select
 from autocompress.solver.admm import Admm, RelativeRate
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 REFIT_BATCHES = 50
 # A gradient scaler skips a step now and then; of so many in fine-tuning at least one has to have been taken.
 FEWEST_STEPS = 10
+# A one-shot network whose score is below the best by more than this part of it is not written: it is not chosen.
+CLEARLY_WORSE = 0.05
 
 
 class Compressor:
@@ -278,16 +280,12 @@ class Compressor:
             check_validation(self.network.model, val, next(self.network.model.parameters()).device)
             evaluate, judged_by = partial(_minus_loss, batches=val), "the loss on val="
         candidates = {TRAINED: self._file(self.finishing, self.method, train)}
-        if evaluate is not None and self.steps:
-            if self.finishing.step_count:
-                self.finishing.rewind()
-                candidates[BEFORE_FINE_TUNING] = self._file(self.finishing, self.method, train)
-            candidates[ONE_SHOT] = self._one_shot(train)
-        scores = {
-            name: float(evaluate(filled_copy(self.network.model, state))) if evaluate is not None else math.nan
-            for name, (state, _) in candidates.items()
-        }
-        chosen = max(candidates, key=lambda name: scores[name] if math.isfinite(scores[name]) else -math.inf)
+        scores = {TRAINED: math.nan}
+        if evaluate is not None:
+            scores[TRAINED] = float(evaluate(filled_copy(self.network.model, candidates[TRAINED][0])))
+            if self.steps:
+                self._others(candidates, scores, evaluate, train)
+        chosen = max(candidates, key=lambda name: _known(scores[name]))
         state = candidates[chosen][0]
         result = self._result_of(*candidates[chosen])
         result.outcome = Outcome(
@@ -302,13 +300,45 @@ class Compressor:
         fill(self.network.model, result.state)
         return result
 
+    def _others(
+        self,
+        candidates: dict[str, tuple[CompressedState, bytes]],
+        scores: dict[str, float],
+        evaluate: Callable[[nn.Module], float],
+        train: Iterable[Any] | None,
+    ) -> None:
+        """Adds the scores of the networks that may be better than the trained one, and the files of those that are."""
+        assert self.finishing is not None
+        if self.finishing.step_count:
+            self.finishing.rewind()
+            scores[BEFORE_FINE_TUNING] = self._score_now(evaluate, train)
+            if _known(scores[BEFORE_FINE_TUNING]) > _known(scores[TRAINED]):
+                candidates[BEFORE_FINE_TUNING] = self._file(self.finishing, self.method, train)
+        best = max(map(_known, scores.values()))
+        method = self._take_back()
+        points = [w.detach().float().clone() for w in self.network.weights]
+        self._fine_tuning(method.project(self.network.weights, points, 1.0), method, 1)
+        scores[ONE_SHOT] = self._score_now(evaluate, train)
+        if _known(scores[ONE_SHOT]) >= best - CLEARLY_WORSE * abs(best):  # before its real size is known
+            candidates[ONE_SHOT] = self._one_shot(train)
+            scores[ONE_SHOT] = float(evaluate(filled_copy(self.network.model, candidates[ONE_SHOT][0])))
+
+    def _score_now(self, evaluate: Callable[[nn.Module], float], train: Iterable[Any] | None) -> float:
+        """Returns the score of the network with the parameters that it has."""
+        self._refit(train)
+        return float(evaluate(copy_network(self.network.model)))
+
     @torch.no_grad()
-    def _one_shot(self, train: Iterable[Any] | None) -> tuple[CompressedState, bytes]:
-        """Returns the file of the network as it was given, projected at once: no training need end below it."""
+    def _take_back(self) -> Method:
+        """Makes the network what it was when it was given; returns a method that knows nothing yet."""
         for tensor, given in zip(self._tensors, self.given, strict=True):
             if not torch.equal(tensor, given.to(tensor.device)):  # an expanded buffer cannot be written to
                 tensor.copy_(given)
-        method = self._make_method()
+        return self._make_method()
+
+    def _one_shot(self, train: Iterable[Any] | None) -> tuple[CompressedState, bytes]:
+        """Returns the file of the network as it was given, projected at once: no training need end below it."""
+        method = self._take_back()
         weights = [w.detach().float().clone() for w in self.network.weights]
         phase = self._fine_tuning(method.close(self.network.weights, weights), method, 1)
         return self._file(phase, method, train)
@@ -333,10 +363,14 @@ class Compressor:
 
     def _file(self, phase: Finishing, method: Method, train: Iterable[Any] | None) -> tuple[CompressedState, bytes]:
         """Returns the network as a phase left it, within the target, its batch norms refitted where there is data."""
+        self._refit(train)
+        return finished_file(self.network, phase, method)
+
+    def _refit(self, train: Iterable[Any] | None) -> None:
+        """Sets the batch norms to the parameters as they are, where there is data."""
         if train is not None:
             model = self.network.model
             refit_batch_norm(model, train, device=next(model.parameters()).device, max_batches=REFIT_BATCHES)
-        return finished_file(self.network, phase, method)
 
     def _result_of(self, state: CompressedState, data: bytes) -> Result:
         """Returns the outcome of the run with this file."""
@@ -418,6 +452,11 @@ def check_target(
         example=example,
         energy_model=energy_model,
     )
+
+
+def _known(score: float) -> float:
+    """Returns a score, below all others where it is none."""
+    return score if math.isfinite(score) else -math.inf
 
 
 def _minus_loss(model: nn.Module, batches: Iterable[Any]) -> float:

@@ -27,7 +27,7 @@ from autocompress.network.compressed_tensors import (
     round_codebook,
 )
 from autocompress.network.kernel_tensor import KernelTensor, kernel_levels, kernel_tensor
-from autocompress.network.live_network import dense_gradients
+from autocompress.network.live_network import dense_gradients, set_nonzeros
 from autocompress.network.network_state import side_tensors
 from autocompress.solver.constants import DEFAULTS
 
@@ -69,6 +69,7 @@ class Finishing:
         self.total_steps, self.step_count, self.skipped_steps = total_steps, 0, 0
         self.codes = [_codes_of(c).to(w.device) for c, w in zip(coded, weights, strict=True)]
         self.index = [codes.flatten().nonzero().flatten() for codes in self.codes]
+        self.members = [codes.flatten()[index] - 1 for codes, index in zip(self.codes, self.index, strict=True)]
         self.values = [c.values.clone().to(w.device) for c, w in zip(coded, weights, strict=True)]
         self.latents = [side.detach().float().clone() for side in self.sides]
         self.start = [v.clone() for v in self.values + self.latents]
@@ -99,9 +100,8 @@ class Finishing:
     @torch.no_grad()
     def write(self) -> None:
         """Overwrites the parameters with the values the file would reproduce."""
-        for weight, codes, values in zip(self.weights, self.codes, self.values, strict=True):
-            table = torch.cat([torch.zeros_like(values[:1]), _rounded(values)]) if len(values) else values.new_zeros(1)
-            weight.copy_(table[codes].view(weight.shape))
+        for weight, index, members, values in zip(self.weights, self.index, self.members, self.values, strict=True):
+            set_nonzeros(weight, index, (_rounded(values) if len(values) else values)[members])
         for side, latent, grid in zip(self.sides, self.latents, self.side_grids, strict=True):
             side.copy_(latent if grid is None else grid.round(latent).dense())
 
@@ -117,12 +117,12 @@ class Finishing:
         gradients = [w.grad for w in self.weights] + [s.grad for s in self.sides]
         if all(g is None for g in gradients):
             raise InvalidInputError("the model has no gradients: call compressor.step() before optimizer.zero_grad()")
-        if all(g is None or bool(torch.isfinite(g).all()) for g in gradients):
-            for values, index, codes, weight in zip(self.values, self.index, self.codes, self.weights, strict=True):
+        if all(g is None or _finite(g) for g in gradients):
+            for values, index, members, weight in zip(self.values, self.index, self.members, self.weights, strict=True):
                 values.grad = None
                 if weight.grad is not None and values.numel():
-                    picked = weight.grad.float().reshape(-1, *values.shape[1:])[index]
-                    values.grad = torch.zeros_like(values).index_add_(0, codes.flatten()[index] - 1, picked)
+                    picked = weight.grad.reshape(-1, *values.shape[1:])[index].float()
+                    values.grad = torch.zeros_like(values).index_add_(0, members, picked)
             for latent, side in zip(self.latents, self.sides, strict=True):
                 latent.grad = None if side.grad is None else side.grad.float()
             decay = 0.5 * (1 + math.cos(math.pi * min(1.0, self.step_count / self.total_steps)))
@@ -168,6 +168,11 @@ def _codes_of(tensor: WeightTensor) -> Tensor:
     """Returns the codes, int64: 0 for a zero and k for the k-th value; no kernel is a zero of its own."""
     codes = tensor.codes.long()
     return codes + 1 if isinstance(tensor, KernelTensor) else codes
+
+
+def _finite(gradient: Tensor) -> bool:
+    """Tells whether all elements are; their sum tells at once, unless it overflows."""
+    return bool(torch.isfinite(gradient.sum())) or bool(torch.isfinite(gradient).all())
 
 
 def _rounded(values: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from torch import Tensor
 from autocompress.constraints.rate_distortion.fixed_tables import squares_beyond
 from autocompress.network.compressed_tensors import WeightTensor
 from autocompress.network.kernel_tensor import KernelTensor
+from autocompress.network.live_network import set_nonzeros
 from autocompress.numerics.vector_kmeans import nearest
 
 
@@ -143,13 +144,9 @@ class LazyProjection:
 
     def _show(self) -> None:
         for number, (weight, index) in enumerate(zip(self.weights, self.index, strict=True)):
-            weight, in_place = weight.detach(), weight.is_contiguous()
-            flat = (weight if in_place else torch.zeros_like(weight, memory_format=torch.contiguous_format)).view(-1)
-            flat.zero_().index_copy_(0, index, self.values[number].to(flat))
-            if not in_place:
-                weight.copy_(flat.view(weight.shape))
+            set_nonzeros(weight, index, self.values[number])
             if weight.dtype != torch.float32:  # what is rounded here is not a move of the optimizer's
-                self.values[number] = flat[index].float()
+                self.values[number] = self.values[number].to(weight.dtype).float()
 
     @torch.no_grad()
     def end(self) -> None:

@@ -368,6 +368,12 @@ class _Tried:
         """Tells whether the bits come close under the budget."""
         return -BUDGET_TOLERANCE < self.excess(price) <= 0
 
+    def fits_nearly(self, price: float, free: float) -> bool:
+        """Tells whether the bits come close under the budget, or fit and would not at a hardly lower price."""
+        return self.close(price) or (
+            price > free and self.excess(price) <= 0 < self.excess(price / (1 + PRICE_TOLERANCE))
+        )
+
 
 def find_price(
     layers: Sequence[Layer],
@@ -380,9 +386,7 @@ def find_price(
     A start that is such a price is returned as it is. Solved by false position (Illinois) on the logarithms of price
     and bits, about four prices from a good start. Above `HIGHEST_PRICE` nothing fits: the caller checks.
     """
-    squares = sum(layer.weights.square for layer in layers)
-    free = LEAST_PRICE * squares / sum(layer.weights.matrix.numel() for layer in layers) + 1e-30
-    tried = _Tried(layers, budget_bits, bits_at)
+    free, tried = _free_price(layers), _Tried(layers, budget_bits, bits_at)
     price = _first_fit(tried, max(start, free), free)
     while price > free and price < HIGHEST_PRICE and not tried.close(price):
         lower = max(price / (1 + PRICE_TOLERANCE), free)
@@ -392,9 +396,24 @@ def find_price(
     return price
 
 
+def price_is_far(layers: Sequence[Layer], budget_bits: float, start: float, factor: float) -> bool:
+    """Tells whether the price that fits the budget, see `bits_of_assignment`, differs from a start by a factor."""
+    free, tried = _free_price(layers), _Tried(layers, budget_bits, bits_of_assignment)
+    start = max(start, free)
+    over = tried.excess(start) > 0
+    if tried.fits_nearly(start, free) or (start == free and not over):
+        return False
+    return over == (tried.excess(start * factor if over else start / factor) > 0)
+
+
+def _free_price(layers: Sequence[Layer]) -> float:
+    squares = sum(layer.weights.square for layer in layers)
+    return LEAST_PRICE * squares / sum(layer.weights.matrix.numel() for layer in layers) + 1e-30
+
+
 def _first_fit(tried: _Tried, start: float, free: float) -> float:
     """Returns a price that fits closely, or nearly the least that fits, or one above `HIGHEST_PRICE`."""
-    if tried.close(start) or (start > free and tried.excess(start) <= 0 < tried.excess(start / (1 + PRICE_TOLERANCE))):
+    if tried.fits_nearly(start, free):
         return start
     low, high = _bracket(tried, start, free)
     if low == high or high >= HIGHEST_PRICE or tried.close(high):

@@ -35,6 +35,7 @@ from autocompress.constraints.rate_distortion.assignment import (
     bits_under_tables,
     energy_at,
     find_price,
+    price_is_far,
     used_counts,
 )
 from autocompress.constraints.rate_distortion.codebooks import cold_tables, grown_tables, re_estimate, used_tables
@@ -124,12 +125,6 @@ class _Problem:
         if self.energy is not None:
             least += trial.energy_price * (energy_at(layers, price) - self.energy.limit)
         return least
-
-    def far_off(self, layers: list[Layer], price: float) -> bool:
-        """Tells whether the price that fits the budget under these tables differs by more than `ADAPTED_PRICE`."""
-        over = bits_of_assignment(layers, price) > self.budget_bits
-        moved = price * ADAPTED_PRICE if over else price / ADAPTED_PRICE
-        return over == (bits_of_assignment(layers, moved) > self.budget_bits)
 
     def as_it_is(self, layers: list[Layer], start: tuple[float, float]) -> _Candidate | None:
         """Returns X itself where all its elements are values of the tables, or zero, and it is within the budgets."""
@@ -283,7 +278,8 @@ def project_priced(
     energy_price = previous.energy_price if warm and previous else 0.0
     layers = problem.layers(_rounded(tables))
     found = (warm and problem.as_it_is(layers, (price, energy_price))) or None
-    if found is None and not (warm and energy is None and problem.far_off(layers, price)):
+    far = warm and energy is None and price_is_far(layers, budget_bits, price, ADAPTED_PRICE)
+    if found is None and not far:
         found = problem.solve(layers, (price, energy_price))
     if not warm or found is None or abs(math.log(found.price / price)) > math.log(ADAPTED_PRICE):
         adapted = _adapted(problem, layers, price, WARM_STEPS if warm else COLD_STEPS)
