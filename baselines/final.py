@@ -60,9 +60,6 @@ def train_best(
         checkpoint: file to resume from where it exists; rewritten after each epoch.
         progress: a bar on stderr, where that is a terminal.
         trial_file: what the best trial wrote: kept where the training came to nothing better.
-
-    Raises:
-        InvalidInputError, InfeasibleTargetError: as `PlanObjective`.
         TrainingDivergedError: the loss became NaN or infinite.
     """
     started = time.perf_counter()

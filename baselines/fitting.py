@@ -90,7 +90,6 @@ class FileBudget:
         return len(data)
 
     def method(self, constants: SolverConstants) -> Method:
-        """Returns the compressor's own method for the target."""
         return Projector(FileSizeConstraint(self.network, self.budget_bytes, self.original_bytes, constants=constants))
 
     def writer_state(self, writer: FileWriter) -> list[float | None]:
@@ -99,7 +98,6 @@ class FileBudget:
         return [writer.price, writer.relative_error, writer.side_factor]
 
     def writer_of(self, state: Sequence[Any]) -> FileWriter:
-        """Returns the writer of a state."""
         price, error, side_factor = state
         return replace(self.file, price=price, relative_error=error, side_factor=side_factor)
 
@@ -115,31 +113,24 @@ class WeightDataBudget:
 
     @property
     def asked(self) -> int:
-        """The target in its unit."""
         return self.limit
 
     def target_for(self, size: int) -> int:
-        """Returns the smallest target whose limit has room for `size` bits."""
         return size
 
     def measure(self, coded: Sequence[CodedTensor]) -> tuple[int, FileWriter]:
-        """Returns (bits of weight data, writer of the file)."""
         return weight_data_bits(coded), self.writer
 
     def size_of(self, state: CompressedState, data: bytes) -> int:
-        """Returns what the target counts of a finished network."""
         return state.weight_data_bits
 
     def method(self, constants: SolverConstants) -> Method:
-        """Returns the compressor's own method for the target."""
         return Projector(WeightBitsConstraint(self.network, self.limit, constants))
 
     def writer_state(self, writer: FileWriter) -> list[float | None]:
-        """Returns nothing: the writer has no state."""
         return []
 
     def writer_of(self, state: Sequence[Any]) -> FileWriter:
-        """Returns the writer."""
         return self.writer
 
 

@@ -32,16 +32,13 @@ class GradualPruning:
     """The iteration: an optimizer's own, with what is pruned put back to zero. In the place of `LazyProjection`."""
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
-        """Takes the parameters; nothing is pruned yet."""
         self.weights = list(weights)
         self.masks = [torch.ones_like(weight, dtype=torch.bool) for weight in self.weights]
 
     def follow(self, relative_lr: float) -> None:
-        """Puts what is pruned back to zero."""
         self.between()
 
     def points(self) -> list[Tensor]:
-        """Returns the weights, what a projection is applied to."""
         return [weight.detach().float().clone() for weight in self.weights]
 
     @torch.no_grad()
@@ -64,9 +61,7 @@ class GradualPruning:
         """Leaves the weights as they are."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the masks."""
         return {"masks": self.masks}
 
     def load_state_dict(self, state: dict[str, Any], rules: Any = None) -> None:
-        """Restores what `state_dict` returned."""
         self.masks = [mask.to(weight.device) for mask, weight in zip(state["masks"], self.weights, strict=True)]

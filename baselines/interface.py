@@ -128,7 +128,6 @@ class Evaluation:
 
     @property
     def score(self) -> float:
-        """What is compared, higher is better."""
         return score_of(self.accuracy, self.loss)
 
 
@@ -199,7 +198,6 @@ class Trial:
         return None if self.accuracy is None else score_of(self.accuracy, self.loss)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the record of the trial."""
         return {name: value for name, value in asdict(self).items() if name != "file"}
 
 
@@ -233,12 +231,10 @@ class SearchOutcome:
 
     @property
     def gradient_steps(self) -> int:
-        """Optimizer steps of all trials."""
         return sum(trial.gradient_steps for trial in self.trials)
 
     @property
     def device_seconds(self) -> float:
-        """Seconds of device time of all trials."""
         return sum(trial.device_seconds for trial in self.trials)
 
 

@@ -14,6 +14,8 @@ from baselines.interface import Searcher
 
 DEFAULT_SPACE = "per-layer"
 CONDENSA, PRICE = "condensa", "price"
+# Of successive halving: epochs before a trial is stopped, and how many trials there are for each that goes on.
+GRACE_EPOCHS, REDUCTION_FACTOR = 1, 3
 
 
 @dataclass(frozen=True)
@@ -144,19 +146,18 @@ def find_space(method: str, space: str | None) -> str:
     Raises:
         InvalidInputError: there is no such space, or the method does not search it.
     """
+    own = find_method(method).own_space
+    if space in (None, own):
+        return own or DEFAULT_SPACE
+    if own is not None:
+        raise InvalidInputError(f"space {space!r} cannot be searched with {method}, which has its own; leave it out")
+    # Imported here: a study's report needs no torch.
     from baselines.space import SPACES
 
-    own = find_method(method).own_space
     owned = {known.own_space for known in METHODS.values()} - {PRICE}  # which any searcher may search
-    if own is not None:
-        if space not in (None, own):
-            raise InvalidInputError(
-                f"space {space!r} cannot be searched with {method}, which has its own; leave it out"
-            )
-        return own
     choices = [name for name in SPACES if name not in owned]
-    if space is not None and space not in choices:
-        close = get_close_matches(space, choices, 1)
+    if space not in choices:
+        close = get_close_matches(str(space), choices, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise InvalidInputError(f"space {space!r} is not one of {', '.join(choices)}{hint}")
-    return space or DEFAULT_SPACE
+    return str(space)

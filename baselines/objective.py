@@ -22,6 +22,7 @@ from autocompress.network.network_state import filled_copy
 from autocompress.network.selection import Ignore, select
 from autocompress.solver.compression import CompressorCallback
 from autocompress.solver.compressor import Compressor
+from autocompress.solver.phases import FineTuningPhase
 from autocompress.solver.result import Result
 from autocompress.targets import Target, parse_target
 from autocompress.task import Task
@@ -54,7 +55,6 @@ class TaskObjective:
         device: str | torch.device | None,
         ignore: Ignore,
     ) -> None:
-        """Takes what it needs of a task; the reference is copied."""
         self.name, self.epochs, self.seed, self.device, self.ignore = task.name, epochs, seed, device, ignore
         self.train, self.validation = task.train, task.validation
         self.steps_per_epoch = check_batches(task.train, "the training data")
@@ -73,7 +73,6 @@ class TaskObjective:
         self.__dict__ = state | {"train": _unpacked(state["train"]), "validation": _unpacked(state["validation"])}
 
     def scores(self, network: nn.Module) -> Scores:
-        """Returns the scores of a network on the validation split."""
         where = default_device(self.device)
         self.validation = on_device(self.validation, where)
         return evaluate(network, self.validation, loss=self.loss, metric=self.metric, device=where)
@@ -125,7 +124,6 @@ class PlanObjective(TaskObjective):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a search that goes on must have in common with the one before."""
         return {
             "task": self.name,
             "target": str(self.target),
@@ -138,7 +136,6 @@ class PlanObjective(TaskObjective):
         }
 
     def __call__(self, values: Values, report: Report = go_on, state: dict[str, Any] | None = None) -> Evaluation:
-        """Returns the evaluation of `values`, see `interface.Objective`."""
         started = time.perf_counter()
         run = PlanRun(self, values, state=state)
         reporter = _Reporter(self, run, report, started)
@@ -194,7 +191,6 @@ class PlanCompressor(Compressor):
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, *, space: PlanSpace, values: Values, **settings: Any
     ) -> None:
-        """Takes a proposal; the rest is as in `Compressor`."""
         self.space, self.values = space, dict(values)
         super().__init__(model, optimizer, **settings)
 
@@ -202,9 +198,11 @@ class PlanCompressor(Compressor):
         self.budget = make_budget(self.network, self.target.only)
         return make_plan_method(self.network, self.budget, self.space, self.values, self.constants)
 
-    def _make_solver(self) -> Any:
+    def _make_solver(self, steps: int) -> Any:
         """Returns the compressor's iteration, or that of a method that brings its own."""
-        return GradualPruning(self.network.weights) if isinstance(self.space, GradualSpace) else super()._make_solver()
+        if isinstance(self.space, GradualSpace):
+            return GradualPruning(self.network.weights)
+        return super()._make_solver(steps)
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -214,8 +212,8 @@ class PlanCompressor(Compressor):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state, perhaps of another proposal: its weights are then projected anew."""
-        if state["method"]["values"] != self.values and state["finishing"] is not None:
-            state = state | {"finishing": None, "solver": None}
+        if state["method"]["values"] != self.values and isinstance(self.run.phases[state["number"]], FineTuningPhase):
+            state = state | {"phase": {}}
         super().load_state_dict(state)
 
 
@@ -269,7 +267,6 @@ class _Reporter(Callback):
         self.first_step, self.last = 0, Scores(math.nan, math.nan, torch.zeros(0))
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        """Reports; raises `_Stopped` where that is the answer."""
         self.last = self.objective.scores(trainer.model)
         steps, seconds = trainer.step - self.first_step, time.perf_counter() - self.started
         self.curve.append((steps, self.last.metric))
@@ -278,7 +275,6 @@ class _Reporter(Callback):
             raise _Stopped
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns nothing: what was reported belongs to the evaluation that reported it."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -87,7 +87,6 @@ class Plan:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns {name: {keep_fraction, codebook}}."""
         return {name: {"keep_fraction": p.keep_fraction, "codebook": p.codebook} for name, p in self.layers.items()}
 
     @classmethod

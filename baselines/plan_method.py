@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from autocompress.constraints.constraint import FileWriter, Method, Network, Projection, relative_error
-from autocompress.constraints.rate_distortion.fixed_tables import FixedTables
+from autocompress.constraints.constraint import FileWriter, Method, Network, Projection, Rule, relative_error
 from autocompress.constraints.weight_bits import squared_error
 from autocompress.network.compressed_tensors import (
     CodedTensor,
@@ -25,8 +24,7 @@ from autocompress.network.compressed_tensors import (
     scalar_tensors,
 )
 from autocompress.network.selection import original_bytes
-from autocompress.solver.budget_path import budget_on_path
-from autocompress.solver.constants import SolverConstants
+from autocompress.solver.constants import SolverConstants, budget_on_path
 from baselines.fitting import Budget, Fitted
 from baselines.gradual import cubic_schedule
 from baselines.interface import Values
@@ -72,20 +70,17 @@ class PlanMethod:
         looser = budget_on_path(1.0, self.ceiling, fraction, self.constants)
         return replace(layer, keep_fraction=min(1.0, layer.keep_fraction * looser))
 
-    def rules(self) -> list[FixedTables] | None:
+    def rules(self) -> Sequence[Rule] | None:
         """Returns None: between two projections V follows by magnitude."""
         return None
 
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
-        """Returns the proposal at the border of the budget for these weights."""
         return self._projected(self._repair(targets).coded, targets)
 
     def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
-        """Returns the state and the file, within the target."""
         return self._writer.fit(coded, sides)
 
     def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
-        """Returns the grids of the one-dimensional tensors at the price of the last repair."""
         return self._writer.side_grids(sides)
 
     @property
@@ -110,7 +105,6 @@ class PlanMethod:
         return Projection(coded, None, error, relative_error(error, targets), 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the proposal, its place and what its file is written by."""
         fitted = self.fitted
         return {
             "values": dict(self.values),
@@ -150,11 +144,10 @@ class GradualMethod(PlanMethod):
 class _ScaledTables:
     """The rule of a layer whose weights are scaled for its projection."""
 
-    inner: FixedTables
+    inner: Rule
     scale: float
 
     def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns indices and values of the nonzeros of unscaled weights."""
         index, values = self.inner.assign(weights * self.scale)
         return index, values / self.scale
 
@@ -166,26 +159,21 @@ class PricedMethod:
         self.inner, self.values, self.scales = inner, values, list(scales)
 
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
-        """Returns V for the budget of this moment."""
         return self._unscaled(self.inner.project(weights, self._scaled(targets), fraction), targets)
 
     def rules(self) -> list[_ScaledTables] | None:
-        """Returns the inner method's rules on unscaled weights."""
         rules = self.inner.rules()
         if rules is None:
             return None
         return [_ScaledTables(rule, scale) for rule, scale in zip(rules, self.scales, strict=True)]
 
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
-        """Returns the last projection, which fills the file."""
         return self._unscaled(self.inner.close(weights, self._scaled(targets)), targets)
 
     def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
-        """Returns the state and the file, within the target."""
         return self.inner.fit(coded, sides)
 
     def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
-        """Returns the grids of the one-dimensional tensors."""
         return self.inner.side_grids(sides)
 
     def _scaled(self, targets: Sequence[Tensor]) -> list[Tensor]:
@@ -200,7 +188,6 @@ class PricedMethod:
         return Projection(coded, None, error, relative_error(error, targets), found.price, found.greedy)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the proposal and the inner state."""
         return {"values": dict(self.values), "inner": self.inner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -213,7 +200,7 @@ def make_plan_method(
 ) -> Method:
     """Returns the method that meets a target under a proposal."""
     if isinstance(space, PriceSpace):
-        return PricedMethod(budget.method(constants), values, space.scales(values))  # type: ignore[return-value]
+        return PricedMethod(budget.method(constants), values, space.scales(values))
     if isinstance(space, GradualSpace):
         return GradualMethod(network, budget, space, values, constants)
     return PlanMethod(network, budget, space, values, constants)

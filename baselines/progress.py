@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -42,7 +41,6 @@ class SearchDisplay:
             logger.info("%d trials were finished before and are not run again", self._finished)
 
     def finished(self, trial: Trial) -> None:
-        """Shows one more trial in its final state."""
         self._finished += 1
         self._best = SearchOutcome(tuple(each for each in (self._best, trial) if each)).best
         self._show_best()
@@ -54,9 +52,7 @@ class SearchDisplay:
     def __enter__(self) -> SearchDisplay:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
     def _show_best(self) -> None:

@@ -211,7 +211,6 @@ class _Sizes:
         self._known: dict[float, float] = {}  # place -> true size over estimate, both without what is fixed
 
     def learn(self, plan: Plan, coded: Sequence[CodedTensor]) -> None:
-        """Takes in how the codes are spread."""
         for (name, layer), tensor in zip(plan.layers.items(), coded, strict=True):
             counts = Counts.of_codes(as_matrix(tensor.codes), len(tensor.values)).codes
             self._shares[name, layer.codebook] = counts / max(counts.sum(), 1)
@@ -239,7 +238,6 @@ class _Sizes:
         return self._budget.fixed + factor * self._estimate(plan)
 
     def _estimate(self, plan: Plan) -> float:
-        """Returns the size of what is not fixed, uncorrected."""
         total = 0.0
         for name, layer in plan.layers.items():
             order, (rows, columns) = self._order[name], self._shapes[name]

@@ -16,7 +16,6 @@ from autocompress.task import Task, load_task
 from autocompress.training.reference import starting_network
 from baselines.interface import SearchOutcome, SearchSettings
 from baselines.methods import find_method, find_space
-from baselines.optuna_search.storage import database_url
 from baselines.search import best_of, make_searcher, search, train_best
 from baselines.search_files import beside, checkpoint_of, write_records
 from baselines.search_report import search_json, search_text
@@ -118,6 +117,9 @@ def search_settings(options: Namespace) -> SearchSettings:
     """
     storage = options.storage
     if storage is None:
+        # Imported here, once it is known that Optuna is installed.
+        from baselines.optuna_search.storage import database_url
+
         folder = find_method(options.method).uses_ray
         path = beside(options.out, ".search" if folder else ".search.db")
         if path.exists() and not options.resume:

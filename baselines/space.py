@@ -57,7 +57,6 @@ class GroupedSpace:
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """Two numbers for each group."""
         found: list[Parameter] = []
         for (name, _), start in zip(self.groups, self.start_keeps, strict=True):
             low, high = max(start / KEEP_RANGE, LOWEST_KEEP), min(start * KEEP_RANGE, 1.0)
@@ -87,7 +86,6 @@ class GroupedSpace:
         return {p.name: min(max(values[p.name], p.low), p.high) for p in self.parameters}
 
     def path(self, values: Values, weights: Weights, budget: Budget) -> PlanAt:
-        """Returns the plans that the proposal may be repaired to."""
         groups = [
             Group(layers, values[f"{name}.keep_fraction"], 2 ** int(values[f"{name}.bits"]))
             for name, layers in self.groups
@@ -104,13 +102,11 @@ class PriceSpace:
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """One number for each layer."""
         low, high = 1 / LARGEST_MULTIPLIER, LARGEST_MULTIPLIER
         return tuple(Parameter(f"{name}.multiplier", low, high, log=True) for name, _ in self.layers)
 
     @property
     def start(self) -> Values:
-        """Plain squared error."""
         return {parameter.name: 1.0 for parameter in self.parameters}
 
     def scales(self, values: Values) -> list[float]:
@@ -134,12 +130,10 @@ class _BitsSpace:
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """One number."""
         return (Parameter("bits", 1, MOST_BITS, integer=True),)
 
     @property
     def start(self) -> Values:
-        """`START_BITS`."""
         return {"bits": START_BITS}
 
 
@@ -150,7 +144,6 @@ class UniformSpace(_BitsSpace):
     name: str = "uniform"
 
     def path(self, values: Values, weights: Weights, budget: Budget) -> PlanAt:
-        """Returns the plans of one fraction for all layers, from all weights on."""
         return path_of([Group(self.layers, 1.0, 2 ** int(values["bits"]))], [name for name, _ in weights], budget)
 
 
@@ -161,7 +154,6 @@ class MagnitudeSpace(_BitsSpace):
     name: str = "magnitude"
 
     def path(self, values: Values, weights: Weights, budget: Budget) -> PlanAt:
-        """Returns the plans of one magnitude threshold over all layers, from all weights on."""
         magnitudes = {name: weight.detach().abs().flatten().sort().values for name, weight in weights}
         every = torch.cat(list(magnitudes.values())).sort(descending=True).values
 

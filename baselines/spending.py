@@ -39,7 +39,6 @@ class Spending:
 
     @classmethod
     def of(cls, settings: SearchSettings, objective: Objective) -> Spending:
-        """Returns the limits of a search, with nothing spent yet."""
         steps = int(getattr(objective, "steps_per_epoch", 0)) * objective.epochs
         return cls(settings.max_gradient_steps, settings.max_seconds, steps)
 
@@ -58,7 +57,6 @@ class Spending:
 
     @property
     def seconds_are_over(self) -> bool:
-        """Whether what runs is to stop."""
         return self.max_seconds is not None and self.seconds >= self.max_seconds
 
     def allows(self, number: int) -> bool:
@@ -73,6 +71,17 @@ class Spending:
         return (self.max_steps is None or steps <= self.max_steps) and (
             self.max_seconds is None or seconds <= self.max_seconds
         )
+
+    def side_by_side(self, numbers: Iterable[int]) -> list[int]:
+        """Returns those of some trials, from the first on, that may all be under way together."""
+        found: list[int] = []
+        for number in numbers:
+            if not self.allows(number):
+                break
+            self.running.add(number)
+            found.append(number)
+        self.forget(found)
+        return found
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Takes trials out of those under way: nobody works on them."""

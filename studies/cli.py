@@ -1,4 +1,4 @@
-"""The command line: `python -m studies list | run | status | records | report | compare | convert`.
+"""The command line: `python -m studies list | run | status | records | report | compare`.
 
 Exit status: 0 done, 2 bad input, 130 interrupted, 1 any other failure, failed cells included.
 """
@@ -27,8 +27,9 @@ examples:
   python -m studies report digits
   python -m studies records digits --csv > digits.csv
 
-A study that was stopped in any way goes on by the same command: finished cells are not run again. Several runners may
-work on one study, in one folder of results.
+A study that was stopped in any way goes on by the same command: finished cells are not run again, nor finished trials
+of a search. Several runners may work on one study, in one folder of results. To have cells run again that are finished,
+delete their files in the folder `records`.
 
 exit status: 0 done, 2 bad input (a target that cannot be met included), 130 interrupted, 1 any other failure; failed
 cells included
@@ -87,8 +88,6 @@ def build_parser() -> ArgumentParser:
         compare.add_argument(name, metavar=name.upper(), help=STUDY)
     _add_results(compare)
     _add_partial(compare)
-    convert = commands.add_parser("convert", help="make files of the records of an earlier release", allow_abbrev=False)
-    _add_study(convert)
     return parser
 
 
@@ -146,7 +145,9 @@ def _add_run(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--storage",
         metavar="DIR",
-        help="a folder that all nodes of the cluster see; ray-pbt needs one on several machines",
+        help="a folder in which searches are kept while they run, and which all nodes of the cluster see; ray-pbt "
+        "needs one on several machines (default: beside the records; on a cluster none: a search that was stopped "
+        "begins anew)",
     )
     parser.add_argument("--no-progress", action="store_true", help="no bar, nor a line for each cell")
 

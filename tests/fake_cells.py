@@ -12,6 +12,7 @@ from studies.design.cell import Cell
 from studies.design.spec import StudySpec, TaskSpec
 from studies.records.record import Record
 from studies.running.conditions import Conditions
+from studies.running.kept_search import forget_search
 
 
 def make_spec(count: int = 3, **changes: object) -> StudySpec:
@@ -92,6 +93,9 @@ class HereExecutor:
 
     def start(self, cell: Cell) -> None:
         self.cells.append(cell)
+
+    def recorded(self, cell: Cell) -> None:
+        forget_search(cell, self.conditions.storage)
 
     def finished(self, seconds: float) -> list[tuple[Cell, Record]]:
         if not self.cells:

@@ -18,7 +18,7 @@ def draw(seed: int, shapes=SHAPES) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=generator) / shape[-1] ** 0.5 for shape in shapes]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("budget", [3, 4, 17, 300, 3000, 10**6])
 def test_is_feasible_and_consistent(seed, budget):
     weights = draw(seed)
@@ -38,7 +38,7 @@ def test_is_feasible_and_consistent(seed, budget):
         state = result.state
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("budget", [40, 600, 4000])
 def test_is_idempotent(seed, budget):
     weights = draw(seed)
@@ -49,7 +49,7 @@ def test_is_idempotent(seed, budget):
     assert again.squared_error == 0
 
 
-@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("seed", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_error_falls_with_the_budget(seed):
     """Both knapsacks are exact, their alternation is not: a larger budget may err by 5 % more, never by more."""
     weights = draw(seed)
@@ -58,8 +58,7 @@ def test_error_falls_with_the_budget(seed):
     assert errors[-1] < 0.2 * errors[0]
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("budget", [100, 1000, 5000])
+@pytest.mark.parametrize(("seed", "budget"), [(0, 100), (1, 1000), (2, 5000)])
 def test_joint_start_is_no_worse_than_any_uniform_start(seed, budget):
     weights = draw(seed)
     joint = project_weight_bits(weights, weights, budget).squared_error
@@ -74,7 +73,7 @@ def test_joint_start_is_near_the_best_of_all_starts(budget):
     joint = project_weight_bits(weights, weights, budget).squared_error
     best = min(
         project_weight_bits(weights, weights, budget, WeightBitsState(list(bits), [])).squared_error
-        for bits in itertools.product([1, 2, 3, 5], repeat=3)
+        for bits in itertools.product([1, 2, 4], repeat=3)
         if sum(bits) <= budget
     )
     assert joint <= 1.02 * best

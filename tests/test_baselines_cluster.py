@@ -212,8 +212,9 @@ except InvalidInputError as error:
 
 
 @pytest.mark.slow
-def test_a_cluster_that_asks_for_a_token(tmp_path: Path) -> None:
+def test_a_cluster_that_asks_for_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Ray 2.60 does by itself wherever a Ray has been started before, which leaves a token in the home folder."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     token, other = tmp_path / "token", tmp_path / "other"
     token.write_text("a" * 40)
     other.write_text("b" * 40)
@@ -231,6 +232,7 @@ def test_a_cluster_that_asks_for_a_token(tmp_path: Path) -> None:
             ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}, "2 trials"),
             ({"RAY_AUTH_TOKEN_PATH": str(token)}, "2 trials"),
             ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(other)}, "asks for a token"),
+            ({"RAY_AUTH_MODE": "token"}, "asks for a token"),
             ({}, "asks for a token"),
         ]:
             driver = run_python(JOIN, address, **clean, **environment)

@@ -94,7 +94,11 @@ def without_seconds(outcome: SearchOutcome) -> list[dict[str, Any]]:
     return [replace(trial, device_seconds=0.0).to_json() for trial in outcome.trials]
 
 
-@pytest.mark.parametrize("name", SAMPLING)
+# Of the interface, which is the same whatever draws the values: once.
+@pytest.mark.parametrize(
+    "name",
+    ["optuna-tpe", *(pytest.param(name, marks=pytest.mark.slow) for name in SAMPLING if name != "optuna-tpe")],
+)
 class TestSamplers(SearcherContract):
     @pytest.fixture
     def searcher(self, name: str) -> Searcher:
@@ -108,7 +112,8 @@ class TestSamplers(SearcherContract):
         return searcher.search(objective, SearchSettings(**({"trials": self.trials, "progress": False} | changes)))
 
 
-@pytest.mark.parametrize("name", ["uniform", pytest.param("magnitude", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["uniform", "magnitude"])
 class TestExhaustive(SearcherContract):
     @pytest.fixture
     def searcher(self, name: str) -> Searcher:
@@ -127,6 +132,18 @@ class TestTwoWorkers(SearcherContract):
     @pytest.fixture
     def searcher(self) -> Searcher:
         return OptunaSearcher("random")
+
+
+@pytest.mark.parametrize("name", ["random", "optuna-cmaes", "optuna-gp", "optuna-nsga2"])
+def test_every_sampler_begins_at_the_start_and_stays_in_its_ranges(name: str) -> None:
+    objective = FakeObjective()
+    settings = replace(SETTINGS, trials=max(6, LEAST_TRIALS.get(name, 1)))
+    trials = OptunaSearcher(name).search(objective, settings).trials
+    assert trials[0].values == pytest.approx(objective.space.start)
+    assert len({trial.values["a.keep_fraction"] for trial in trials}) > 3
+    for trial in trials:
+        for parameter in objective.space.parameters:
+            assert parameter.low <= trial.values[parameter.name] <= parameter.high
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
@@ -178,7 +195,7 @@ def test_front_of_two_objectives() -> None:
 @pytest.mark.parametrize("name", ["optuna-cmaes", "optuna-nsga2"])
 def test_evolution_has_several_generations(name: str, tmp_path: Path) -> None:
     """It would be random search if a whole search were one generation of it."""
-    settings = replace(SETTINGS, trials=30, storage=sqlite(tmp_path))
+    settings = replace(SETTINGS, trials=20, storage=sqlite(tmp_path))
     OptunaSearcher(name).search(FakeObjective(), settings)
     study = optuna.load_study(study_name=None, storage=settings.storage)  # type: ignore[arg-type]
     found = [value for trial in study.trials for key, value in trial.system_attrs.items() if key.endswith("generation")]

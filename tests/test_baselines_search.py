@@ -28,7 +28,7 @@ def reference():
 
 def run(method: str, **changes: Any) -> SearchOutcome:
     settings = {"trials": 4, "progress": False} | changes.pop("settings", {})
-    options = {"target": "600B", "trial_epochs": 2} | changes
+    options = {"target": "600B", "trial_epochs": 1} | changes
     return search(method, make_task(), reference(), settings=SearchSettings(**settings), **options)
 
 
@@ -68,7 +68,7 @@ def test_the_starts_are_magnitude_uniform_and_the_compressors_own_plan() -> None
 def test_gradual_pruning_ends_at_its_mask() -> None:
     objective = PlanObjective(make_task(), reference(), target="600B", space="gradual", epochs=6)
     run = PlanRun(objective, {"bits": 3})
-    assert isinstance(run.compressor.solver, GradualPruning)
+    assert isinstance(run.compressor.run.solver, GradualPruning)
     kept, values = [], []
 
     class Look:

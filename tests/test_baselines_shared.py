@@ -22,14 +22,18 @@ from baselines.optuna_search import OptunaSearcher, ownership
 from baselines.optuna_search.ownership import GRACE_SECONDS, OWNER, Ownership
 from baselines.optuna_search.storage import close_storage, open_storage
 
-TRIALS = 60
+TRIALS, PROCESSES = 18, 3
 SHARED = """
-import json, sys
+import json, os, sys, time
+from pathlib import Path
 from fake_objective import FakeObjective
 from baselines.interface import SearchSettings
 from baselines.optuna_search import OptunaSearcher
 
-storage, log = sys.argv[1:]
+storage, log, processes = sys.argv[1:]
+Path(f"{{log}}.{{os.getpid()}}.ready").touch()
+while len(list(Path(log).parent.glob("*.ready"))) < int(processes):
+    time.sleep(0.01)
 settings = SearchSettings({trials}, storage=storage, resume=True, progress=False)
 outcome = OptunaSearcher("optuna-tpe").search(FakeObjective(seconds_per_epoch=0.03, log=log), settings)
 print(json.dumps([trial.to_json() for trial in outcome.trials]))
@@ -49,7 +53,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def start(storage: str, log: Path) -> subprocess.Popen[str]:
     tests = Path(__file__).parent
     return subprocess.Popen(
-        [sys.executable, "-c", SHARED.format(trials=TRIALS), storage, str(log)],
+        [sys.executable, "-c", SHARED.format(trials=TRIALS), storage, str(log), str(PROCESSES)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -66,10 +70,10 @@ def under_way(log: Path, pid: int, ended: int) -> bool:
 
 def test_three_processes_share_a_study_and_one_is_killed(storage: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    processes = [start(storage, log) for _ in range(3)]
+    processes = [start(storage, log) for _ in range(PROCESSES)]
     killed = processes[0]
     try:
-        while not under_way(log, killed.pid, ended=3):
+        while not under_way(log, killed.pid, ended=1):
             assert all(process.poll() is None for process in processes), [p.stderr.read() for p in processes]
             time.sleep(0.002)
         killed.kill()
@@ -159,7 +163,7 @@ class Deadly(fake_objective.FakeObjective):
 """
     tests = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
-    command = [sys.executable, "-c", deadly + code, f"sqlite:///{tmp_path}/search.db", str(tmp_path / "log")]
+    command = [sys.executable, "-c", deadly + code, f"sqlite:///{tmp_path}/search.db", str(tmp_path / "log"), "1"]
     codes = []
     while 0 not in codes:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -11,6 +11,8 @@ from torch import nn
 
 import autocompress as ac
 from autocompress.errors import InfeasibleTargetError, InvalidInputError, TrainingDivergedError
+from autocompress.network.selection import select
+from autocompress.solver.phases import FineTuningPhase
 from autocompress.training.checkpoint import Callback
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
@@ -169,16 +171,18 @@ def resumed(data: bytes, **kwargs) -> tuple[nn.Module, ac.Compressor]:
 
 
 @pytest.mark.parametrize("steps", [2, 10])
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"target": "401B"}, "target '400B'"), ({"total_steps": 11}, "total_steps 10"), ({"ignore": ["head"]}, "network")],
-)
-def test_the_state_of_another_run_is_refused(steps: int, settings, message: str) -> None:
+def test_the_state_of_another_run_is_refused(steps: int) -> None:
     model = make()
     compressor = compressor_of(model)
     train(model, compressor, range(steps))
-    with pytest.raises(InvalidInputError, match=message):
-        resumed(run_state(model, compressor), **({"target": TARGET} | settings))
+    state = run_state(model, compressor)
+    for settings, message in [
+        ({"target": "401B"}, "target '400B'"),
+        ({"total_steps": 11}, "total_steps 10"),
+        ({"ignore": ["head"]}, "network"),
+    ]:
+        with pytest.raises(InvalidInputError, match=message):
+            resumed(state, **settings)
 
 
 # --- stopped and resumed ------------------------------------------------------------------------------------------
@@ -199,7 +203,7 @@ def test_a_run_resumed_at_any_step_gives_the_same_bytes(target: str, total_steps
     for stopped in (0, 17, 18, 19, 20):
         model, compressor = resumed(states[stopped], **settings)
         assert compressor.steps == stopped
-        assert (compressor.finishing is not None) == (stopped >= 18)
+        assert (compressor.run.fine_tuning is not None) == (stopped >= 18)
         train(model, compressor, range(stopped, total_steps))
         result = compressor.finish(train=BATCHES)
         assert result.data == expected.data, stopped
@@ -321,10 +325,47 @@ def test_a_scaler_that_skips_steps_and_overflowing_gradients() -> None:
         scaler.update()
         compressor.step()
         compressor.optimizer.zero_grad()
-    assert compressor.finishing is not None
+    assert compressor.run.fine_tuning is not None
     result = compressor.finish()
     assert result.file_bytes <= 400
+    assert result.outcome.skipped_steps == 1
     assert all(torch.isfinite(tensor).all() for tensor in result.model.state_dict().values())
+
+
+def train_with_broken_gradients(model: nn.Module, compressor: ac.Compressor, good: set[int]) -> int:
+    """Trains to the end; returns the steps of fine-tuning, of which only these numbers, from 0, have good gradients."""
+    count = 0
+    for number in range(compressor.total_steps):
+        x, y = batch(number)
+        nn.functional.cross_entropy(model(x), y).backward()
+        if isinstance(compressor.run.phase, FineTuningPhase):
+            if count not in good:
+                model.head.weight.grad.fill_(float("nan"))
+            count += 1
+        else:
+            compressor.optimizer.step()
+        compressor.step()
+        compressor.optimizer.zero_grad()
+    return count
+
+
+@pytest.mark.parametrize(
+    ("target", "total", "good"), [("400B", 100, set()), ("drop:50", 60, set()), ("drop:50", 60, {4, 9})]
+)
+def test_gradients_that_are_not_finite_are_counted_over_the_whole_of_fine_tuning(
+    target: str, total: int, good: set[int]
+) -> None:
+    model = make()
+    compressor = compressor_of(model, target=target, total_steps=total, evaluate=lambda _: 0.9)
+    steps = train_with_broken_gradients(model, compressor, good)
+    assert steps >= 10
+    if not good:
+        with pytest.raises(TrainingDivergedError, match="no step of fine-tuning had a finite gradient"):
+            compressor.finish()
+    else:
+        outcome = compressor.finish().outcome
+        assert outcome.skipped_steps == steps - len(good & set(range(steps)))
+        assert f"{outcome.skipped_steps} steps of fine-tuning were skipped" in " ".join(outcome.notes)
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
@@ -350,8 +391,14 @@ def test_tied_weights_count_once_and_stay_tied() -> None:
 
 
 @pytest.mark.parametrize("ignore", [["head*"], ["head"], ["head.weight"]])
-def test_ignored_by_glob_is_kept_and_listed(ignore) -> None:
-    model = make()
+def test_globs_name_modules_and_parameters(ignore) -> None:
+    chosen = select(make(), ignore)
+    assert "head.weight" not in dict(chosen.weights)
+    assert "second.weight" in dict(chosen.weights)
+
+
+def test_ignored_by_glob_is_kept_and_listed() -> None:
+    model, ignore = make(), ["head.weight"]
     compressor = compressor_of(model, ignore=ignore, target="600B")
     train(model, compressor, range(10))
     trained = model.head.weight.detach().clone()

@@ -1,4 +1,6 @@
-"""200 random untrained networks and targets: never above the target, bit-exact when loaded, no exception.
+"""Random untrained networks and targets: never above the target, bit-exact when loaded, no exception.
+
+60 of them, six of each family, and 140 more among the slow tests.
 
 Each case follows from its seed alone: `pytest "tests/test_compressor_properties.py::test_...[17]"` repeats the 17th.
 """
@@ -6,7 +8,6 @@ Each case follows from its seed alone: `pytest "tests/test_compressor_properties
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.network.selection import original_bytes, select
 from autocompress.targets import FileSize, WeightBits
 
-CASES = 200
+CASES = [*range(60), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(60, 200))]
 FAMILIES = (
     "grouped", "transposed", "attention", "encoder", "tied", "batch norm", "other norms", "volume", "mixed", "half",
 )  # fmt: skip
@@ -249,7 +250,7 @@ def train_steps(compressor: ac.Compressor, model: nn.Module, case: Case, count: 
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("seed", range(CASES))
+@pytest.mark.parametrize("seed", CASES)
 def test_never_above_the_target_and_loads_bit_exact(seed: int, tmp_path) -> None:
     case, rng = case_of(seed), random.Random(seed + 10_000)
     model, ignore = made(case, seed)
@@ -273,11 +274,6 @@ def test_never_above_the_target_and_loads_bit_exact(seed: int, tmp_path) -> None
     torch.testing.assert_close(again, logits, rtol=0, atol=0)
     for name, tensor in result.model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
-
-
-def test_every_family_has_its_share() -> None:
-    counts = Counter(FAMILIES[seed % len(FAMILIES)] for seed in range(CASES))
-    assert all(counts[family] >= 20 for family in FAMILIES)
 
 
 @pytest.mark.parametrize("seed", range(10))

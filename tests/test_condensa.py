@@ -23,6 +23,7 @@ from baselines.condensa.goal import FitSize, KeepAccuracy, KeptOutcome, parse_as
 from baselines.condensa.learn_compress import LearnCompress
 from baselines.condensa.objective import CondensaObjective
 from baselines.condensa.pruning import BlockPrune, FilterPrune, NeuronPrune, Prune, StructurePrune
+from baselines.condensa.run import CondensaRun
 from baselines.condensa.schedule import ALEXNET_CIFAR10_SCHEDULE, LENET5_MNIST_SCHEDULE, Schedule
 from baselines.condensa.schemes import Codebook, Compose, Quantize
 from baselines.condensa.solver import Solver, batches_from
@@ -445,6 +446,25 @@ def test_an_evaluation_counts_its_steps_and_measures_its_file():
     assert found.accuracy > 0.6
     with pytest.raises(InvalidInputError, match="cannot go on"):
         objective({"density": 0.2}, state={"epoch": 1})
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(20, 20), nn.Linear(20, 20), nn.Linear(20, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x).relu()).relu())
+
+
+def test_tied_weights_are_compressed_under_both_names():
+    objective = CondensaObjective(replace(make_task(), make_model=Tied), Tied(), target="drop:50", epochs=1)
+    run = CondensaRun(objective, {"density": 0.2}, 1, FileSize("2KB"))
+    network = run.compressed()
+    assert network.second.weight is network.first.weight
+    assert torch.equal(network.first.weight, run.solver.state.twins["first.weight"])
+    assert nonzeros({"first": network.first.weight, "head": network.head.weight}) == math.floor(0.2 * 460)
 
 
 def condensa_record(method, seed=0, **changes):

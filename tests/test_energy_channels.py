@@ -31,7 +31,7 @@ from autocompress.energy.network_energy import network_energy
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.targets import Energy, parse_target
 from autocompress.task.named_models import make_model
-from studies.records.speed import count_macs, median_seconds
+from studies.records.resources import count_macs, median_seconds
 
 pytest.importorskip("torch_pruning")
 

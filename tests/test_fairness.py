@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -17,11 +18,11 @@ from autocompress.codec.layout import layout_of
 from autocompress.training.tensor_batches import TensorBatches
 from autocompress.training.trainer import Trainer
 from baselines.final import train_best
-from baselines.interface import SearchSettings
+from baselines.interface import SearchOutcome, SearchSettings
 from baselines.objective import PlanObjective
 from baselines.optuna_search import OptunaSearcher
 
-EPOCHS = 6
+EPOCHS = 3
 METHODS = [("optuna-tpe", "per-layer"), ("random", "price"), ("uniform", "uniform"), ("magnitude", "magnitude")]
 
 
@@ -54,8 +55,8 @@ def reference():
     return train_reference(make_task())
 
 
-@pytest.fixture
-def steps():
+@contextmanager
+def counted_steps():
     """Counts the steps of every SGD optimizer, which only the trainer makes: the count does not come from our code."""
     counted = []
 
@@ -64,8 +65,10 @@ def steps():
             counted.append(1)
 
     handle = register_optimizer_step_post_hook(count)
-    yield counted
-    handle.remove()
+    try:
+        yield counted
+    finally:
+        handle.remove()
 
 
 def search_and_train(method, space, task, reference):
@@ -97,30 +100,52 @@ def read(diary, name):
     return [entry for entry in diary if entry.startswith(name)]
 
 
-@pytest.mark.parametrize(("method", "space"), METHODS)
-def test_steps_are_those_that_were_taken(method, space, reference, steps):
-    outcome, result, _ = search_and_train(method, space, watched_task([]), reference)
-    assert len(steps) == outcome.gradient_steps + result.gradient_steps
+@dataclass
+class Watch:
+    """A search and its final run: what came out, what was read, and where in that the search ended."""
+
+    outcome: SearchOutcome
+    result: autocompress.Result
+    diary: list[str]
+    searched: int
+    steps: int
+
+
+@pytest.fixture(scope="module", params=METHODS, ids="-".join)
+def watch(request, reference):
+    task = watched_task([])
+    with counted_steps() as steps:
+        outcome, result, searched = search_and_train(*request.param, task, reference)
+    return Watch(outcome, result, task.train.diary, searched, len(steps))
+
+
+@pytest.fixture(scope="module")
+def compressed(reference):
+    """The compressor's result, and what it read."""
+    diary: list[str] = []
+    return compress(watched_task(diary), reference), diary
+
+
+def test_steps_are_those_that_were_taken(watch):
+    outcome, result = watch.outcome, watch.result
+    assert watch.steps == outcome.gradient_steps + result.gradient_steps
     assert result.gradient_steps == EPOCHS * 10
     assert sum(trial.state == "stopped" for trial in outcome.trials) or outcome.gradient_steps == 4 * 2 * 10
 
 
-def test_stopped_trials_count_what_they_took(reference, steps):
+def test_stopped_trials_count_what_they_took(reference):
     objective = PlanObjective(make_task(), reference, target="600B", space="per-layer", epochs=4)
-    outcome = OptunaSearcher("random", "median").search(objective, SearchSettings(trials=12, progress=False))
+    with counted_steps() as steps:
+        outcome = OptunaSearcher("random", "median").search(objective, SearchSettings(trials=12, progress=False))
     assert {trial.state for trial in outcome.trials} == {"complete", "stopped"}  # or nothing was tested here
     assert len(steps) == outcome.gradient_steps < 12 * 4 * 10
 
 
-@pytest.mark.parametrize(("method", "space"), METHODS)
-def test_the_final_run_reads_what_the_compressor_reads(method, space, reference):
-    ours, theirs = [], []
-    task = watched_task(theirs)
-    _, result, searched = search_and_train(method, space, task, reference)
-    compressed = compress(watched_task(ours), reference)
+def test_the_final_run_reads_what_the_compressor_reads(watch, compressed):
+    result, theirs, (compressed, ours) = watch.result, watch.diary, compressed
     assert result.gradient_steps == compressed.gradient_steps
     # the same training batches in the same order (one is drawn before, to try the loss), and the same other examples
-    assert read(theirs[searched:], "train")[: EPOCHS * 10] == read(ours, "train")[1 : EPOCHS * 10 + 1]
+    assert read(theirs[watch.searched :], "train")[: EPOCHS * 10] == read(ours, "train")[1 : EPOCHS * 10 + 1]
     for split in ("validation", "test"):
         assert set(read(theirs, split)) == set(read(ours, split))
     assert result.reference_accuracy == compressed.reference_accuracy
@@ -132,11 +157,8 @@ def test_the_final_run_reads_what_the_compressor_reads(method, space, reference)
             assert torch.equal(tensor, state.dense()[name])
 
 
-@pytest.mark.parametrize(("method", "space"), METHODS)
-def test_the_test_split_is_read_once_at_the_very_end(method, space, reference):
-    diary: list[str] = []
-    task = watched_task(diary)
-    search_and_train(method, space, task, reference)
+def test_the_test_split_is_read_once_at_the_very_end(watch):
+    diary = watch.diary
     first = next(number for number, entry in enumerate(diary) if entry.startswith("test"))
     assert all(entry.startswith("test") for entry in diary[first:])
     assert len(diary) - first == 2  # the compressed network and the reference, one batch each

@@ -10,14 +10,14 @@ from torch import nn
 
 from autocompress.network.compressed_tensors import CodedTensor, SideGrid, coded_tensor, round_codebook
 from autocompress.solver.constants import DEFAULTS
-from autocompress.solver.fine_tuning import Finishing
+from autocompress.solver.fine_tuning import FineTuning
 
 SHAPES = [(4, 3, 2), (5, 6), (3, 3)]
 
 
 def phase_of(
     seed: int, *, empty: bool = False, steps: int = 10
-) -> tuple[list[nn.Parameter], list[nn.Parameter], Finishing]:
+) -> tuple[list[nn.Parameter], list[nn.Parameter], FineTuning]:
     generator = torch.Generator().manual_seed(seed)
     coded = []
     for shape in SHAPES:
@@ -27,7 +27,7 @@ def phase_of(
         coded[1] = CodedTensor(torch.zeros(SHAPES[1], dtype=torch.int16), torch.zeros(0))
     weights = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
     sides = [nn.Parameter(torch.randn(4, generator=generator)) for _ in range(2)]
-    return weights, sides, Finishing(weights, coded, sides, [SideGrid(0.25, 0.3), None], steps)
+    return weights, sides, FineTuning(weights, coded, sides, [SideGrid(0.25, 0.3), None], steps)
 
 
 def loss_of(tensors: list[torch.Tensor], seed: int) -> torch.Tensor:
@@ -35,7 +35,7 @@ def loss_of(tensors: list[torch.Tensor], seed: int) -> torch.Tensor:
     return sum((t * torch.randn(t.shape, generator=generator)).sin().square().sum() for t in tensors)
 
 
-def step(phase: Finishing, seed: int) -> None:
+def step(phase: FineTuning, seed: int) -> None:
     for tensor in phase.weights + phase.sides:
         tensor.grad = None
     loss_of(phase.weights + phase.sides, seed).backward()
@@ -90,7 +90,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_skipped(bad: float) -> Non
     before = [v.clone() for v in phase.values + phase.latents]
     loss_of(phase.weights + phase.sides, 0).backward()
     weights[1].grad[0, 0] = bad
-    phase.step()
+    assert not phase.step()
     assert all(torch.equal(a, b) for a, b in zip(before, phase.values + phase.latents, strict=True))
     assert phase.step_count == 1
 
@@ -134,7 +134,7 @@ def test_a_saved_phase_goes_on_as_if_nothing_had_happened() -> None:
     buffer.seek(0)
     saved = torch.load(buffer, weights_only=True)
     others = [nn.Parameter(torch.randn(t.shape)) for t in weights + sides]
-    resumed = Finishing.from_state_dict(others[:3], others[3:], saved)
+    resumed = FineTuning.from_state_dict(others[:3], others[3:], saved)
     assert all(torch.equal(a, b) for a, b in zip(others, weights + sides, strict=True))
     for number in range(4, 8):
         step(phase, number)

@@ -26,7 +26,7 @@ from autocompress.network.selection import select
 from autocompress.network.tensor_sizes import code_bits, position_bits, scalar_code_bits
 from autocompress.numerics.vector_kmeans import encode_kernels, fit_kernels, nearest
 from autocompress.solver.constants import DEFAULTS
-from autocompress.solver.fine_tuning import Finishing
+from autocompress.solver.fine_tuning import FineTuning
 from autocompress.targets import parse_target
 from baselines.fitting import make_budget
 from baselines.plan import Plan
@@ -356,7 +356,7 @@ def test_finishing_trains_whole_kernels_under_fixed_assignments():
     generator = torch.Generator().manual_seed(0)
     weight = nn.Parameter(torch.randn(6, 4, 3, 3, generator=generator))
     tensor = encode_kernels(weight, torch.randn(5, 9, generator=generator))
-    phase = Finishing([weight], [tensor], [], [], 10)
+    phase = FineTuning([weight], [tensor], [], [], 10)
     assert torch.equal(weight.detach(), tensor.dense())
     slope = torch.randn(weight.shape, generator=generator)
     (weight * slope).sum().backward()

@@ -36,16 +36,18 @@ def test_two_steps_by_hand() -> None:
     assert w.tolist() == [[1.0, 0.125, -0.625]]
 
 
-def test_pruned_weights_forget_their_moves_and_kept_ones_do_not() -> None:
-    w = torch.tensor([[1.0, 0.25]])
+def test_the_distance_of_w_from_v_is_forgotten() -> None:
+    w = torch.tensor([[1.5, 0.25]])
     lazy = LazyProjection([w], pruned_rate=0.5, memory_steps=4)
     lazy.points()
     lazy.update([coded([[1.0, 0.0]])])
-    for _ in range(3):  # by the same move each: 0.25 (3/4)^3 + 0.5 * 0.2 (1 + 3/4 + (3/4)^2)
+    kept, pruned = 0.5, 0.25
+    for memory in (1 - 1 / 16, 1 - 2 / 16, 1 - 3 / 16, 1 - 1 / 4, 1 - 1 / 4):
         w -= 0.2
         lazy.follow(1.0)
         w.copy_(torch.tensor([[1.0, 0.0]]))
-    assert lazy.hidden[0].tolist() == [pytest.approx([0.4, 0.25 * 0.421875 - 0.1 * 2.3125])]
+        kept, pruned = memory * kept - 0.2, memory * pruned - 0.5 * 0.2
+        assert lazy.hidden[0].tolist() == [pytest.approx([1 + kept, pruned])]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

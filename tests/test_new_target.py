@@ -16,8 +16,7 @@ from autocompress.constraints.constraint import Network, Projection, relative_er
 from autocompress.constraints.file_writer import WeightsAlone
 from autocompress.network.compressed_tensors import CodedTensor
 from autocompress.numerics.kmeans import encode, fit_codebook, sort_values
-from autocompress.solver.budget_path import bits_on_path
-from autocompress.solver.constants import SolverConstants
+from autocompress.solver.constants import SolverConstants, bits_on_path
 from autocompress.targets import kinds
 
 

@@ -1,31 +1,42 @@
-"""The README: two commands in its quick start, and examples that run as they stand."""
+"""The README and docs: two commands in the quick start, examples that run as they stand, tables of the records."""
 
+import io
+import json
 import re
 import subprocess
+from collections import defaultdict
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import pytest
+import small_task
 import torch
+from PIL import Image
 
+from autocompress.training.recipe import Recipe
 from studies.design.cell import cells_of
 from studies.experiments import claims
+from studies.finding import find_study
 from studies.report import readme as summary
+from studies.report.names import method_name
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    """Returns the fenced blocks of a language, in order."""
+    """Returns the README's fenced blocks of a language, in order."""
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
-def run_example(mark: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """Runs the Python block after `<!-- example: mark -->` in `folder` and returns its variables."""
-    (code,) = re.findall(rf"<!-- example: {mark} -->\n```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+def run_example(page: str, mark: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **given: object) -> dict[str, Any]:
+    """Runs the Python block after `<!-- example: mark -->` of a page in `folder` and returns its variables."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (code,) = re.findall(rf"<!-- example: {mark} -->\n```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     monkeypatch.chdir(folder)
-    names: dict[str, object] = {"__name__": "readme"}
-    exec(compile(code, "README.md", "exec"), names)
+    names: dict[str, Any] = {"__name__": "example", **given}
+    exec(compile(code, page, "exec"), names)
     return names
 
 
@@ -50,18 +61,38 @@ def test_ci_runs_the_second_command(tmp_path):
 
 
 def test_every_python_block_is_an_example_that_is_tested():
-    assert len(blocks("python")) == README.count("<!-- example: ") == 3
+    assert len(blocks("python")) == README.count("<!-- example: ") == 2
 
 
-def test_the_study_of_the_readme_is_one(tmp_path, monkeypatch):
-    names = run_example("study", tmp_path, monkeypatch)
+def test_your_own_loop(tmp_path, monkeypatch):
+    task = small_task.make_task()
+    model = small_task.train_reference(task)
+    names = run_example(
+        "README.md",
+        "loop",
+        tmp_path,
+        monkeypatch,
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-3),
+        loss_fn=torch.nn.functional.cross_entropy,
+        loader=task.train,
+        val_loader=task.validation,
+        make_model=task.make_model,
+        epochs=1,
+    )
+    inputs = next(iter(task.validation))[0]
+    assert torch.equal(names["net"].eval()(inputs), names["result"].model(inputs))
+
+
+def test_the_study_of_the_docs_is_one(tmp_path, monkeypatch):
+    names = run_example("docs/studies.md", "study", tmp_path, monkeypatch)
     cells = cells_of(names["SPEC"])
     assert len(cells) == 3 * 2 * 5
     assert {cell.trials for cell in cells} == {0, 10}
 
 
 def test_the_transformer_in_its_own_loop(tmp_path, monkeypatch):
-    names = run_example("loop", tmp_path, monkeypatch)
+    names = run_example("docs/own-loop.md", "transformer", tmp_path, monkeypatch)
     path = tmp_path / "reverser.safetensors"
     weights = sum(parameter.numel() for parameter in names["model"].parameters())
     assert path.stat().st_size <= 0.10 * 4 * weights
@@ -74,30 +105,55 @@ def test_the_transformer_in_its_own_loop(tmp_path, monkeypatch):
 
 
 def test_compress_in_python(tmp_path, monkeypatch):
-    from autocompress.training.recipe import Recipe
-
     short = Recipe("sgd", 0.1, momentum=0.93, batch_size=256, reference_epochs=1, compress_epochs=1)
     monkeypatch.setattr("autocompress.task.named_task.recipe_for", lambda *_: short)
     monkeypatch.setenv("AUTOCOMPRESS_DATA", str(tmp_path))
-    names = run_example("compress", tmp_path, monkeypatch)
+    names = run_example("README.md", "compress", tmp_path, monkeypatch)
     assert (tmp_path / "lenet5.safetensors").stat().st_size == len(names["result"].data) <= 4000
     assert "classifier.0.weight" in names["result"].report()
 
 
-def test_the_results_are_the_table_of_the_records():
-    (block,) = re.findall(r"<!-- results -->\n(.*?)\n<!-- /results -->", README, flags=re.DOTALL)
-    assert block == summary.sizes()
+@pytest.mark.parametrize("name", summary.PLACES)
+def test_tables_are_those_of_the_records(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert summary.filled(text, summary.PLACES[name]) == text, "run `python -m studies.report.readme`"
 
 
-def test_the_table_of_the_studies_is_that_of_their_records():
-    (block,) = re.findall(r"<!-- studies -->\n(.*?)\n<!-- /studies -->", README, flags=re.DOTALL)
-    assert block == summary.summary()
+def test_the_first_row_says_what_is_in_the_files():
+    asked = {cell.hash for cell in cells_of(find_study("digits")[0])}
+    methods = defaultdict(list)
+    for path in (ROOT / "studies" / "results" / "digits" / "records").glob("lenet5-digits.*.4KB.*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["spec_hash"] in asked and record["state"] == "finished":
+            methods[record["method"]].append(record)
+    ours = methods["compressor"]
+    searches = [rows for rows in methods.values() if rows[0]["search_gradient_steps"] and len(rows) == len(ours)]
+    if all(row["validation_loss"] is not None for rows in searches for row in rows):
+        best = min(searches, key=lambda rows: mean(row["validation_loss"] for row in rows))
+    else:
+        best = max(searches, key=lambda rows: mean(row["validation_accuracy"] for row in rows))
+    accuracies = [mean(100 * row["test_accuracy"] for row in rows) for rows in (ours, best)]
+    row = next(line for line in README.splitlines() if line.startswith("| LeNet-5 on digits") and "`4KB`" in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert [float(cells[place].split()[0]) for place in (5, 7)] == pytest.approx(accuracies, abs=0.0051)
+    assert cells[6] == method_name(best[0]["method"])
+    assert float(cells[9].split()[0]) == pytest.approx(accuracies[0] - accuracies[1], abs=0.0051)
 
 
-def test_the_table_of_the_family_is_that_of_its_records():
-    (block,) = re.findall(r"<!-- family -->\n(.*?)\n<!-- /family -->", README, flags=re.DOTALL)
-    assert block == summary.family()
+def test_the_figure_is_of_the_records():
+    numbers = (ROOT / f"{summary.FIGURE}.csv").read_text(encoding="utf-8")
+    assert numbers == summary.figure_numbers(), "run `python -m studies.report.readme`"
+    drawn = summary.figure().files["png"]
+    with Image.open(ROOT / f"{summary.FIGURE}.png") as committed, Image.open(io.BytesIO(drawn)) as now:
+        assert committed.size == now.size
 
 
 def test_the_page_of_claims_is_that_of_the_records():
-    assert claims.PAGE.read_text(encoding="utf-8") == claims.page()
+    assert claims.PAGE.read_text(encoding="utf-8") == claims.page(), "run `python -m studies.report.readme`"
+
+
+def test_a_place_that_is_not_there_is_an_error():
+    with pytest.raises(ValueError, match="0 places <!-- results --> instead of one"):
+        summary.filled("no place", {"results": lambda: "a table"})
+    text = "<!-- results -->\nold\nlines\n<!-- /results -->\nrest"
+    assert summary.filled(text, {"results": lambda: "new"}) == "<!-- results -->\nnew\n<!-- /results -->\nrest"

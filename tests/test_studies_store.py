@@ -1,8 +1,7 @@
-"""The records of a study: one file each, whole or not there; the locks on cells; records of former releases."""
+"""The records of a study: one file each, whole or not there; the locks on cells."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from fake_cells import HereExecutor, make_record, make_spec
 
 from autocompress.errors import InvalidInputError
 from studies.design.cell import cells_of
-from studies.records.convert import convert
 from studies.records.record import Record
 from studies.records.store import CellLocks, Store, claimed, records_of
 from studies.running import run as running
@@ -139,37 +137,6 @@ class Quiet:
 
     def __getattr__(self, name: str) -> object:
         return lambda *_: None
-
-
-def former(folder: Path, records: list[Record]) -> list[dict[str, object]]:
-    """Writes records as the release before this one did, and returns them."""
-    added = ("cell", "constants", "hardware", "reference_hash", "reference_loss", "validation_loss", "code_bytes")
-    added = (*added, "scores", "plan", "search")
-    lines = [{k: v for k, v in r.to_json().items() if k not in added} | {"schema": 2} for r in records]
-    folder.mkdir()
-    (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return lines
-
-
-def test_records_of_the_former_form_are_converted_without_loss(tmp_path: Path):
-    failed = make_record(CELLS[0], CONDITIONS, error="Traceback")
-    old = replace(RECORDS[2], spec_hash="0" * 16)  # of a cell that nobody asks for any more
-    lines = former(tmp_path / "fake", [failed, *RECORDS[:2], old])
-    store = Store(tmp_path / "fake")
-    with pytest.raises(InvalidInputError, match="python -m studies convert"):
-        store.read()
-    assert convert(store.folder, CELLS) == 3
-    assert not (store.folder / "records.jsonl").exists()
-    found = {record.spec_hash: record for record in store.read()}
-    for line in lines[1:]:
-        record = found[str(line["spec_hash"])].to_json()
-        assert {name: record[name] for name in line if name != "schema"} == {
-            k: v for k, v in line.items() if k != "schema"
-        }
-    assert found[CELLS[0].hash].cell == json.loads(json.dumps(CELLS[0].to_json()))
-    assert found["0" * 16].cell == {}
-    with pytest.raises(InvalidInputError, match=r"there is no .*records\.jsonl"):
-        convert(store.folder, CELLS)
 
 
 HOLD = """

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from autocompress.errors import AutocompressError, InvalidInputError, TrainingDivergedError
 from autocompress.task import Task, load_task
 from autocompress.training.batch_norm import refit_batch_norm
-from autocompress.training.batches import forward, split_batch, to_device
+from autocompress.training.batches import autocast, forward, split_batch, to_device
 from autocompress.training.checkpoint import Callback, load_checkpoint, save_checkpoint
 from autocompress.training.evaluation import evaluate
 from autocompress.training.losses import Distillation, TeacherOutputs, classification_loss, correct_predictions
@@ -181,6 +181,18 @@ def test_bfloat16_and_channels_last_leave_a_plain_model() -> None:
     assert seen == [(torch.bfloat16, False)]
     assert model[0].weight.is_contiguous()
     assert model[0].weight.dtype == torch.float32
+
+
+def test_attention_with_a_mask_is_evaluated_in_bfloat16() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    network, x = nn.TransformerEncoder(layer, 1).eval(), torch.randn(2, 5, 8)
+    padding = torch.tensor([[False] * 5, [False, False, False, True, True]])
+    with torch.no_grad():
+        expected = network(x, src_key_padding_mask=padding)
+        with autocast(True, torch.device("cpu")):
+            found = network(x, src_key_padding_mask=padding)
+    assert torch.backends.mha.get_fastpath_enabled()
+    torch.testing.assert_close(found[~padding].float(), expected[~padding], rtol=0.05, atol=0.05)
 
 
 # --- batches, losses, evaluation

@@ -10,6 +10,7 @@ from small_task import batches
 from torch import Tensor, nn
 
 import autocompress as ac
+from autocompress.errors import InvalidInputError
 from autocompress.network.live_network import check_copyable, copy_network, named_modules, named_tensors
 from autocompress.network.selection import select
 from autocompress.solver.admm import RelativeRate
@@ -105,6 +106,32 @@ def test_what_cannot_be_copied_is_refused_by_name_before_training() -> None:
         ac.Compressor(model, torch.optim.SGD(model.parameters(), 0.1), target="50%", total_steps=3)
     with pytest.raises(ac.InvalidInputError, match=message):
         copy_network(model)
+
+
+def scripted_block() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 8), torch.jit.script(nn.Linear(8, 2)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: torch.jit.script(nn.Linear(8, 2)), "the network is TorchScript; give the torch.nn.Module"),
+        (lambda: torch.jit.trace(nn.Linear(8, 2), torch.ones(1, 8)), "the network is TorchScript"),
+        (scripted_block, "the module '1' is TorchScript"),
+        (lambda: nn.Sequential(nn.Linear(8, 2), nn.LazyBatchNorm1d()), r"1\.weight has no shape yet; pass a batch"),
+        (lambda: nn.Sequential(nn.Linear(8, 2), nn.LazyBatchNorm1d(affine=False)), r"1\.running_mean has no shape yet"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
+def test_what_is_no_whole_network_of_modules_is_refused_by_name(make, message: str) -> None:
+    model = make()
+    for refuse in (
+        copy_network,
+        lambda model: ac.compress(model, train=[(torch.ones(4, 8), torch.zeros(4, dtype=torch.int64))], target="90%"),
+        lambda model: ac.Compressor(model, torch.optim.SGD([torch.ones(1)], 0.1), target="90%", total_steps=1),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            refuse(model)
 
 
 def test_the_check_copies_no_tensor(monkeypatch) -> None:

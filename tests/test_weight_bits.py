@@ -9,9 +9,8 @@ from torch import nn
 from autocompress.constraints.constraint import Network, Projector
 from autocompress.constraints.weight_bits import InPlaceWeightBitsConstraint, WeightBitsConstraint
 from autocompress.network.selection import select
-from autocompress.solver.budget_path import budget_on_path
 from autocompress.solver.compressor import Compressor
-from autocompress.solver.constants import DEFAULTS
+from autocompress.solver.constants import DEFAULTS, budget_on_path
 from autocompress.targets import WeightBits, parse_target
 
 

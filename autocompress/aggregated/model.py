@@ -30,11 +30,9 @@ class AggregatedBatches:
         self.batches, self.fold, self.seed, self.epoch = batches, fold, seed, 0
 
     def __len__(self) -> int:
-        """Returns the number of batches."""
         return len(cast(Sized, self.batches))
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes the next pass that of epoch `epoch`."""
         self.epoch = epoch
         set_epoch(self.batches, epoch)
 
@@ -127,7 +125,6 @@ def _more_inputs(layer: nn.Module, fold: int) -> nn.Module:
 
 
 def _more_outputs(layer: nn.Linear, fold: int) -> nn.Linear:
-    """Returns a layer of `fold` times the outputs."""
     wider = cast(nn.Linear, copy_network(layer))
     wider.out_features = fold * layer.out_features
     wider.weight = _drawn((wider.out_features, layer.in_features), layer.weight.detach(), 1)

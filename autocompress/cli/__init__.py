@@ -25,16 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: Namespace) -> str:
-    """Returns what a command has to say on stdout."""
     # Imported here so that `--help` and a mistyped option answer without loading torch's larger parts.
-    from autocompress.cli import compress_command, energy_command, file_commands
+    from autocompress.cli import compress_command, file_commands
 
     commands = {
         "compress": compress_command.compress_command,
         "inspect": file_commands.inspect_command,
         "evaluate": file_commands.evaluate_command,
         "export": file_commands.export_command,
-        "energy": energy_command.fit_command,
+        "energy": file_commands.fit_command,
     }
     return commands[options.command](options)
 

@@ -146,7 +146,6 @@ def _messages_on_stderr(names: set[str], progress: bool) -> Iterator[None]:
 
 
 def _say(program: str, status: int, message: str) -> int:
-    """Prints one message on stderr and returns the status."""
     print(f"{program}: {message}", file=sys.stderr)
     return status
 

@@ -1,4 +1,4 @@
-"""`autocompress inspect | evaluate | export`: what can be done with a compressed file."""
+"""`autocompress inspect | evaluate | export`, what can be done with a compressed file; and `energy fit`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from autocompress.cli.console import check_output, percent, to_json
 from autocompress.codec.atomic_write import replacing
 from autocompress.codec.file import load, read_state
 from autocompress.codec.size_report import size_report
+from autocompress.energy.channel_graph import ANALYTIC_SAMPLES, ChannelGraph
+from autocompress.energy.energy_meters import make_meter, measured_energy
 from autocompress.energy.network_energy import run_example
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import CompressedState
@@ -22,6 +24,10 @@ from autocompress.network.live_network import named_tensors
 from autocompress.task import load_task
 from autocompress.task.named_models import make_model
 from autocompress.training.evaluation import evaluate
+
+# Measurements of `energy fit`; fewer than the last say nothing of the error on those held out.
+MEASURED_SAMPLES = 60
+FEWEST_SAMPLES = 10
 
 # One image of the networks known by name, without the batch. A function of the user's own needs --data or the shape.
 INPUT_SHAPES = {"lenet5": (1, 28, 28), "alexnet": (3, 32, 32), "resnet": (3, 32, 32), "torchvision:": (3, 224, 224)}
@@ -130,3 +136,38 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InvalidInputError(f"cannot read {str(path)!r}: {error.strerror}") from error
+
+
+def fit_command(options: Namespace) -> str:
+    """Fits the model, writes `options.out` where it is given, and returns what was found.
+
+    Raises:
+        InvalidInputError: there is no such meter here, or the network's channels cannot be followed.
+    """
+    if options.out is not None:
+        check_output(options.out, (".json",))
+    samples = options.samples or (ANALYTIC_SAMPLES if options.meter == "analytic" else MEASURED_SAMPLES)
+    if samples < FEWEST_SAMPLES:
+        raise InvalidInputError(f"--samples is {samples}; it must be at least {FEWEST_SAMPLES}")
+    meter = None if options.meter == "analytic" else make_meter(options.meter)
+    model, example = network_and_example(options)
+    if options.input_shape is not None:
+        example = random_input(options.input_shape)
+    if example is None:
+        raise InvalidInputError(
+            f"the inputs of {options.model!r} are not known; give --data, or their shape such as --input-shape 3,32,32"
+        )
+    if meter is None:
+        fitted = ChannelGraph(model, example).fitted_energy(options.seed, samples)
+    else:
+        fitted = measured_energy(model.to(meter.device), example, meter, samples, options.batch, options.seed)
+    if options.out is not None:
+        fitted.save(options.out)
+    if options.json:
+        return to_json({"model": options.model, "meter": options.meter, "samples": samples, **vars(fitted)})
+    groups = ", ".join(f"{name} ({count})" for name, count in zip(fitted.groups, fitted.channels, strict=True))
+    where = f"written to {options.out}" if options.out is not None else "not kept: --out FILE writes it"
+    return (
+        f"groups of channels: {groups}\ndense energy: {fitted.dense:.6g} {fitted.unit}\n"
+        f"held-out mean relative error: {percent(fitted.held_out_error)} of {samples} measurements\n{where}"
+    )

@@ -62,7 +62,6 @@ def build_parser() -> ArgumentParser:
 
 
 def _add_compress(commands: _SubParsersAction[ArgumentParser]) -> None:
-    """Adds `compress`."""
     parser = commands.add_parser(
         "compress",
         help="train a network into a file of the size asked for",
@@ -112,7 +111,6 @@ def _add_compress(commands: _SubParsersAction[ArgumentParser]) -> None:
 
 
 def _add_inspect(commands: _SubParsersAction[ArgumentParser]) -> None:
-    """Adds `inspect`."""
     parser = commands.add_parser("inspect", help="show what is in a compressed file, layer by layer")
     _add_file(parser)
     parser.add_argument("--model", help=f"its network, for the names of the layers: {MODEL}")
@@ -121,7 +119,6 @@ def _add_inspect(commands: _SubParsersAction[ArgumentParser]) -> None:
 
 
 def _add_evaluate(commands: _SubParsersAction[ArgumentParser]) -> None:
-    """Adds `evaluate`."""
     parser = commands.add_parser("evaluate", help="measure the accuracy of a compressed file")
     _add_file(parser)
     parser.add_argument("--model", required=True, help=MODEL)
@@ -131,7 +128,6 @@ def _add_evaluate(commands: _SubParsersAction[ArgumentParser]) -> None:
 
 
 def _add_export(commands: _SubParsersAction[ArgumentParser]) -> None:
-    """Adds `export`."""
     parser = commands.add_parser("export", help="write the network of a compressed file as dense ONNX or PyTorch file")
     _add_file(parser)
     parser.add_argument("--model", required=True, help=MODEL)
@@ -153,7 +149,6 @@ def _add_export(commands: _SubParsersAction[ArgumentParser]) -> None:
 
 
 def _add_energy(commands: _SubParsersAction[ArgumentParser]) -> None:
-    """Adds `energy fit`."""
     energy = commands.add_parser("energy", help="fit a model of a network's energy over its channels")
     actions = energy.add_subparsers(dest="action", required=True, metavar="ACTION")
     parser = actions.add_parser("fit", help="measure the network at random widths and fit a bilinear model")
@@ -177,12 +172,10 @@ def _add_energy(commands: _SubParsersAction[ArgumentParser]) -> None:
 
 
 def _add_file(parser: ArgumentParser) -> None:
-    """Adds the compressed file to read."""
     parser.add_argument("file", type=Path, metavar="FILE", help="a file written by autocompress compress")
 
 
 def _add_common(parser: ArgumentParser) -> None:
-    """Adds --device and --json."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
 

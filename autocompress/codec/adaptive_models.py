@@ -138,11 +138,9 @@ class Integers:
         return np.where(signs == 1, -magnitudes, magnitudes)
 
     def code_one(self, coder: Coder, value: int) -> int:
-        """Codes a single integer."""
         return int(self.code(coder, np.array([value], np.int64))[0])
 
     def fade(self) -> None:
-        """Halves all counts."""
         self._lengths.fade()
         if self._signs is not None:
             self._signs.fade()

@@ -174,7 +174,12 @@ def decode_state(data: bytes, layout: Layout | None = None) -> CompressedState:
         if layout is None:
             raise CorruptArtifactError("the name table does not belong to the rest of the file")
         raise InvalidInputError(f"the file was written for another network: {_difference(layout, table)}")
-    return decode_stream(payload.stream, ordered, chosen.aliases, kernels=payload.version > 1)
+    state = decode_stream(payload.stream, ordered, chosen.aliases, kernels=payload.version > 1)
+    values = {name: tensor.values for name, tensor in state.coded.items()}
+    for name, tensor in (values | {name: grid.dense() for name, grid in state.grid.items()}).items():
+        if not bool(tensor.isfinite().all()):
+            raise CorruptArtifactError(f"{name!r} has values beyond what a float32 number holds")
+    return state
 
 
 def _difference(layout: Layout, table: Layout | None) -> str:

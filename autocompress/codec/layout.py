@@ -37,7 +37,6 @@ class Layout:
 
     @property
     def elements(self) -> int:
-        """Number of elements of all entries."""
         return sum(entry.elements for entry in self.entries)
 
 

@@ -82,7 +82,6 @@ class PositionModels:
     total: Array = field(default_factory=lambda: np.zeros(_CONTEXTS, np.int64))
 
     def copy(self) -> PositionModels:
-        """Returns an independent copy."""
         return PositionModels(self.seen.copy(), self.expected.copy(), self.total.copy())
 
     def fade(self) -> None:

@@ -64,16 +64,14 @@ class Encoder:
         self._encoder = _queue.RangeEncoder()
 
     def part(self, part: str, name: str) -> None:
-        """Does nothing."""
+        pass
 
     def flags(self, probabilities: Array, values: Array) -> Array:
-        """Writes 0/1 values."""
         if len(values):
             self._encoder.encode(values.astype(np.int32), _BERNOULLI, probabilities / ONE)
         return values
 
     def symbols(self, weights: Array, values: Array) -> Array:
-        """Writes values of one distribution."""
         if len(values) and len(weights) > 1:
             model = _model.Categorical(weights.astype(np.float64), perfect=False)
             self._encoder.encode(values.astype(np.int32), model)
@@ -112,7 +110,7 @@ class Decoder:
         self._decoder = _queue.RangeDecoder(words)
 
     def part(self, part: str, name: str) -> None:
-        """Does nothing."""
+        pass
 
     def _decode(self, model: object, argument: object) -> Array:
         try:
@@ -121,11 +119,9 @@ class Decoder:
             raise CorruptArtifactError("the compressed stream is damaged") from error
 
     def flags(self, probabilities: Array, values: Array) -> Array:
-        """Reads 0/1 values."""
         return self._decode(_BERNOULLI, probabilities / ONE) if len(values) else values
 
     def symbols(self, weights: Array, values: Array) -> Array:
-        """Reads values of one distribution."""
         if len(weights) < 2 or not len(values):
             return np.zeros(len(values), np.int64)
         return self._decode(_model.Categorical(weights.astype(np.float64), perfect=False), len(values))
@@ -151,24 +147,20 @@ class Meter:
 
     @property
     def total_bits(self) -> float:
-        """Bits of everything so far."""
         return sum(self.booked.values())
 
     def part(self, part: str, name: str) -> None:
-        """Books what follows under (part, name)."""
         self._key = (part, name)
 
     def _book(self, bits: float) -> None:
         self.booked[self._key] = self.booked.get(self._key, 0.0) + bits
 
     def flags(self, probabilities: Array, values: Array) -> Array:
-        """Counts 0/1 values."""
         likely = np.where(values != 0, probabilities, ONE - probabilities)
         self._book(float(20 * len(values) - np.log2(likely).sum()))
         return values
 
     def symbols(self, weights: Array, values: Array) -> Array:
-        """Counts values of one distribution."""
         if len(values):
             self._book(float(len(values) * np.log2(weights.sum()) - np.log2(weights[values]).sum()))
         return values

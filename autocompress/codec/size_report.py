@@ -166,7 +166,6 @@ def size_report(state: CompressedState, data: bytes, module: nn.Module | None = 
 
 
 def _kind_of(tensor: WeightTensor) -> tuple[str, int]:
-    """Returns the kind of a codebook and how many weights share one code."""
     return ("kernel", tensor.length) if isinstance(tensor, KernelTensor) else ("scalar", 1)
 
 

@@ -41,7 +41,6 @@ class Entry:
 
     @property
     def elements(self) -> int:
-        """Number of elements."""
         return math.prod(self.shape)
 
 
@@ -202,7 +201,6 @@ class _RawModels:
         self._constants = {"running_var": _to_bytes(one)}
 
     def code(self, coder: Coder, entry: Entry, tensor: Tensor | None) -> Tensor:
-        """Codes one tensor."""
         coder.part("raw", entry.name)
         if tensor is not None and tensor.dtype not in _DTYPES:
             raise InvalidInputError(f"{entry.name}: cannot store {tensor.dtype}")

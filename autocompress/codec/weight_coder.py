@@ -173,7 +173,6 @@ def _code_elements(coder: Coder, name: str, codes: Codes, integers: Array, model
 
 
 def _code_positions(coder: Coder, mask: Flags, choice: Choice, models: WeightModels) -> None:
-    """Codes flags [R, G, H, W] in place."""
     classes = _code_rows(coder, mask)
     _code_live(coder, mask, classes, choice, models, BLOCK_PART)
 

@@ -26,8 +26,7 @@ from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import WeightTensor
 from autocompress.network.tensor_sizes import check_code_bits_budget, code_bits, scalar_code_bits
 from autocompress.numerics.multiple_choice_knapsack import Allocation, allocate
-from autocompress.solver.budget_path import bits_on_path
-from autocompress.solver.constants import DEFAULTS, SolverConstants
+from autocompress.solver.constants import DEFAULTS, SolverConstants, bits_on_path
 
 
 @dataclass(frozen=True)

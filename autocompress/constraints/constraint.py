@@ -9,7 +9,6 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from autocompress.constraints.rate_distortion.fixed_tables import FixedTables
 from autocompress.network.compressed_tensors import CompressedState, SideGrid, WeightTensor
 from autocompress.network.selection import Selection
 
@@ -35,6 +34,13 @@ class Projection:
     relative_error: float
     price: float
     greedy: bool = False
+
+
+class Rule(Protocol):
+    """Which weights of one layer are not zero, and what they are, between two projections."""
+
+    def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns flat indices, int64 [m], and values [m] of the nonzeros of V for W, a contiguous tensor."""
 
 
 class FileWriter(Protocol):
@@ -73,7 +79,7 @@ class Constraint(Protocol[State]):
     def writer(self, state: State) -> FileWriter:
         """Returns what writes the file of the last projection."""
 
-    def rules(self, state: State) -> list[FixedTables] | None:
+    def rules(self, state: State) -> Sequence[Rule] | None:
         """Returns how V follows W between two projections, by the last one's tables; None = by magnitude."""
 
     def to_plain(self, state: State) -> dict[str, Any]:
@@ -89,8 +95,8 @@ class Method(Protocol):
     def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
         """Returns the projection of X (`targets`) onto the budget of this moment."""
 
-    def rules(self) -> list[FixedTables] | None:
-        """Returns how V follows W between two projections; None = by magnitude."""
+    def rules(self) -> Sequence[Rule] | None:
+        """Returns how V follows W between two projections, by the last one's tables; None = by magnitude."""
 
     def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
         """Returns the last projection, the one that is fine-tuned."""
@@ -131,7 +137,7 @@ class Projector(Generic[State]):
         found, self.state = self.constraint.project_last(targets, self.budget_at(1.0), self.state, weights)
         return found
 
-    def rules(self) -> list[FixedTables] | None:
+    def rules(self) -> Sequence[Rule] | None:
         return self.constraint.rules(self.state)
 
     def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:

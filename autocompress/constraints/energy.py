@@ -31,8 +31,7 @@ from autocompress.energy.network_energy import NetworkEnergy
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.numerics.kmeans import encode, fit_codebook, sort_values
 from autocompress.numerics.knapsack import RankedWeights, prune, rank_weights
-from autocompress.solver.budget_path import energy_on_path
-from autocompress.solver.constants import DEFAULTS, SolverConstants
+from autocompress.solver.constants import DEFAULTS, SolverConstants, energy_on_path
 
 # Values per layer: energy does not count them, and a byte each is fine enough not to be noticed.
 FINEST_CODEBOOK = 256

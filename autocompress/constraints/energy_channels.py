@@ -32,8 +32,7 @@ from autocompress.constraints.energy import ValuedMasks
 from autocompress.energy.channel_graph import ChannelCount
 from autocompress.energy.channel_model import ChannelEnergy, Floats
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.solver.budget_path import left_of_path
-from autocompress.solver.constants import DEFAULTS, SolverConstants
+from autocompress.solver.constants import DEFAULTS, SolverConstants, left_of_path
 
 Widths = npt.NDArray[np.int64]
 PRICE_TOLERANCE = 0.01  # relative width of the bracket at which the bisection stops

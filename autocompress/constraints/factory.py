@@ -16,8 +16,7 @@ from autocompress.energy.channel_graph import ChannelCount
 from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.energy.network_energy import NetworkEnergy, network_energy
 from autocompress.errors import InvalidInputError
-from autocompress.solver.budget_path import budget_at_once
-from autocompress.solver.constants import DEFAULTS, SolverConstants
+from autocompress.solver.constants import DEFAULTS, SolverConstants, budget_at_once
 from autocompress.targets import CodeBits, Energy, FileSize, Target, Targets, WeightBits
 
 
@@ -84,6 +83,8 @@ def make_constraint(
     if targets.promise is not None:
         return promised_size(targets, network, original_bytes, constants)
     fraction = min((each.fraction for each in targets.of_kind(Energy)), default=None)
+    if not targets.of_kind(FileSize):
+        _check_reparametrized(targets, network)
     if sizes := targets.of_kind(FileSize):
         budget_bytes = min(size.resolve(original_bytes, compressible) for size in sizes)
         limit = None
@@ -121,6 +122,27 @@ ALONE: dict[type[Target], Callable[[Sequence[Any], Network, int, SolverConstants
     WeightBits: _weight_bits,
     CodeBits: _code_bits,
 }
+
+
+def _check_reparametrized(targets: Targets, network: Network) -> None:
+    """Returns if no weights are divided by norms of their rows, of which only a file's projection keeps one in each.
+
+    Raises:
+        InvalidInputError: naming the tensor; or a mask is to be folded into codebooks of kernels.
+    """
+    divided = next(iter(network.selection.normalized), None)
+    if divided is not None:
+        raise InvalidInputError(
+            f"{divided} is divided by the norm of its rows (weight or spectral norm), and under the target "
+            f"{str(targets)!r} a row may lose all its weights; give a file size (such as 50KB) as well or "
+            "instead, or take the norm off first "
+            "(torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.remove_weight_norm)"
+        )
+    if network.selection.masks and targets.of_kind(CodeBits):
+        raise InvalidInputError(
+            f"{next(iter(network.selection.masks))} is pruned by a mask, and codebooks of kernels have no zeros of "
+            "their own; call torch.nn.utils.prune.remove on its module, or leave it out with ignore="
+        )
 
 
 def promised_size(

@@ -13,17 +13,17 @@ from typing import Any
 from torch import Tensor
 
 from autocompress.codec.weight_coder import Choice
-from autocompress.constraints.constraint import Network, Projection, relative_error
+from autocompress.constraints.constraint import Network, Projection, Rule, relative_error
 from autocompress.constraints.file_writer import FileFit
 from autocompress.constraints.rate_distortion.assignment import LayerTables
-from autocompress.constraints.rate_distortion.fixed_tables import FixedTables, fixed_tables
+from autocompress.constraints.rate_distortion.fixed_tables import fixed_tables
 from autocompress.constraints.rate_distortion.projection import PricedState, project_priced
 from autocompress.constraints.rate_distortion.rates import CodeLengths, Counts, as_matrix, code_length
 from autocompress.energy.accelerator import EnergyBudget
 from autocompress.network.compressed_tensors import CodedTensor, scalar_tensors
 from autocompress.network.network_state import side_tensors
-from autocompress.solver.budget_path import Path, budget_on_path, energy_on_path
-from autocompress.solver.constants import DEFAULTS, SolverConstants
+from autocompress.network.reparametrized import KeepsParts, keep_all_parts
+from autocompress.solver.constants import DEFAULTS, Path, SolverConstants, budget_on_path, energy_on_path
 
 logger = logging.getLogger(__name__)
 
@@ -150,19 +150,25 @@ class FileSizeConstraint:
         """Returns what writes the file, with biases rounded at the price of the last projection."""
         return state.file
 
-    def rules(self, state: FileState) -> list[FixedTables] | None:
+    def rules(self, state: FileState) -> Sequence[Rule] | None:
         """Returns how V follows W between two projections, by the last one's tables and price."""
         if state.priced is None:
             return None
-        return fixed_tables(state.priced, self.energy, self.network.weights[0].device)
+        dims = self.network.selection.normalized
+        fixed = fixed_tables(state.priced, self.energy, self.network.weights[0].device)
+        return [
+            KeepsParts(rule.assign, weight.shape, dims[name], rule.smallest) if name in dims else rule
+            for rule, (name, weight) in zip(fixed, self.network.selection.weights, strict=True)
+        ]
 
-    @staticmethod
     def _priced(
-        x: Sequence[Tensor], bits: float, energy: EnergyBudget | None, state: FileState
+        self, x: Sequence[Tensor], bits: float, energy: EnergyBudget | None, state: FileState
     ) -> tuple[Projection, FileState]:
         found = project_priced(x, bits, state.priced, energy)
         error = relative_error(found.error, x)
-        return Projection(found.coded, None, found.error, error, found.state.price), state.projected(found.state, error)
+        selection = self.network.selection
+        coded = keep_all_parts(found.coded, x, [name for name, _ in selection.weights], selection.normalized)
+        return Projection(coded, None, found.error, error, found.state.price), state.projected(found.state, error)
 
     def _without_weights(self, state: FileState) -> FileState:
         """Measures what the estimate leaves out; biases are rounded until they take their share."""

@@ -27,6 +27,7 @@ from autocompress.network.network_state import (
     side_grids,
     zero_state,
 )
+from autocompress.network.reparametrized import keep_all_parts
 
 # Left free at the start of finishing: values that move may cost a few bytes more in the end.
 RESERVE_FRACTION = 0.002
@@ -121,8 +122,17 @@ class FileFit:
     ) -> tuple[CompressedState, bytes]:
         """Returns the state and its file, whatever its size; with the coder's choices for one much like it."""
         grids = self.side_grids(sides)
+        coded = self._with_parts(coded)
         state = build_state(self.network.model, self.network.selection, coded, sides, grids)
         return state, encode_state(state, choices=choices)
+
+    def _with_parts(self, coded: Sequence[CodedTensor]) -> Sequence[CodedTensor]:
+        """Returns the tensors with no part empty that is divided by its norm."""
+        selection = self.network.selection
+        if not selection.normalized:
+            return coded
+        names = [name for name, _ in selection.weights]
+        return scalar_tensors(keep_all_parts(coded, self.network.weights, names, selection.normalized))
 
     def bytes_without_weights(self, sides: Mapping[str, Tensor]) -> tuple[int, FileFit]:
         """Returns the bytes of the file with all weights at zero, the sides rounded until they take their share.
@@ -174,7 +184,7 @@ class FileFit:
             file = file.coarser(2)
             empty = [CodedTensor(torch.zeros_like(c.codes), c.values[:0]) for c in coded]
             state, data = file.encode(empty, sides)
-        if len(data) > self.budget_bytes:
+        if len(data) > self.budget_bytes and not self.network.selection.normalized:
             state = zero_state(state)
             data = encode_state(state)
         if len(data) > self.budget_bytes:

@@ -26,8 +26,7 @@ from autocompress.network.compressed_tensors import CodedTensor, WeightTensor, s
 from autocompress.network.tensor_sizes import check_weight_data_budget, weight_data_bits
 from autocompress.numerics.kmeans import encode, fit_codebook, fit_codebooks, sort_values
 from autocompress.numerics.knapsack import prune, rank_weights
-from autocompress.solver.budget_path import bits_on_path
-from autocompress.solver.constants import DEFAULTS, SolverConstants
+from autocompress.solver.constants import DEFAULTS, SolverConstants, bits_on_path
 
 SIZES = tuple(2**bit for bit in BIT_CHOICES)
 

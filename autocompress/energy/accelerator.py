@@ -36,7 +36,6 @@ class WeightEnergy:
     overflow: float
 
     def of(self, nonzeros: float) -> float:
-        """Returns the energy of this many nonzeros."""
         return self.each * nonzeros + self.overflow * max(0.0, nonzeros - WEIGHT_CACHE_WORDS)
 
     def __add__(self, other: WeightEnergy) -> WeightEnergy:
@@ -57,15 +56,12 @@ class EnergyBudget:
     limit: float
 
     def used(self, nonzeros: Sequence[int]) -> float:
-        """Returns the energy of these numbers of nonzeros."""
         return sum(cost.of(count) for cost, count in zip(self.costs, nonzeros, strict=True))
 
     def holds(self, nonzeros: Sequence[int]) -> bool:
-        """Tells whether they are within the limit."""
         return self.used(nonzeros) <= self.limit
 
     def at(self, limit: float) -> EnergyBudget:
-        """Returns the same with another limit."""
         return replace(self, limit=limit)
 
 
@@ -100,7 +96,6 @@ class LayerShape:
         return replace(self, inputs=inputs, outputs=outputs, groups=inputs if depthwise else self.groups)
 
     def weight_energy(self) -> WeightEnergy:
-        """Returns what its weights cost."""
         passes = math.ceil(self.positions / ARRAY_ROWS)
         each = MEMORY + passes * CACHE + self.positions * (REGISTER + MULTIPLY)
         return WeightEnergy(each, (passes - 1) * MEMORY)
@@ -113,7 +108,6 @@ class LayerShape:
         return reads + MEMORY * (self._fetched_inputs(passes) + self.outputs * self.positions)
 
     def energy(self) -> float:
-        """Returns the energy of the dense layer."""
         return self.weight_energy().of(self.weights) + self.activation_energy()
 
     def _fetched_inputs(self, passes: int) -> int:

@@ -196,7 +196,6 @@ class ChannelGraph:
         return total
 
     def fitted_energy(self, seed: int = 0, samples: int = ANALYTIC_SAMPLES) -> ChannelEnergy:
-        """Returns the bilinear model fitted to the accelerator model."""
         channels = [group.channels for group in self.groups]
         widths = random_widths(channels, samples, seed)
         energies = np.array([self.analytic_energy(row.tolist()) for row in widths])

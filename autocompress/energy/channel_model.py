@@ -57,7 +57,6 @@ class ChannelEnergy:
         return float(self.of(self.channels))
 
     def save(self, path: Path) -> None:
-        """Writes the model as JSON."""
         write_whole(path, json.dumps(vars(self)).encode())
 
     @classmethod

@@ -5,11 +5,17 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
+from autocompress.energy.channel_graph import ChannelGraph
+from autocompress.energy.channel_model import ChannelEnergy, fit_channel_energy, random_widths
+from autocompress.energy.network_energy import run_example
 from autocompress.errors import InvalidInputError
 
 
@@ -47,7 +53,7 @@ class Meter(Protocol):
     device: torch.device
 
     def start(self) -> None:
-        """Begins a measurement."""
+        pass
 
     def joules(self) -> float:
         """Returns the energy since `start`."""
@@ -131,3 +137,22 @@ def joules_per_call(meter: Meter, run: Callable[[], Any], seconds: float = SECON
         run()
         calls += 1
     return meter.joules() / calls
+
+
+def measured_energy(
+    model: nn.Module, example: Tensor, meter: Meter, samples: int, batch: int, seed: int
+) -> ChannelEnergy:
+    """Returns the model fitted to joules per input, measured on physically smaller networks of random widths."""
+    graph = ChannelGraph(model, example)
+    channels = [group.channels for group in graph.groups]
+    widths = random_widths(channels, samples, seed)
+    inputs = torch.cat([example] * batch).to(meter.device)
+    energies = []
+    for row in widths.tolist():
+        keep = [torch.arange(count) < width for count, width in zip(channels, row, strict=True)]
+        smaller = graph.without(model, keep)
+        energies.append(joules_per_call(meter, partial(run_example, smaller, inputs)) / batch)
+    if min(energies) <= 0:
+        raise InvalidInputError("the meter counted no energy at all: it is too coarse for this network; try --batch")
+    names = [group.root for group in graph.groups]
+    return fit_channel_energy(names, channels, graph.terms(), widths, np.array(energies), "J")

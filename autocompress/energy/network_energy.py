@@ -70,7 +70,6 @@ class EnergyUse:
 
     @property
     def fraction(self) -> float:
-        """What is left of the dense energy."""
         return self.used / self.dense
 
     def to_json(self) -> dict[str, float | str]:

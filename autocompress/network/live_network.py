@@ -75,7 +75,7 @@ def accepted_arguments(model: nn.Module, fields: Mapping[str, Any]) -> dict[str,
 
 def _inner_attribute(module: nn.Module) -> str | None:
     """Returns under which name a wrapper holds its network, None for a module that is no wrapper."""
-    if isinstance(module._modules.get("_orig_mod"), nn.Module):  # torch.compile
+    if isinstance(getattr(module, "_orig_mod", None), nn.Module):  # torch.compile
         return "_orig_mod"
     return "module" if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) else None
 
@@ -94,8 +94,10 @@ def copy_network(
         keep_wrappers: else the copy is free of them at every level.
 
     Raises:
-        InvalidInputError: a module holds what cannot be copied; module and attribute are named.
+        InvalidInputError: a module holds what cannot be copied, a tensor has no shape yet, or there is TorchScript;
+            module and attribute are named.
     """
+    refuse_unfinished(model)
     memo: dict[int, Any] = {}
     for group in _shared(_own_tensors(model)):
         _copy_tied(group, memo)
@@ -114,11 +116,27 @@ def check_copyable(model: nn.Module) -> None:
     Raises:
         InvalidInputError: as `copy_network`.
     """
+    refuse_unfinished(model)
     memo: dict[int, Any] = {id(tensor): tensor for tensor in _own_tensors(model)}
     try:
         _deepcopy(model, memo, keep_wrappers=False)
     except Exception as error:
         raise InvalidInputError(_what_cannot_be_copied(model, error)) from error
+
+
+def refuse_unfinished(model: nn.Module) -> None:
+    """Returns if all of a network is there, as Python modules with tensors.
+
+    Raises:
+        InvalidInputError: a tensor has no shape yet, or a module is TorchScript, whose copies cannot be trained.
+    """
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise InvalidInputError(f"{name} has no shape yet; pass a batch through the network first")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"the module {name!r}" if name else "the network"
+            raise InvalidInputError(f"{where} is TorchScript; give the torch.nn.Module that it was made from")
 
 
 class _WithoutHistory(TorchFunctionMode):
@@ -161,8 +179,8 @@ def _what_cannot_be_copied(model: nn.Module, error: Exception) -> str:
 
 
 def _own_tensors(model: nn.Module) -> list[Tensor]:
-    """Returns the parameters and buffers of a network that have a shape yet, each object once."""
-    return [tensor for tensor in [*model.parameters(), *model.buffers()] if not is_lazy(tensor)]
+    """Returns the parameters and buffers of a network, each object once."""
+    return [*model.parameters(), *model.buffers()]
 
 
 def _shared(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

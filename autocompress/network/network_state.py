@@ -8,8 +8,17 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from autocompress.network.compressed_tensors import CodedTensor, CompressedState, GridTensor, SideGrid, WeightTensor
+from autocompress.errors import InvalidInputError
+from autocompress.network.compressed_tensors import (
+    CodedTensor,
+    CompressedState,
+    GridTensor,
+    SideGrid,
+    WeightTensor,
+    coded_tensor,
+)
 from autocompress.network.live_network import copy_network, named_modules, named_tensors
+from autocompress.network.reparametrized import keep_parts
 from autocompress.network.selection import Selection, folded_parameters
 
 # A bias is rounded more finely than the weights by this factor: the weights' own step at the price, divided by it.
@@ -102,22 +111,40 @@ def build_state(
     for name in selection.raw:
         tensor = state[name].detach().cpu().clone()
         if name in folded:
-            tensor = torch.ones_like(tensor) if name.endswith("running_var") else torch.zeros_like(tensor)
+            ones = name.endswith("running_var") or name in selection.masks.values()
+            tensor = torch.ones_like(tensor) if ones else torch.zeros_like(tensor)
         raw[name] = tensor
-    grid = {name: grids[name].round(tensor.cpu()) for name, tensor in sides.items()}
+    masks = {name: state[mask].detach().cpu() for name, mask in selection.masks.items()}
+    grid = {
+        name: grids[name].round(tensor.cpu() * masks[name] if name in masks else tensor.cpu())
+        for name, tensor in sides.items()
+    }
     names = [name for name, _ in selection.weights]
     return CompressedState(
-        coded={n: c.cpu() for n, c in zip(names, coded, strict=True)},
+        coded={n: _masked(c.cpu(), masks.get(n)) for n, c in zip(names, coded, strict=True)},
         grid=grid,
         raw=raw,
         aliases=dict(selection.aliases),
     )
 
 
+def _masked(tensor: WeightTensor, mask: Tensor | None) -> WeightTensor:
+    """Returns a tensor with zeros where a mask has them."""
+    if mask is None:
+        return tensor
+    if isinstance(tensor, CodedTensor):
+        return coded_tensor(torch.where(mask != 0, tensor.codes, 0), tensor.values)
+    raise InvalidInputError(
+        "codebooks of kernels have no zeros of their own for the mask of a pruned layer; call "
+        "torch.nn.utils.prune.remove on it, or leave it out with ignore="
+    )
+
+
 def _folded_statistics(selection: Selection) -> set[str]:
-    """Returns the names of the statistics that have moved into weight and bias."""
+    """Returns the names of the statistics and masks that have moved into weight and bias."""
     keys = ("running_mean", "running_var", "num_batches_tracked")
-    return {f"{name}.{key}" if name else key for name, _ in selection.folded for key in keys}
+    names = {f"{name}.{key}" if name else key for name, _ in selection.folded for key in keys}
+    return names | set(selection.masks.values())
 
 
 def _changing(model: nn.Module) -> set[str]:
@@ -137,7 +164,11 @@ def empty_state(model: nn.Module, selection: Selection) -> CompressedState:
     trained, the statistics of norms, counters of one element, and floating-point buffers with nothing in them yet (all
     elements equal). Other buffers, such as masks and tables, count as they are.
     """
-    coded = [CodedTensor(torch.zeros(p.shape, dtype=torch.int16), torch.zeros(0)) for _, p in selection.weights]
+    coded: list[WeightTensor] = []
+    for name, weight in selection.weights:
+        empty = CodedTensor(torch.zeros(weight.shape, dtype=torch.int16), torch.zeros(0))
+        dim = selection.normalized.get(name)
+        coded.append(empty if dim is None else keep_parts(empty, weight.detach().cpu(), dim))
     sides = {name: torch.zeros(p.shape) for name, p in selection.sides}
     state = build_state(model, selection, coded, sides, dict.fromkeys(sides, SideGrid(1.0)))
     folded = _folded_statistics(selection)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from autocompress.errors import InvalidInputError
@@ -20,9 +19,11 @@ from autocompress.network.live_network import (
     named_parameters,
     named_tensors,
     refuse_partial_overlap,
+    refuse_unfinished,
     storage_key,
     unwrap,
 )
+from autocompress.network.reparametrized import normalized, prune_masks
 
 Ignore = Sequence[str | type[nn.Module]]
 
@@ -38,6 +39,8 @@ class Selection:
         raw: names kept bit for bit, with the reason.
         aliases: name of a shared tensor -> the name that holds it.
         extra: entries of the state_dict that are no tensors (`get_extra_state`): not in the file.
+        masks: name of a compressed or rounded parameter -> the mask of `nn.utils.prune` that is folded into it.
+        normalized: name of a compressed parameter that is divided by its norm -> dimension of the norms.
     """
 
     weights: list[tuple[str, nn.Parameter]]
@@ -46,6 +49,8 @@ class Selection:
     raw: dict[str, str]
     aliases: dict[str, str]
     extra: list[str] = field(default_factory=list)
+    masks: dict[str, str] = field(default_factory=dict)
+    normalized: dict[str, int] = field(default_factory=dict)
 
     @property
     def compressible(self) -> int:
@@ -100,9 +105,7 @@ def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
         InvalidInputError: `ignore` matches nothing, or nothing is left to compress.
     """
     model = unwrap(model)
-    lazy = [name for name, parameter in named_parameters(model) if is_lazy(parameter)]
-    if lazy:
-        raise InvalidInputError(f"{lazy[0]} has no shape yet; pass a batch through the network first")
+    refuse_unfinished(model)
     parameters = dict(named_parameters(model))
     kept = dict.fromkeys(_ignored(model, ignore), "ignored")
     frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
@@ -138,6 +141,11 @@ def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
             result.weights.append((name, parameter))
         if name in parameters and name not in result.aliases:
             _check_has_values(name, parameters[name])
+    mine = {name for name, _ in [*result.weights, *result.sides]}
+    for name, mask in prune_masks(named_modules(model)).items():
+        if name in mine and result.raw.get(mask) == "buffer":
+            result.masks[name], result.raw[mask] = mask, "folded into what it masks"
+    result.normalized.update({name: dim for name, dim in normalized(named_modules(model)).items() if name in mine})
     if not result.weights:
         raise InvalidInputError(
             f"the model has nothing to compress: none of its {len(parameters)} parameters is a floating-point tensor "

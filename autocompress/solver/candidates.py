@@ -1,8 +1,9 @@
-"""The finished files of a run with a promise: what each scored, and which to keep."""
+"""The files that a run may return: what each scored, and which is taken."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,97 +11,119 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.codec.file import decode_state
+from autocompress.codec.layout import layout_of
 from autocompress.network.compressed_tensors import CompressedState
+from autocompress.network.live_network import copy_network
 from autocompress.network.network_state import filled_copy
 
 logger = logging.getLogger(__name__)
 
+# Where a file's network comes from, in the order in which equals are preferred: the end of the run, the beginning of
+# its fine-tuning, or the network as it was given, pruned and quantized at once.
+TRAINED, BEFORE_FINE_TUNING, ONE_SHOT = "trained", "before fine-tuning", "one-shot"
+ORIGINS = (TRAINED, BEFORE_FINE_TUNING, ONE_SHOT)
+
+Key = tuple[float, ...]
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished file and what it scored.
+    """A file within the target, and what it scored.
 
     Attributes:
+        state: what the file holds.
         data: the file, uint8 [bytes].
-        score: as `evaluate` returned it.
-        margin: how much of what the promise allows is left over.
+        score: as `evaluate` returned it; NaN where nothing decides.
     """
 
+    state: CompressedState
     data: Tensor
     score: float
-    margin: float
-
-    @property
-    def keeps(self) -> bool:
-        """Whether the promise is kept."""
-        return self.margin >= 0
 
     @property
     def file_bytes(self) -> int:
         return len(self.data)
 
-    def better_than(self, other: Candidate | None) -> bool:
-        """Tells which to keep: a kept promise before all, then the smaller file; among broken ones the least broken."""
-        if other is None or self.keeps != other.keeps:
-            return other is None or self.keeps
-        if self.keeps:
-            return (self.file_bytes, -self.margin) < (other.file_bytes, -other.margin)
-        return self.margin > other.margin
+
+def by_score(candidate: Candidate) -> Key:
+    """Returns what is compared where every candidate meets the target: the score; one that is no number is the last."""
+    return (candidate.score if math.isfinite(candidate.score) else -math.inf,)
 
 
 class Candidates:
-    """All files that a run wrote and scored.
+    """The best file of each origin.
 
     Attributes:
-        best: the smallest that keeps the promise, or the most accurate one where none does; of trained networks.
-        fallback: one of the network as it was given.
-        tried: (bytes, score) of each.
+        best: by origin.
+        unwritten: scores of networks of which no file was written, by origin.
+        tried: (bytes, score) of every file.
     """
 
     def __init__(
-        self, model: nn.Module, evaluate: Callable[[nn.Module], float], margin: Callable[[float], float]
+        self,
+        model: nn.Module,
+        evaluate: Callable[[nn.Module], float] | None,
+        key: Callable[[Candidate], Key] = by_score,
     ) -> None:
         """Holds nothing yet.
 
         Args:
             model: whose tensors the files hold.
-            evaluate: score of a network on held-out data.
-            margin: how much of what the promise allows is left over at a score.
+            evaluate: score of a network on held-out data, if there is any.
+            key: of the better of two candidates, the larger.
         """
-        self.model, self.evaluate, self.margin = model, evaluate, margin
-        self.best: Candidate | None = None
-        self.fallback: Candidate | None = None
+        self.model, self.evaluate, self.key = model, evaluate, key
+        self.best: dict[str, Candidate] = {}
+        self.unwritten: dict[str, float] = {}
         self.tried: list[tuple[int, float]] = []
 
-    def score(self, state: CompressedState, data: bytes) -> Candidate:
-        """Returns a file with its score, and takes note of both."""
-        score = float(self.evaluate(filled_copy(self.model, state)))
+    def add(self, origin: str, state: CompressedState, data: bytes) -> Candidate:
+        """Returns a file with its score, and keeps it if it is the best so far of its origin."""
+        score = math.nan if self.evaluate is None else float(self.evaluate(filled_copy(self.model, state)))
         self.tried.append((len(data), score))
-        return Candidate(torch.frombuffer(bytearray(data), dtype=torch.uint8), score, self.margin(score))
-
-    def add(self, state: CompressedState, data: bytes) -> Candidate:
-        """Returns a file with its score, and keeps it if it is the best so far."""
-        candidate = self.score(state, data)
-        if candidate.better_than(self.best):
-            self.best = candidate
+        candidate = Candidate(state, torch.frombuffer(bytearray(data), dtype=torch.uint8), score)
+        if origin not in self.best or self.key(candidate) > self.key(self.best[origin]):
+            self.best[origin] = candidate
         return candidate
+
+    def may_be_best(self, origin: str, slack: float = 0.0) -> bool:
+        """Tells whether the network as it is now is worth a file, by its score, and takes note of that.
+
+        Args:
+            origin: of the network.
+            slack: the part of the best score by which it may be below it.
+        """
+        assert self.evaluate is not None
+        self.unwritten[origin] = score = float(self.evaluate(copy_network(self.model)))
+        best = max((each.score for each in self.best.values() if math.isfinite(each.score)), default=-math.inf)
+        return math.isfinite(score) and score >= best - slack * abs(best)
+
+    @property
+    def origin(self) -> str:
+        """Where the best of all comes from."""
+        return max((o for o in ORIGINS if o in self.best), key=lambda origin: self.key(self.best[origin]))
 
     @property
     def chosen(self) -> Candidate:
-        """The better of `best` and `fallback`."""
-        assert self.best is not None
-        return self.fallback if self.fallback is not None and self.fallback.better_than(self.best) else self.best
+        return self.best[self.origin]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The best score of each origin; empty where nothing decides."""
+        if self.evaluate is None:
+            return {}
+        known = self.unwritten | {origin: each.score for origin, each in self.best.items()}
+        return {origin: known[origin] for origin in ORIGINS if origin in known}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the files that may yet be chosen, and what was tried."""
-        return {"best": _packed(self.best), "fallback": _packed(self.fallback), "tried": list(self.tried)}
+        return {"best": {o: [each.data, each.score] for o, each in self.best.items()}, "tried": list(self.tried)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.fallback = (
-            None if state[name] is None else Candidate(*state[name]) for name in ("best", "fallback")
-        )
+        layout = layout_of(self.model)
+        self.best = {
+            origin: Candidate(decode_state(data.numpy().tobytes(), layout), data, score)
+            for origin, (data, score) in state["best"].items()
+        }
         self.tried = [(size, score) for size, score in state["tried"]]
-
-
-def _packed(candidate: Candidate | None) -> list[Any] | None:
-    return None if candidate is None else [candidate.data, candidate.score, candidate.margin]

@@ -23,11 +23,11 @@ from autocompress.targets import LossIncrease, Target, Targets, hold_together
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import TaughtBatches, check_batches, default_device, input_example
 from autocompress.training.checkpoint import Callback
-from autocompress.training.checks import check_finite, check_task, guesses, name_of
-from autocompress.training.evaluation import evaluate
-from autocompress.training.held_out import hold_out
+from autocompress.training.checks import check_task, guesses, name_of
+from autocompress.training.evaluation import evaluate, hold_out
 from autocompress.training.losses import distillation_from, output_distance
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
+from autocompress.training.ranks import ranks_of
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 
@@ -112,7 +112,7 @@ def compress(
         check_batches(val, "the validation data")
     where = default_device(device)
     reference, model = model, copy_network(model, device=where, keep_wrappers=True)
-    asked = hold_together(target)
+    ranks, asked = ranks_of(model), hold_together(target)
     if asked.promise is not None and val is None:
         raise InvalidInputError(f"the target {asked.promise} is a promise about validation data: give val=")
     counted: dict[str, Any] = {"example": first_example(asked, train, seed), "energy_model": energy_model}
@@ -124,12 +124,13 @@ def compress(
     if teacher is not None:
         val, test = (each if each is None else TaughtBatches(each, teacher, where) for each in (val, test))
     if asked.promise is not None and val is not None:
-        guess = guesses(reference, val, loss=loss, metric=metric, device=where, seed=seed)
+        judged: dict[str, Any] = {"loss": loss, "metric": metric, "device": where, "seed": seed}
+        guess = ranks.decided(lambda: guesses(reference, val, **judged))
         if guess is not None:  # nothing can be lost of it, so the smallest file would keep the promise
             raise InvalidInputError(f"the target {asked.promise} is a promise about a trained network, but {guess}")
 
     def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
-        return evaluate(network, batches, loss=loss, metric=metric, device=where).metric
+        return ranks.mean(evaluate(network, batches, loss=loss, metric=metric, device=where).metric)
 
     epochs = recipe.compress_epochs if epochs is None else whole_number("epochs", epochs, 0)
     judge, judged_by = val, "the loss on the validation data"
@@ -179,7 +180,6 @@ def compress(
     with seeded(seed):  # a loader that shuffles by torch's own generator gives the same batches in every run
         result = compressor.finish(train=train, judged_by=judged_by)
     result.metric = name_of(metric)
-    check_finite(result.model, reference, train if val is None else val, device=where, seed=seed)
     if val is not None:
         result.validation_accuracy = accuracy(result.model, val)
     if test is not None:

@@ -3,41 +3,40 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from autocompress.constraints.constraint import Method, Network, Projection
+from autocompress.constraints.constraint import Method, Network
 from autocompress.constraints.factory import count_energy, make_method
 from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.errors import InvalidInputError, TrainingDivergedError, whole_number
-from autocompress.network.compressed_tensors import CompressedState
-from autocompress.network.live_network import check_copyable, copy_network, unwrap
+from autocompress.network.live_network import check_copyable, copy_network, named_tensors, unwrap
 from autocompress.network.network_state import fill, filled_copy
-from autocompress.network.selection import Ignore, check_trainable, is_moderate, original_bytes, select
+from autocompress.network.selection import Ignore, check_trainable, original_bytes, select
 from autocompress.solver.admm import Admm, RelativeRate
+from autocompress.solver.candidates import BEFORE_FINE_TUNING, ONE_SHOT, TRAINED, Candidates
 from autocompress.solver.constants import ADMM, DEFAULTS, SolverConstants
-from autocompress.solver.fine_tuning import Finishing, finished_file, finishing_steps, start_finishing
-from autocompress.solver.lazy_projection import LazyProjection
-from autocompress.solver.quality_constraint import SEARCH_FRACTION, Steering, make_steering
-from autocompress.solver.result import BEFORE_FINE_TUNING, ONE_SHOT, TRAINED, Outcome, Result, zero_layers
+from autocompress.solver.fine_tuning import FineTuning, fine_tuning_steps
+from autocompress.solver.lazy_projection import LazyProjection, dense_layers
+from autocompress.solver.phases import FineTuningPhase, Phase, ProjectionPhase, Run, all_tensors, put_back
+from autocompress.solver.quality_constraint import SEARCH_FRACTION, make_quality_constraint
+from autocompress.solver.result import Outcome, Result, zero_layers
 from autocompress.targets import Target, Targets, WeightBits, hold_together
-from autocompress.training.batch_norm import refit_batch_norm
-from autocompress.training.checks import check_validation
+from autocompress.training.checks import check_finite, check_validation
 from autocompress.training.evaluation import evaluate as evaluate_batches
+from autocompress.training.ranks import ranks_of
 
 logger = logging.getLogger(__name__)
 
-# Training batches that batch norm statistics are refitted on.
-REFIT_BATCHES = 50
 # A gradient scaler skips a step now and then; of so many in fine-tuning at least one has to have been taken.
 FEWEST_STEPS = 10
-# A one-shot network whose score is below the best by more than this part of it is not written: it is not chosen.
-CLEARLY_WORSE = 0.05
+# The one-shot network is scored before its file has its size: a score below the best by more than this part is not made
+# up for by what the size then changes.
+ONE_SHOT_SLACK = 0.05
 
 
 class Compressor:
@@ -48,12 +47,14 @@ class Compressor:
     fine-tuning follow from the target and `total_steps`. Between two optimizer steps the parameters hold V, the network
     that would be written now (see `solver.lazy_projection`).
 
+    A model in `DistributedDataParallel` is one network on all ranks: each makes the same calls, on its own data, and
+    gets the same result (see `training.ranks`).
+
     Attributes:
         steps: calls of `step()` so far.
-        solver: W, V and their moves.
-        finishing: the last phase once it has begun, else None.
-        steering: what moves the file size where the target is a promise, else None.
-        history: one entry per projection: step, residual, error, price, nonzeros.
+        run: network, projection and solver, as all phases share them.
+        phases: of the run, in order.
+        quality: what moves the file size where the target is a promise, else None.
     """
 
     def __init__(
@@ -92,59 +93,56 @@ class Compressor:
             InvalidInputError: a target, pattern or length that cannot be; nothing to compress; not finite weights.
             InfeasibleTargetError: naming the smallest target that can be met.
         """
-        total_steps = whole_number("total_steps", total_steps, 0)
-        self.target = hold_together(target)
-        self.model, self.optimizer, self.total_steps, self.evaluate = model, optimizer, total_steps, evaluate
-        self.network = Network(unwrap(model), select(model, ignore))
-        check_copyable(self.network.model)
-        check_trainable(self.network.selection)
-        mine = {id(parameter) for parameter in self.network.model.parameters()}
-        if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
-            raise InvalidInputError("the optimizer holds no parameter of the model; make it from model.parameters()")
+        self.total_steps = whole_number("total_steps", total_steps, 0)
+        self.target, self.constants = hold_together(target), constants
+        self.model, self.optimizer = model, optimizer
+        self.ranks = ranks_of(model)
+        self.ranks.check_same({"total_steps": self.total_steps, "target": str(self.target)})
+        self.evaluate = None if evaluate is None else self.ranks.averaged(evaluate)
+        refit = None if refit is None else self.ranks.sharing(refit)
+        self.network = trained_network(model, optimizer, ignore)
+        self.ranks.share(list(self.network.model.parameters()))
+        self.ranks.share_buffers(self.network.model)
         self.original_bytes = original_bytes(model)
         self.energy = count_energy(self.target, self.network, example, energy_model)
-        self.constants = constants
         self.method = self._make_method()
-        self.steering = make_steering(
-            self.target.promise, self.network, self.method, self.original_bytes, evaluate, refit
+        self.quality = make_quality_constraint(
+            self.target.promise, self.network, self.method, self.original_bytes, self.evaluate, refit
         )
-        fraction = constants.fine_tuning_fraction if self.steering is None else SEARCH_FRACTION
-        self.projected_steps = total_steps - finishing_steps(total_steps, fraction)
-        self.steps_per_update = max(
-            1, constants.min_steps_per_update, self.projected_steps // max(1, constants.updates)
-        )
-        self.solver: LazyProjection | Admm = self._make_solver()
-        self.rate = RelativeRate(optimizer, self.network.weights)
-        self.given = [tensor.detach().cpu().clone() for tensor in self._tensors]
-        self.steps = 0
-        self.finishing: Finishing | None = None
-        self.history: list[dict[str, float]] = []
-        self.greedy = False
+        fraction = constants.fine_tuning_fraction if self.quality is None else SEARCH_FRACTION
+        projected = max(0, self.total_steps - fine_tuning_steps(self.total_steps, fraction))
+        rate = RelativeRate(optimizer, self.network.weights)
+        self.run = Run(self.network, self.method, self._make_solver(projected), rate, self.ranks, constants)
+        self.run.phases = self._make_phases(projected)
 
     def _make_method(self) -> Method:
         """Returns what meets the target; another class may meet it in another way."""
         return make_method(self.target, self.network, self.original_bytes, self.energy, self.constants)
 
-    def _make_solver(self) -> LazyProjection | Admm:
+    def _make_solver(self, steps: int) -> LazyProjection | Admm:
         """Returns the iteration: the published one where W itself is projected, and where the constants say so."""
-        if any(bits.in_place for bits in self.target.of_kind(WeightBits)) or self.constants.iteration == ADMM:
-            return Admm(self.network.weights, self.steps_per_update, self.constants.admm_contraction)
-        dense = {
-            id(parameter)
-            for module in self.network.model.modules()
-            if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
-            for parameter in module.parameters(recurse=False)
-        }
-        fading = [id(weight) in dense for weight in self.network.weights]
-        constants = self.constants
-        return LazyProjection(
-            self.network.weights, constants.pruned_rate, constants.idle_decay, fading, constants.memory_steps
-        )
+        weights, constants = self.network.weights, self.constants
+        if any(bits.in_place for bits in self.target.of_kind(WeightBits)) or constants.iteration == ADMM:
+            return Admm(weights, constants.steps_per_update(steps), constants.admm_contraction)
+        idle = dense_layers(self.network.model, weights)
+        return LazyProjection(weights, constants.pruned_rate, constants.idle_decay, idle, constants.memory_steps)
+
+    def _make_phases(self, projected: int) -> list[Phase]:
+        """Returns projections and then fine-tuning; where a promise decides the size, it says how."""
+        left = max(1, self.total_steps - projected)
+        if self.quality is not None:
+            return self.quality.phases(self.run, projected, left)
+        last = FineTuningPhase(self.run, left)
+        return [ProjectionPhase(self.run, projected), last] if projected else [last]
 
     @property
-    def _tensors(self) -> list[Tensor]:
-        """All parameters and buffers, in one order."""
-        return [*self.network.model.parameters(), *self.network.model.buffers()]
+    def steps(self) -> int:
+        return self.run.steps
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One entry per projection: step, residual, error, price, nonzeros."""
+        return self.run.history
 
     def step(self) -> None:
         """Follows one optimizer update: moves W, projects it when it is time, or fine-tunes.
@@ -160,83 +158,7 @@ class Compressor:
             )
         if self.steps == 0 and all(p.grad is None for p in self.network.model.parameters()):
             raise InvalidInputError("the model has no gradients: call compressor.step() before optimizer.zero_grad()")
-        self.steps += 1
-        if self.finishing is None and self.steps > self.projected_steps:
-            self._begin_finishing()
-        if self.finishing is not None:
-            self._finishing_step()
-            return
-        if self.steps == 1:
-            if self.steering is not None:
-                self.steering.find_start()
-            self._update(0.0)
-        self.solver.follow(self.rate.now())
-        if self.steps == self.projected_steps:
-            self._begin_finishing()
-        elif self.steps % self.steps_per_update == 0:
-            self._update(self.steps / self.projected_steps)
-        else:
-            self.solver.between()
-
-    @torch.no_grad()
-    def _update(self, fraction: float) -> None:
-        points = self._checked_points()
-        projection = self.method.project(self.network.weights, points, fraction)
-        residual = self.solver.update(projection.coded, projection.pruned, self.method.rules())
-        self._record(projection, residual)
-        if self.steering is not None:
-            self.steering.watch(projection.coded, self.rate.now())
-
-    def _checked_points(self) -> list[Tensor]:
-        points = self.solver.points()
-        for (name, _), x in zip(self.network.selection.weights, points, strict=True):
-            if not is_moderate(x):
-                raise TrainingDivergedError(
-                    f"{name} became NaN or infinite, or above 1e18, by step {self.steps}: the training diverged"
-                )
-        return points
-
-    def _record(self, projection: Projection, residual: float) -> None:
-        self.greedy = projection.greedy
-        nonzeros = sum(c.nonzeros for c in projection.coded)
-        entry = {"step": self.steps, "residual": residual, "error": projection.error, "price": projection.price}
-        self.history.append(entry | {"nonzeros": nonzeros})
-        logger.debug("update %s", self.history[-1])
-
-    def _finishing_step(self) -> None:
-        """Trains the values of the assignment; where a promise decides the size, a stage's end begins the next one."""
-        assert self.finishing is not None
-        self.finishing.step()
-        if self.steering is None or self.finishing.step_count < self.finishing.total_steps:
-            return
-        self._consider(self.steering)
-        self.steering.end_stage()
-        if self.steps < self.total_steps:
-            self._begin_finishing()
-
-    def _consider(self, steering: Steering) -> None:
-        """Writes and scores the file of the network as it is now."""
-        assert self.finishing is not None
-        steering.refit(self.network.model)
-        steering.consider(*finished_file(self.network, self.finishing, self.method))
-
-    @torch.no_grad()
-    def _begin_finishing(self) -> None:
-        """Projects onto the target itself and fixes the assignments."""
-        steps = max(1, self.total_steps - self.steps)
-        points = self._checked_points()
-        self.solver.end()
-        if self.steering is not None:
-            steps = self.steering.begin_stage(steps)
-            points = points if self.steering.stage == 1 else [w.detach().clone() for w in self.network.weights]
-        projection = self.method.close(self.network.weights, points)
-        self._record(projection, 0.0)
-        self.finishing = self._fine_tuning(projection, self.method, steps)
-        if self.steering is not None:
-            self._consider(self.steering)
-
-    def _fine_tuning(self, projection: Projection, method: Method, steps: int) -> Finishing:
-        return start_finishing(self.network, projection.coded, method, steps, self.constants.fine_tuning_step)
+        self.run.step()
 
     def finish(
         self,
@@ -261,145 +183,79 @@ class Compressor:
         Raises:
             TrainingDivergedError: a weight became NaN or infinite.
         """
-        if self.finishing is None and self.total_steps:
+        if self.total_steps and isinstance(self.run.phase, ProjectionPhase):
             logger.warning(
                 "finish() after %d of total_steps=%d calls of step(): the network is projected as it is and will have "
                 "lost accuracy; total_steps is to be the number of optimizer updates",
                 self.steps,
                 self.total_steps,
             )
-        if self.finishing is None:
-            self._begin_finishing()
-        assert self.finishing is not None
-        if self.steering is not None:
-            return self._promised(self.steering)
-        if FEWEST_STEPS <= self.finishing.step_count == self.finishing.skipped_steps:
+        values = self.run.end()
+        if FEWEST_STEPS <= self.run.fine_tuning_steps == self.run.skipped_steps:
             raise TrainingDivergedError("no step of fine-tuning had a finite gradient: the training diverged")
-        evaluate = evaluate or self.evaluate
-        if val is not None and evaluate is None:
-            check_validation(self.network.model, val, next(self.network.model.parameters()).device)
-            evaluate, judged_by = partial(_minus_loss, batches=val), "the loss on val="
-        candidates = {TRAINED: self._file(self.finishing, self.method, train)}
-        scores = {TRAINED: math.nan}
-        if evaluate is not None:
-            scores[TRAINED] = float(evaluate(filled_copy(self.network.model, candidates[TRAINED][0])))
-            if self.steps:
-                self._others(candidates, scores, evaluate, train)
-        chosen = max(candidates, key=lambda name: _known(scores[name]))
-        state = candidates[chosen][0]
-        result = self._result_of(*candidates[chosen])
-        result.outcome = Outcome(
-            chosen if self.steps else ONE_SHOT,
-            judged_by=judged_by if evaluate is not None else "",
-            scores=scores if evaluate is not None else {},
-            zero_layers=zero_layers(state),
-            layers=len(state.coded),
-            skipped_steps=self.finishing.skipped_steps,
-            greedy=self.greedy,
-        )
-        fill(self.network.model, result.state)
-        return result
-
-    def _others(
-        self,
-        candidates: dict[str, tuple[CompressedState, bytes]],
-        scores: dict[str, float],
-        evaluate: Callable[[nn.Module], float],
-        train: Iterable[Any] | None,
-    ) -> None:
-        """Adds the scores of the networks that may be better than the trained one, and the files of those that are."""
-        assert self.finishing is not None
-        if self.finishing.step_count:
-            self.finishing.rewind()
-            scores[BEFORE_FINE_TUNING] = self._score_now(evaluate, train)
-            if _known(scores[BEFORE_FINE_TUNING]) > _known(scores[TRAINED]):
-                candidates[BEFORE_FINE_TUNING] = self._file(self.finishing, self.method, train)
-        best = max(map(_known, scores.values()))
-        method = self._take_back()
-        points = [w.detach().float().clone() for w in self.network.weights]
-        self._fine_tuning(method.project(self.network.weights, points, 1.0), method, 1)
-        scores[ONE_SHOT] = self._score_now(evaluate, train)
-        if _known(scores[ONE_SHOT]) >= best - CLEARLY_WORSE * abs(best):  # before its real size is known
-            candidates[ONE_SHOT] = self._one_shot(train)
-            scores[ONE_SHOT] = float(evaluate(filled_copy(self.network.model, candidates[ONE_SHOT][0])))
-
-    def _score_now(self, evaluate: Callable[[nn.Module], float], train: Iterable[Any] | None) -> float:
-        """Returns the score of the network with the parameters that it has."""
-        self._refit(train)
-        return float(evaluate(copy_network(self.network.model)))
-
-    @torch.no_grad()
-    def _take_back(self) -> Method:
-        """Makes the network what it was when it was given; returns a method that knows nothing yet."""
-        for tensor, given in zip(self._tensors, self.given, strict=True):
-            if not torch.equal(tensor, given.to(tensor.device)):  # an expanded buffer cannot be written to
-                tensor.copy_(given)
-        return self._make_method()
-
-    def _one_shot(self, train: Iterable[Any] | None) -> tuple[CompressedState, bytes]:
-        """Returns the file of the network as it was given, projected at once: no training need end below it."""
-        method = self._take_back()
-        weights = [w.detach().float().clone() for w in self.network.weights]
-        phase = self._fine_tuning(method.close(self.network.weights, weights), method, 1)
-        return self._file(phase, method, train)
-
-    def _promised(self, steering: Steering) -> Result:
-        """Returns the smallest network seen that keeps the promise, or the most accurate where none does."""
-        assert self.finishing is not None
-        if self.finishing.step_count < self.finishing.total_steps:
-            self._consider(steering)
-        result = self._result_of(*steering.outcome())
-        result.promise = steering.report()
-        result.outcome = Outcome(
-            ONE_SHOT if steering.fell_back else TRAINED,
-            judged_by="the promise",
-            zero_layers=zero_layers(result.state),
-            layers=len(result.state.coded),
-            skipped_steps=self.finishing.skipped_steps,
-            promise_kept=result.promise["kept"],
-        )
-        fill(self.network.model, result.state)
-        return result
-
-    def _file(self, phase: Finishing, method: Method, train: Iterable[Any] | None) -> tuple[CompressedState, bytes]:
-        """Returns the network as a phase left it, within the target, its batch norms refitted where there is data."""
-        self._refit(train)
-        return finished_file(self.network, phase, method)
-
-    def _refit(self, train: Iterable[Any] | None) -> None:
-        """Sets the batch norms to the parameters as they are, where there is data."""
-        if train is not None:
-            model = self.network.model
-            refit_batch_norm(model, train, device=next(model.parameters()).device, max_batches=REFIT_BATCHES)
-
-    def _result_of(self, state: CompressedState, data: bytes) -> Result:
-        """Returns the outcome of the run with this file."""
-        return Result(
-            state=state,
-            data=data,
-            model=filled_copy(self.network.model, state),
+        if self.quality is not None:
+            candidates, judged_by = self.quality.files, "the promise"
+        else:
+            candidates, judged_by = self._candidates(values, train, val, evaluate, judged_by)
+        chosen = candidates.chosen
+        result = Result(
+            state=chosen.state,
+            data=chosen.data.numpy().tobytes(),
+            model=filled_copy(self.network.model, chosen.state),
             target=self.target,
             selection=self.network.selection,
             gradient_steps=self.steps,
-            history=self.history,
-            energy=None if self.energy is None else self.energy.use(state),
+            history=self.run.history,
+            energy=None if self.energy is None else self.energy.use(chosen.state),
+            promise=None if self.quality is None else self.quality.report(),
         )
+        result.outcome = Outcome(
+            candidates.origin if self.steps else ONE_SHOT,
+            judged_by=judged_by,
+            scores={} if self.quality is not None else candidates.scores,
+            zero_layers=zero_layers(chosen.state),
+            layers=len(chosen.state.coded),
+            skipped_steps=self.run.skipped_steps,
+            greedy=self.run.greedy,
+            promise_kept=None if result.promise is None else result.promise["kept"],
+        )
+        check_outputs(result.model, self.run, val if train is None else train)
+        fill(self.network.model, result.state)
+        return result
+
+    def _candidates(
+        self,
+        values: FineTuning,
+        train: Iterable[Any] | None,
+        val: Iterable[Any] | None,
+        evaluate: Callable[[nn.Module], float] | None,
+        judged_by: str,
+    ) -> tuple[Candidates, str]:
+        """Returns the files that meet the target, with their scores, and what judged them."""
+        evaluate = self.evaluate if evaluate is None else self.ranks.averaged(evaluate)
+        if val is not None and evaluate is None:
+            check_validation(self.network.model, val, next(self.network.model.parameters()).device)
+            evaluate, judged_by = self.ranks.averaged(partial(_minus_loss, batches=val)), "the loss on val="
+        candidates = Candidates(self.network.model, evaluate)
+        candidates.add(TRAINED, *self.run.file(values, self.method, train))
+        if evaluate is not None and self.steps:
+            if values.step_count:
+                values.rewind()
+                self.run.refit(train)
+                if candidates.may_be_best(BEFORE_FINE_TUNING):
+                    candidates.add(BEFORE_FINE_TUNING, *self.run.file(values, self.method, train))
+            self.run.draft_one_shot(self._make_method())
+            self.run.refit(train)
+            if candidates.may_be_best(ONE_SHOT, ONE_SHOT_SLACK):
+                candidates.add(ONE_SHOT, *self.run.one_shot(self._make_method(), train))
+        return candidates, "" if evaluate is None else judged_by
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that a resumed run needs besides model and optimizer: tensors, numbers, containers."""
-        return {
-            "steps": self.steps,
-            "total_steps": self.total_steps,
-            "target": str(self.target),
-            "peaks": self.rate.peaks,
-            "history": self.history,
-            "given": self.given,
-            "shapes": [list(weight.shape) for weight in self.network.weights],
-            "solver": self.solver.state_dict() if self.finishing is None else None,
-            "method": self.method.state_dict(),
-            "finishing": self.finishing.state_dict() if self.finishing is not None else None,
-            "steering": self.steering.state_dict() if self.steering is not None else None,
-        }
+        shapes = [list(weight.shape) for weight in self.network.weights]
+        quality = None if self.quality is None else self.quality.state_dict()
+        asked = {"total_steps": self.total_steps, "target": str(self.target), "shapes": shapes}
+        return {**asked, **self.run.state_dict(), "quality": quality}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned; the model's own weights are the caller's to restore, first.
@@ -415,15 +271,30 @@ class Compressor:
             raise InvalidInputError(
                 f"the saved run is of another network: it compresses tensors of the shapes {shapes}, this one {mine}"
             )
-        self.steps, self.rate.peaks, self.history = state["steps"], list(state["peaks"]), list(state["history"])
-        self.method.load_state_dict(state["method"])
-        if self.steering is not None:
-            self.steering.load_state_dict(state["steering"])
-        self.given = list(state["given"])
-        if state["solver"] is not None:
-            self.solver.load_state_dict(state["solver"], self.method.rules())
-        if state["finishing"] is not None:
-            self.finishing = Finishing.from_state_dict(self.network.weights, self.network.sides, state["finishing"])
+        if self.quality is not None:
+            self.quality.load_state_dict(state["quality"])
+        self.run.load_state_dict(state)
+
+
+@torch.no_grad()
+def trained_network(model: nn.Module, optimizer: torch.optim.Optimizer, ignore: Ignore) -> Network:
+    """Returns what is compressed of a model that an optimizer trains; what a mask prunes is set to zero.
+
+    A masked weight's gradient is zero, so it stays there, and nothing is spent on it.
+
+    Raises:
+        InvalidInputError: there is nothing to compress, or it cannot be copied or trained.
+    """
+    network = Network(unwrap(model), select(model, ignore))
+    check_copyable(network.model)
+    check_trainable(network.selection)
+    mine = {id(parameter) for parameter in network.model.parameters()}
+    if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
+        raise InvalidInputError("the optimizer holds no parameter of the model; make it from model.parameters()")
+    tensors = named_tensors(network.model)
+    for name, mask in network.selection.masks.items():
+        tensors[name].mul_(tensors[mask].to(tensors[name].dtype))
+    return network
 
 
 def check_target(
@@ -454,9 +325,22 @@ def check_target(
     )
 
 
-def _known(score: float) -> float:
-    """Returns a score, below all others where it is none."""
-    return score if math.isfinite(score) else -math.inf
+def check_outputs(compressed: nn.Module, run: Run, batches: Iterable[Any] | None) -> None:
+    """Returns if a compressed network's outputs are finite where the given one's were, or where nothing can tell.
+
+    Raises:
+        TrainingDivergedError: they are not; the layer is named.
+    """
+    if batches is None or iter(batches) is batches:  # an iterator would lose what is looked at
+        return
+    reference = copy_network(run.network.model)
+    put_back(all_tensors(reference), run.given)
+    try:
+        check_finite(compressed, reference, batches, device=next(run.network.model.parameters()).device)
+    except TrainingDivergedError:
+        raise
+    except Exception as error:  # whatever a network raises that does not take these batches as they are
+        logger.warning("whether all outputs are finite was not looked at: %s: %s", type(error).__name__, error)
 
 
 def _minus_loss(model: nn.Module, batches: Iterable[Any]) -> float:

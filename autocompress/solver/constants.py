@@ -1,9 +1,16 @@
-"""Every constant of the method, in one place: none of them is set by a user, a study varies them as fields."""
+"""Every constant of the method, and the path of the budget that follows from them.
+
+None is set by a user, a study varies them as fields. The budget is loose at first and falls to the target, so that no
+layer is emptied before it could adapt.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
+from autocompress.energy.accelerator import EnergyBudget
 from autocompress.errors import InvalidInputError
 
 LAZY, ADMM = "lazy", "admm"
@@ -19,9 +26,10 @@ class SolverConstants:
         iteration: "lazy" (lazy projection) or "admm" (Yang et al. 2020, with the path of budgets).
         updates: projections of a run, in which tables and multiplier are estimated anew, whatever its length.
         min_steps_per_update: ... but not more often than once in so many optimizer steps.
-        pruned_rate: the part of the optimizer's move that reaches a weight which is zero in V ...
-        memory_steps: ... and the steps in which it forgets all but 1/e of them: without effect on the loss it walks at
-            random, and farther with every step that it remembers.
+        pruned_rate: the part of the optimizer's move that reaches a weight which is zero in V.
+        memory_steps: the steps in which all but 1/e of W - V is forgotten, once there have been as many: a pruned
+            weight, without effect on the loss, walks at random, and a kept one is moved away from the few values that
+            it may take.
         idle_decay: what is left, after each update, of a weight whose gradient was exactly zero since the last.
         path_start: the budget begins at so many times the target ...
         path_fraction: ... and falls to it, geometrically, over this part of the steps before fine-tuning.
@@ -60,5 +68,58 @@ class SolverConstants:
             if not known and not value >= 0:
                 raise InvalidInputError(f"{field.name} is {value!r}; it must be a number of at least 0")
 
+    def steps_per_update(self, steps: int) -> int:
+        """Returns the optimizer steps from one projection to the next, in so many of them."""
+        return max(1, self.min_steps_per_update, steps // max(1, self.updates))
+
 
 DEFAULTS = SolverConstants()
+
+
+# (target, ceiling, fraction of the steps before fine-tuning, constants) -> budget of that moment.
+Path = Callable[[float, float, float, SolverConstants], float]
+
+
+def budget_at_once(target: float, ceiling: float, fraction: float, constants: SolverConstants) -> float:
+    """Returns the target: the path of a budget that something else moves."""
+    return target
+
+
+def budget_on_path(target: float, ceiling: float, fraction: float, constants: SolverConstants) -> float:
+    """Returns the budget when a part of the steps before fine-tuning is over.
+
+    At once, the largest layer would be emptied first and not come back.
+
+    Args:
+        target: where the path ends.
+        ceiling: no budget is above this, unless the target is.
+        fraction: of those steps, in [0, 1].
+        constants: where the path begins and how long it is.
+    """
+    return min(target * math.pow(constants.path_start, left_of_path(fraction, constants)), max(ceiling, target))
+
+
+def left_of_path(fraction: float, constants: SolverConstants) -> float:
+    """Returns how much of the path lies ahead, in [0, 1]."""
+    return 1 - min(1.0, fraction / constants.path_fraction) if constants.path_fraction else 0.0
+
+
+def bits_on_path(budget_bits: int, compressible: int, fraction: float, constants: SolverConstants) -> int:
+    """Returns the budget in bits at a moment of the run; `compressible` weights have 32 bits each."""
+    ceiling = constants.path_ceiling * 32 * compressible
+    return int(budget_on_path(budget_bits, ceiling, fraction, constants))
+
+
+def energy_on_path(
+    budget: EnergyBudget, sizes: Sequence[int], fraction: float, constants: SolverConstants
+) -> EnergyBudget:
+    """Returns the budget of energy at a moment of the run: from dense to its limit, by equal factors.
+
+    Args:
+        budget: the one at the end.
+        sizes: elements of each tensor.
+        fraction: of the steps before fine-tuning, in [0, 1].
+        constants: how long the path is.
+    """
+    ahead = left_of_path(fraction, constants)
+    return budget.at(budget.limit * max(1.0, budget.used(sizes) / budget.limit) ** ahead)

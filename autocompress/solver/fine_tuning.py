@@ -32,17 +32,16 @@ from autocompress.network.network_state import side_tensors
 from autocompress.solver.constants import DEFAULTS
 
 
-def finishing_steps(total_steps: int, fraction: float = DEFAULTS.fine_tuning_fraction) -> int:
+def fine_tuning_steps(total_steps: int, fraction: float = DEFAULTS.fine_tuning_fraction) -> int:
     """Returns how many of the optimizer steps of a run belong to the last phase: all, where there is only one."""
     return max(1, round(fraction * total_steps))
 
 
-class Finishing:
+class FineTuning:
     """Trains codebook values and one-dimensional parameters under fixed assignments.
 
     Attributes:
         coded: the assignments with their latest values.
-        skipped_steps: those whose gradients were not finite.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Finishing:
                 one-dimensional tensors as a part of the median of those over the layers.
         """
         self.weights, self.sides, self.side_grids = list(weights), list(sides), list(side_grids)
-        self.total_steps, self.step_count, self.skipped_steps = total_steps, 0, 0
+        self.total_steps, self.step_count = total_steps, 0
         self.codes = [_codes_of(c).to(w.device) for c, w in zip(coded, weights, strict=True)]
         self.index = [codes.flatten().nonzero().flatten() for codes in self.codes]
         self.members = [codes.flatten()[index] - 1 for codes, index in zip(self.codes, self.index, strict=True)]
@@ -106,8 +105,9 @@ class Finishing:
             side.copy_(latent if grid is None else grid.round(latent).dense())
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Takes one Adam step from the gradients that the parameters hold; a step with a non-finite one is skipped.
+    def step(self) -> bool:
+        """Takes one Adam step from the gradients that the parameters hold; returns False, and skips it, if one of
+        them is not finite.
 
         Raises:
             InvalidInputError: there are no gradients.
@@ -117,7 +117,8 @@ class Finishing:
         gradients = [w.grad for w in self.weights] + [s.grad for s in self.sides]
         if all(g is None for g in gradients):
             raise InvalidInputError("the model has no gradients: call compressor.step() before optimizer.zero_grad()")
-        if all(g is None or _finite(g) for g in gradients):
+        finite = all(g is None or _is_finite(g) for g in gradients)
+        if finite:
             for values, index, members, weight in zip(self.values, self.index, self.members, self.weights, strict=True):
                 values.grad = None
                 if weight.grad is not None and values.numel():
@@ -129,14 +130,12 @@ class Finishing:
             for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                 group["lr"] = peak * decay
             self.optimizer.step()
-        else:
-            self.skipped_steps += 1
         self.write()
+        return finite
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "step_count": self.step_count,
-            "skipped_steps": self.skipped_steps,
             "shapes": [list(weight.shape) for weight in self.weights],
             "codes": [codes.to(torch.int16) for codes in self.codes],
             "values": self.values,
@@ -149,13 +148,13 @@ class Finishing:
         }
 
     @classmethod
-    def from_state_dict(cls, weights: Sequence[Tensor], sides: Sequence[Tensor], state: dict[str, Any]) -> Finishing:
+    def from_state_dict(cls, weights: Sequence[Tensor], sides: Sequence[Tensor], state: dict[str, Any]) -> FineTuning:
         """Returns the phase as it was saved."""
         # Of kernels, too: codes and values go in as they are, neither rounded nor closed up.
         coded = [CodedTensor(c, v) for c, v in zip(state["codes"], state["values"], strict=True)]
         grids = [None if grid is None else SideGrid(*grid) for grid in state["side_grids"]]
         phase = cls(weights, coded, sides, grids, state["total_steps"])
-        phase.step_count, phase.skipped_steps = state["step_count"], state["skipped_steps"]
+        phase.step_count = state["step_count"]
         for mine, saved in zip(phase.latents + phase.start, state["latents"] + state["start"], strict=True):
             mine.copy_(saved)
         phase.optimizer.load_state_dict(state["optimizer"])
@@ -170,7 +169,7 @@ def _codes_of(tensor: WeightTensor) -> Tensor:
     return codes + 1 if isinstance(tensor, KernelTensor) else codes
 
 
-def _finite(gradient: Tensor) -> bool:
+def _is_finite(gradient: Tensor) -> bool:
     """Tells whether all elements are; their sum tells at once, unless it overflows."""
     return bool(torch.isfinite(gradient.sum())) or bool(torch.isfinite(gradient).all())
 
@@ -183,13 +182,13 @@ def _rounded(values: Tensor) -> Tensor:
     return levels.to(values) * step
 
 
-def start_finishing(
+def start_fine_tuning(
     network: Network,
     coded: Sequence[WeightTensor],
     writer: FileWriter,
     total_steps: int,
     relative_step: float = DEFAULTS.fine_tuning_step,
-) -> Finishing:
+) -> FineTuning:
     """Returns the last phase of a run, with the assignments put into the network.
 
     Args:
@@ -198,15 +197,15 @@ def start_finishing(
         writer: says how the one-dimensional tensors are rounded. Those of a folded batch norm are not rounded before
             the end, because they change with its statistics.
         total_steps: length of the phase.
-        relative_step: see `Finishing`.
+        relative_step: see `FineTuning`.
     """
     grids = writer.side_grids(side_tensors(network.selection))
     folded = {f"{name}.{key}" if name else key for name, _ in network.selection.folded for key in ("weight", "bias")}
     side_grids = [None if name in folded else grids[name] for name, _ in network.selection.sides]
-    return Finishing(network.weights, coded, network.sides, side_grids, total_steps, relative_step)
+    return FineTuning(network.weights, coded, network.sides, side_grids, total_steps, relative_step)
 
 
-def finished_file(network: Network, finishing: Finishing, writer: FileWriter) -> tuple[CompressedState, bytes]:
+def finished_file(network: Network, finishing: FineTuning, writer: FileWriter) -> tuple[CompressedState, bytes]:
     """Returns the state and the file, within the target, of a network as the last phase left it.
 
     Raises:

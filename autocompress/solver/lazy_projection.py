@@ -2,20 +2,30 @@
 
     minimise  loss(V)   subject to   V in C = { cost(V) <= budget }
 
-    W <- M W + D (x - V)        x: where the user's optimizer took the parameters from V
-    V <- P(W)                   the projection, every few steps; in between, the nearest V that its tables allow
+    W <- V + m (W - V) + D (x - V)    x: where the user's optimizer took the parameters from V
+    V <- P(W)                         the projection, every few steps; in between, the nearest V that its tables allow
 
 Dual averaging through a projection (Courbariaux et al. 2015; Dockhorn et al. 2021, "ProxConnect"; of pruning alone Lin
-et al. 2020, "dynamic model pruning with feedback"). M and D are diagonal: 1 where V is not zero, 1 - 1/`memory_steps`
-and `pruned_rate` where it is. A weight that is zero in V has no effect, so nothing answers its moves and W walks at
-random there; at the full rate and without end the largest of hundreds of thousands of such walks push out weights that
-the network uses.
+et al. 2020, "dynamic model pruning with feedback"), with two changes. D is diagonal, 1 where V is not zero and
+`pruned_rate` where it is. And W - V is forgotten within `memory_steps`, once there have been as many. A weight that is
+zero in V has no effect, so nothing answers its moves and W walks at random there: at the full rate and without end the
+largest of hundreds of thousands of such walks push out weights that the network uses. A weight that cannot be what it
+should be, because few values are left to it, is moved the same way for ever: it would ask for more and more bits.
 
-| symbol | here | shape |
+| symbol | meaning | in the code |
 |---|---|---|
-| W | `hidden` | any, per layer |
-| V | what the parameters hold between two optimizer steps: `values` at `index`, else zero | as W |
-| P | the projection of the target, called by the compressor | |
+| W | dense weights, hidden while the network runs as V | `LazyProjection.hidden`; under ADMM the parameters |
+| V | compressed network, between two optimizer steps the parameters | `LazyProjection.values`, `Projection.coded` |
+| U | scaled dual variable of ADMM | `Admm.duals` |
+| X | what is projected: W, under ADMM W + U | `LazyProjection.points`, `Admm.points` |
+| C | the networks within the budget | `Constraint` |
+| P | projection onto C | `Constraint.project` |
+| lambda | Lagrange multiplier: squared error per bit | `Projection.price` |
+| rho | weight of the proximal term; never set, see `Admm` | `SolverConstants.admm_contraction` |
+| D | learning rate of pruned weights, relative to the others | `SolverConstants.pruned_rate` |
+| m | part of W - V that a step remembers, at last 1 - 1/`memory_steps` | `SolverConstants.memory_steps` |
+| b, n | bits and nonzeros of a layer | `CodedTensor.bits`, `CodedTensor.nonzeros` |
+| K | size of a layer's codebook | `CodedTensor.values` |
 """
 
 from __future__ import annotations
@@ -23,23 +33,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from autocompress.constraints.constraint import Rule
 from autocompress.constraints.rate_distortion.fixed_tables import squares_beyond
 from autocompress.network.compressed_tensors import WeightTensor
 from autocompress.network.kernel_tensor import KernelTensor
 from autocompress.network.live_network import set_nonzeros
 from autocompress.numerics.vector_kmeans import nearest
-
-
-class Rule(Protocol):
-    """Which weights of one layer are not zero, and what they are, between two projections."""
-
-    def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns flat indices, int64 [m], and values [m] of the nonzeros of V for W, a contiguous tensor."""
 
 
 class LazyProjection:
@@ -66,10 +70,10 @@ class LazyProjection:
             idle_decay: what is left, after each update, of a weight whose gradient was exactly zero since the last:
                 it reads a unit that is never active or feeds one that nothing reads, and would be written for nothing.
             fading: whether each tensor may have such weights; not those that most batches do not touch (embeddings).
-            memory_steps: the steps in which a pruned weight forgets all but 1/e of its moves.
+            memory_steps: the steps in which all but 1/e of W - V is forgotten, in the first ones less.
         """
         self.weights, self.pruned_rate, self.idle_decay = list(weights), pruned_rate, idle_decay
-        self.memory = 1 - 1 / max(1.0, memory_steps)
+        self.memory_steps, self.steps = max(1.0, memory_steps), 0
         self.fading = list(fading) or [False] * len(self.weights)
         self.activity = [  # the sum of the gradient's squares since the last update
             torch.zeros(weight.numel() if fades else 0, device=weight.device)
@@ -87,10 +91,13 @@ class LazyProjection:
             if activity.numel() and weight.grad is not None and not weight.grad.is_sparse:
                 gradient = weight.grad.flatten()
                 activity.addcmul_(gradient, gradient)
+        self.steps += 1
+        # At first W - V is not of moves but of the weights as they were given, which a short run cannot learn anew.
+        memory = 1 - min(self.steps / self.memory_steps, 1) / self.memory_steps
         for weight, hidden, index, values in zip(self.weights, self.hidden, self.index, self.values, strict=True):
             now, flat = weight.detach().flatten(), hidden.view(-1)
-            kept = flat[index] + (now[index] - values).float()
-            flat.mul_(self.memory).add_(now, alpha=self.pruned_rate)  # elsewhere V is zero
+            kept = torch.lerp(values, flat[index], memory) + (now[index] - values).float()
+            flat.mul_(memory).add_(now, alpha=self.pruned_rate)  # elsewhere V is zero
             flat.index_copy_(0, index, kept)
 
     @torch.no_grad()
@@ -158,6 +165,7 @@ class LazyProjection:
         """Returns W, V and the rules that are not the target's own."""
         own = [rule.state_dict() if isinstance(rule, Nearest | NearestKernel) else {} for rule in self.rules]
         return {
+            "steps": self.steps,
             "hidden": self.hidden,
             "index": self.index,
             "values": self.values,
@@ -169,11 +177,22 @@ class LazyProjection:
         """Restores what `state_dict` returned; `rules` are the target's, where it has its own."""
         for tensor, value in zip(self.hidden + self.activity, state["hidden"] + state["activity"], strict=True):
             tensor.copy_(value)
-        self.index, self.values = list(state["index"]), list(state["values"])
+        self.steps, self.index, self.values = state["steps"], list(state["index"]), list(state["values"])
         own: list[Rule] = [
             NearestKernel(**each) if "codewords" in each else Nearest(**each) for each in state["rules"] if each
         ]
         self.rules = own if own or rules is None or not state["rules"] else list(rules)
+
+
+def dense_layers(model: nn.Module, weights: Sequence[Tensor]) -> list[bool]:
+    """Tells of which weights every batch has a gradient: those of linear layers and convolutions, not of embeddings."""
+    dense = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+        for parameter in module.parameters(recurse=False)
+    }
+    return [id(weight) in dense for weight in weights]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""A run whose file size follows from a promise: what is scored when, and which network is kept.
+"""A promise about quality as a constraint: the size of the file follows from it.
 
-While W and V are trained, V is scored on held-out data after every update and the controller moves the budget. Then the
-rest of the steps is spent in stages: each takes the dense network up again, projects it onto a size, trains the values
-of that assignment, writes the file and scores it; whether the promise was kept decides over the next size.
+While W and V are trained, V is scored on held-out data after every update and a controller moves the budget. Then the
+rest of the steps is spent in stages of fine-tuning: each takes the dense network up again, projects it onto a size,
+trains the values of that assignment, writes the file and scores it; whether the promise was kept decides over the next
+size.
 """
 
 from __future__ import annotations
@@ -17,17 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.codec.file import decode_state
-from autocompress.codec.layout import layout_of
-from autocompress.constraints.constraint import Method, Network, Projector
+from autocompress.constraints.constraint import Method, Network, Projection, Projector
 from autocompress.constraints.file_size import FileSizeConstraint, FileState
 from autocompress.errors import InvalidInputError
-from autocompress.network.compressed_tensors import CompressedState, WeightTensor
+from autocompress.network.compressed_tensors import WeightTensor
 from autocompress.network.live_network import copy_network
 from autocompress.network.network_state import side_tensors
 from autocompress.solver.budget_search import MEDIAN_OF, BudgetController, SizeSearch
-from autocompress.solver.candidates import Candidates
-from autocompress.targets import Promise
+from autocompress.solver.candidates import ONE_SHOT, TRAINED, Candidate, Candidates, Key
+from autocompress.solver.phases import FineTuningPhase, Phase, ProjectionPhase, Run
+from autocompress.targets import AccuracyDrop, Promise
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,14 @@ ALLOWANCE = 0.5
 FIRST_FALL = 5.0
 # ... as this many halvings of the range find it.
 FIRST_TRIES = 6
+# A network without weights that scores better than the one that was given by more than this part says that the score is
+# of the other direction; at chance the two score about the same.
+TELLING = 0.25
 # The range goes up to the ceiling of all paths, but at least to this many times the smallest file.
 LEAST_CEILING = 4.0
 
 
-class Steering:
+class QualityConstraint:
     """Moves the budget of the file size to where a promise is just kept.
 
     Attributes:
@@ -81,17 +84,43 @@ class Steering:
         self.evaluate, self.refit = evaluate, refit or _as_it_is
         self.reference = float(evaluate(copy_network(network.model).eval()))
         promise.check_reference(self.reference)
+        self._check_direction()
         lowest, highest = self.constraint.file.smallest, self.constraint.budget_bytes
         most = max(self.constraint.constants.path_ceiling * original_bytes, LEAST_CEILING * lowest)
         self.controller = BudgetController(most, lowest, highest)
         self.search = SizeSearch(most, lowest, highest)
-        self.files = Candidates(network.model, evaluate, self.margin)
+        self.files = Candidates(network.model, evaluate, self._key)
         self.margins: list[float] = []  # the last of V, with nothing allowed
-        self.stage, self.stage_keeps = 0, False
+        self.stage_keeps = False
         self.dense: list[Tensor] = []  # weights and sides when fine-tuning begins
         self.state: FileState | None = None  # of the projection, at the same moment
         self.budget_bytes = int(self.controller.budget_bytes)
         method.budget_at = lambda fraction: self.constraint.budget(fraction, self.budget_bytes)
+
+    @torch.no_grad()
+    def _check_direction(self) -> None:
+        """Returns if a network without weights scores no better than the one that was given.
+
+        Raises:
+            InvalidInputError: it does, so the score is of the other direction than the promise says.
+        """
+        destroyed = copy_network(self.network.model).eval()
+        for name, _ in self.network.selection.weights:
+            destroyed.get_parameter(name).zero_()
+        try:
+            score = float(self.evaluate(destroyed))
+        except Exception as error:  # a score need not be defined for such a network
+            logger.debug("the network without weights has no score: %s", error)
+            return
+        is_drop = isinstance(self.promise, AccuracyDrop)
+        better = score - self.reference if is_drop else self.reference - score
+        if better > TELLING * self.reference:
+            kind, right = ("an accuracy, of which more", "loss:+2%") if is_drop else ("a loss, of which less", "drop:1")
+            raise InvalidInputError(
+                f"evaluate= gives {self.reference:g} for the network and {score:g} for it with all weights at zero, "
+                f"but {self.promise} is a promise about {kind} is better: if the score is of the other kind, {right} "
+                "is for that; else the network is no better than none"
+            )
 
     @torch.no_grad()
     def find_start(self) -> None:
@@ -104,9 +133,7 @@ class Steering:
         _, coded = self._smallest(0.0, start, self.controller.highest_bytes)
         if coded is not None:  # what is coded costs more than its estimate, or less
             state = self.constraint.aimed(self.method.state, int(self.controller.highest_bytes))
-            self.files.fallback = self.files.score(
-                *self.constraint.writer(state).fit(coded, side_tensors(self.network.selection))
-            )
+            self.files.add(ONE_SHOT, *self.constraint.writer(state).fit(coded, side_tensors(self.network.selection)))
         self.controller.budget_bytes = start
         self.budget_bytes = int(start)
         logger.debug("the run begins with %.0f bytes", start)
@@ -126,20 +153,22 @@ class Steering:
         return math.exp(sizes[1]), found
 
     @torch.no_grad()
-    def watch(self, twins: Sequence[WeightTensor], relative_lr: float) -> None:
+    def watch(self, projection: Projection, relative_lr: float) -> None:
         """Scores V after an update and moves the budget.
 
         At a high learning rate V has not settled: more is allowed then. Where it keeps the promise all the same, now
         and mostly of late, it is written and scored like a finished network.
         """
-        compressed = self._score_of(twins)
-        margin = self.margin(compressed)
+        score = self._score_of(projection.coded)
+        margin = self.margin(score)
         self.margins = [*self.margins, margin][-MEDIAN_OF:]
         if min(margin, statistics.median(self.margins)) >= 0 and not self.network.selection.folded:
-            self.consider(*self.method.fit(twins, side_tensors(self.network.selection)))
+            self.consider(
+                self.files.add(TRAINED, *self.method.fit(projection.coded, side_tensors(self.network.selection)))
+            )
         measured = margin + ALLOWANCE * (1 + relative_lr)
         budget = self.controller.observe(measured)
-        logger.debug("V scores %.4f, margin %.2f: next budget %.0f", compressed, measured, budget)
+        logger.debug("V scores %.4f, margin %.2f: next budget %.0f", score, measured, budget)
         self.budget_bytes = int(budget)
 
     def margin(self, score: float) -> float:
@@ -147,48 +176,69 @@ class Steering:
         margin = self.promise.margin(score, self.reference)
         return margin if math.isfinite(margin) else -math.inf
 
-    def _score_of(self, twins: Sequence[WeightTensor]) -> float:
+    def keeps(self, candidate: Candidate) -> bool:
+        """Tells whether a file keeps the promise."""
+        return self.margin(candidate.score) >= 0
+
+    def _key(self, candidate: Candidate) -> Key:
+        """Returns what is compared: the promise, then the size of the file; of broken ones by how much."""
+        margin = self.margin(candidate.score)
+        return (1.0, -candidate.file_bytes, margin) if margin >= 0 else (0.0, margin)
+
+    def _score_of(self, coded: Sequence[WeightTensor]) -> float:
         """Returns the score of the network with these weights, once its batch norms belong to them."""
         scored = copy_network(self.network.model).eval()
-        for (name, _), twin in zip(self.network.selection.weights, twins, strict=True):
-            scored.get_parameter(name).copy_(twin.dense())
+        for (name, _), tensor in zip(self.network.selection.weights, coded, strict=True):
+            scored.get_parameter(name).copy_(tensor.dense())
         self.refit(scored)
         return float(self.evaluate(scored))
 
+    def phases(self, run: Run, projected: int, left: int) -> list[Phase]:
+        """Returns the phases of a run: projections, whose budget is moved, and the stages of fine-tuning.
+
+        Args:
+            run: that they are of.
+            projected, left: steps of projections, and of all stages.
+        """
+        lengths: list[int] = []
+        for stages in range(STAGES, 0, -1):
+            lengths.append(math.ceil((left - sum(lengths)) / stages))
+        first = [ProjectionToPromise(self, run, projected)] if projected else []
+        return [*first, *(Stage(self, run, length) for length in lengths if length)]
+
     @torch.no_grad()
-    def begin_stage(self, remaining_steps: int) -> int:
-        """Takes up the dense network for the next size; returns the length of the stage in steps."""
+    def begin_stage(self) -> list[Tensor]:
+        """Takes up the dense network for the next size; returns X, its weights."""
         tensors = self._dense_tensors
-        if self.stage == 0:
+        if not self.dense:
             self.dense = [tensor.detach().clone() for tensor in tensors]
             self.state = self.method.state
             self.search.start_bytes = self.controller.budget_bytes
-            best, fallback = self.files.best, self.files.fallback
-            if fallback is not None and fallback.keeps:
-                self.search.highest_bytes = float(fallback.file_bytes)  # nothing larger is of use
-            if best is not None and best.keeps:
+            best, at_once = self.files.best.get(TRAINED), self.files.best.get(ONE_SHOT)
+            if at_once is not None and self.keeps(at_once):
+                self.search.highest_bytes = float(at_once.file_bytes)  # nothing larger is of use
+            if best is not None and self.keeps(best):
                 self.search.known_bytes = float(best.file_bytes)
         for tensor, dense in zip(tensors, self.dense, strict=True):
             tensor.copy_(dense)
         assert self.state is not None
         self.method.state, self.budget_bytes = self.state, int(self.search.next_bytes)
-        self.stage, self.stage_keeps = self.stage + 1, False
-        return max(1, math.ceil(remaining_steps / max(1, STAGES + 1 - self.stage)))
+        self.stage_keeps = False
+        return [weight.detach().clone() for weight in self.network.weights]
+
+    def consider(self, candidate: Candidate) -> None:
+        """Takes note of a file of the size that is tried."""
+        self.stage_keeps |= self.keeps(candidate)
 
     def end_stage(self) -> None:
         """Takes note of what came of the size that was tried."""
-        size = self.budget_bytes
-        self.search.report(size, keeps=self.stage_keeps)
-        logger.info("tried %d bytes: the promise is %s", size, "kept" if self.stage_keeps else "broken")
+        self.search.report(self.budget_bytes, keeps=self.stage_keeps)
+        logger.info("tried %d bytes: the promise is %s", self.budget_bytes, "kept" if self.stage_keeps else "broken")
 
-    def consider(self, state: CompressedState, data: bytes) -> None:
-        """Scores a file and keeps it if it is the best so far."""
-        self.stage_keeps |= self.files.add(state, data).keeps
-
-    def outcome(self) -> tuple[CompressedState, bytes]:
-        """Returns the best network and its file; warns where it does not keep the promise."""
-        chosen, data = self.files.chosen, self.files.chosen.data.numpy().tobytes()
-        if not chosen.keeps:
+    def report(self) -> dict[str, Any]:
+        """Returns what is said of the promise in the record of the run; warns where it is not kept."""
+        chosen = self.files.chosen
+        if not self.keeps(chosen):
             logger.warning(
                 "no network that was seen keeps %s: on the validation data the reference scores %.4f, the best of %d "
                 "files %.4f (%d bytes); train for longer, allow a larger file or promise less",
@@ -196,27 +246,17 @@ class Steering:
                 self.reference,
                 len(self.files.tried),
                 chosen.score,
-                len(data),
+                chosen.file_bytes,
             )
-        elif chosen is self.files.fallback:
+        elif self.files.origin == ONE_SHOT:
             logger.warning(
                 "training led to no smaller file that keeps %s: this one is the network as it was given, pruned "
                 "and quantized at once; train for longer, or at a lower learning rate",
                 self.promise,
             )
-        return decode_state(data, layout_of(self.network.model)), data
-
-    @property
-    def fell_back(self) -> bool:
-        """Whether the file that is chosen is of the network as it was given, pruned and quantized at once."""
-        return self.files.chosen is self.files.fallback
-
-    def report(self) -> dict[str, Any]:
-        """Returns what is said of the promise in the record of the run."""
-        chosen = self.files.chosen
         return {
             "promise": str(self.promise),
-            "kept": chosen.keeps,
+            "kept": self.keeps(chosen),
             "reference": self.reference,
             "limit": self.promise.limit(self.reference),
             "measured": chosen.score,
@@ -236,7 +276,7 @@ class Steering:
             "search": asdict(self.search),
             "files": self.files.state_dict(),
             "margins": list(self.margins),
-            "stage": [self.stage, self.stage_keeps],
+            "stage_keeps": self.stage_keeps,
             "dense": self.dense,
             "state": None if self.state is None else self.constraint.to_plain(self.state),
             "budget_bytes": self.budget_bytes,
@@ -246,7 +286,7 @@ class Steering:
         """Restores what `state_dict` returned."""
         self.reference, self.budget_bytes = state["reference"], state["budget_bytes"]
         self.state = None if state["state"] is None else self.constraint.from_plain(state["state"])
-        self.stage, self.stage_keeps = state["stage"]
+        self.stage_keeps = state["stage_keeps"]
         self.controller.load_state_dict(state["controller"])
         self.search = SizeSearch(**state["search"])
         self.files.load_state_dict(state["files"])
@@ -254,14 +294,59 @@ class Steering:
         self.dense = [saved.to(tensor) for saved, tensor in zip(state["dense"], self._dense_tensors, strict=False)]
 
 
-def make_steering(
+class ProjectionToPromise(ProjectionPhase):
+    """Projections onto a size that the promise moves."""
+
+    def __init__(self, quality: QualityConstraint, run: Run, steps: int) -> None:
+        super().__init__(run, steps, quality.watch)
+        self.quality = quality
+
+    def begin(self) -> None:
+        self.run.ranks.share_buffers(self.run.network.model)
+        self.quality.find_start()
+        super().begin()
+
+
+class Stage(FineTuningPhase):
+    """Fine-tuning at the size that the search asks for next; its file is scored before and after."""
+
+    def __init__(self, quality: QualityConstraint, run: Run, steps: int) -> None:
+        super().__init__(run, steps)
+        self.quality = quality
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        if not self.quality.dense:
+            self.run.points()  # W is sound
+            self.run.solver.end()
+        self.values = self.run.assign(self.run.method, self.quality.begin_stage(), self.steps)
+        self.consider()
+
+    def step(self) -> None:
+        super().step()
+        if self.step_count == self.steps:
+            self.consider()
+            self.quality.end_stage()
+
+    def end(self) -> None:
+        self.consider()
+
+    @torch.no_grad()
+    def consider(self) -> None:
+        """Writes and scores the file of the network as it is now."""
+        assert self.values is not None
+        self.quality.refit(self.run.network.model)
+        self.quality.consider(self.quality.files.add(TRAINED, *self.run.file(self.values, self.run.method)))
+
+
+def make_quality_constraint(
     promise: Promise | None,
     network: Network,
     method: Method,
     original_bytes: int,
     evaluate: Callable[[nn.Module], float] | None,
     refit: Callable[[nn.Module], None] | None,
-) -> Steering | None:
+) -> QualityConstraint | None:
     """Returns what keeps a promise; None where none is made.
 
     Raises:
@@ -275,7 +360,7 @@ def make_steering(
             "score of a network on validation data (in `compress`: give val=)"
         )
     assert isinstance(method, Projector)
-    return Steering(promise, network, method, original_bytes, evaluate, refit)
+    return QualityConstraint(promise, network, method, original_bytes, evaluate, refit)
 
 
 def _as_it_is(model: nn.Module) -> None:

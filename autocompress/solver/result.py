@@ -16,10 +16,9 @@ from autocompress.codec.size_report import size_report
 from autocompress.energy.network_energy import EnergyUse
 from autocompress.network.compressed_tensors import CompressedState
 from autocompress.network.selection import Selection
+from autocompress.solver.candidates import ONE_SHOT, TRAINED
 from autocompress.targets import Targets
 
-# The networks that a run chooses between.
-TRAINED, BEFORE_FINE_TUNING, ONE_SHOT = "trained", "before fine-tuning", "one-shot"
 # Names listed in one sentence.
 ZERO_LAYERS_SHOWN = 5
 

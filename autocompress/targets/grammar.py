@@ -68,12 +68,10 @@ class Targets:
         return self.each[0]
 
     def of_kind(self, kind: type[T]) -> list[T]:
-        """Returns the targets of one kind."""
         return [target for target in self.each if isinstance(target, kind)]
 
     @property
     def promise(self) -> Promise | None:
-        """The strictest promise, if any is made."""
         promises: list[Promise] = [*self.of_kind(AccuracyDrop), *self.of_kind(LossIncrease)]
         return min(promises, key=lambda promise: promise.strictness, default=None)
 

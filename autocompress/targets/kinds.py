@@ -179,7 +179,6 @@ class BitCount(Target):
         """What the grammar calls it."""
 
     def __str__(self) -> str:
-        """Returns the target in the grammar; `parse_target` of it is equal to this one."""
         return f"{self.word}:{self.bits}bits" if self.factor is None else f"{self.word}:{decimal(self.factor)}x"
 
     def resolve(self, original_bytes: int, compressible_weights: int) -> int:
@@ -205,7 +204,6 @@ class CodeBits(BitCount):
 
     @property
     def word(self) -> str:
-        """What the grammar calls it."""
         return "codes"
 
 
@@ -231,7 +229,6 @@ class WeightBits(BitCount):
 
     @property
     def word(self) -> str:
-        """What the grammar calls it."""
         return "weights-in-place" if self.in_place else "weights"
 
 
@@ -261,7 +258,6 @@ class Energy(Target):
         object.__setattr__(self, "channels", channels)
 
     def __str__(self) -> str:
-        """Returns the target in the grammar; `parse_target` of it is equal to this one."""
         return f"{'energy-channels' if self.channels else 'energy'}:{decimal(100 * self.fraction)}%"
 
 

@@ -41,7 +41,6 @@ class AccuracyDrop(Target):
         object.__setattr__(self, "points", Fraction(str(points)))
 
     def __str__(self) -> str:
-        """Returns the target in the grammar; `parse_target` of it is equal to this one."""
         return f"drop:{decimal(self.points)}"
 
     @property
@@ -97,12 +96,10 @@ class LossIncrease(Target):
         object.__setattr__(self, "percent", Fraction(str(percent)))
 
     def __str__(self) -> str:
-        """Returns the target in the grammar; `parse_target` of it is equal to this one."""
         return f"loss:+{decimal(self.percent)}%"
 
     @property
     def strictness(self) -> Fraction:
-        """The smaller, the more is promised; among promises of this kind."""
         return self.percent
 
     def limit(self, reference: float) -> float:

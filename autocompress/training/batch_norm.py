@@ -94,7 +94,6 @@ def _norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 def _statistics(norms: list[_BatchNorm]) -> list[tuple[Tensor, Tensor]]:
-    """Returns (running statistic, its value now)."""
     return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
 
 

@@ -63,15 +63,12 @@ class TaughtBatches:
     """Batches whose targets are the outputs of a network."""
 
     def __init__(self, batches: Iterable[Any], teacher: nn.Module, device: torch.device) -> None:
-        """Holds them; the network is in evaluation mode and on the device."""
         self.batches, self.teacher, self.device = batches, teacher, device
 
     def __len__(self) -> int:
-        """Returns the number of batches."""
         return check_batches(self.batches, "the data")
 
     def __iter__(self) -> Iterator[Any]:
-        """Returns the batches, on the device."""
         for batch in self.batches:
             moved = to_device(batch, self.device)
             with torch.no_grad():
@@ -209,6 +206,16 @@ def uses_bfloat16(precision: str, device: torch.device) -> bool:
     return precision == "bf16"
 
 
-def autocast(enabled: bool, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Returns the bfloat16 autocast context of `device`, or one that does nothing."""
-    return torch.autocast(device.type, torch.bfloat16) if enabled else contextlib.nullcontext()
+@contextlib.contextmanager
+def autocast(enabled: bool, device: torch.device) -> Iterator[None]:
+    """Is the bfloat16 autocast context of `device`, or one that does nothing."""
+    if not enabled:
+        yield
+        return
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # attention's kernels for evaluation take no autocast on a CPU
+    try:
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)

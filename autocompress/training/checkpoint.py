@@ -100,23 +100,23 @@ class TrainerCallback(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` returned."""
+        pass
 
 
 class Callback:
     """A `TrainerCallback` that does nothing: override what is wanted."""
 
     def on_step(self, trainer: Trainer) -> None:
-        """Does nothing."""
+        pass
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        """Does nothing."""
+        pass
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Does nothing."""
+        pass
 
 
 @dataclass

@@ -351,7 +351,6 @@ def _cause(error: Exception) -> str:
 
 
 def _describe(value: Any) -> str:
-    """Returns types and shapes in a few words."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, Mapping):

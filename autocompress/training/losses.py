@@ -57,7 +57,6 @@ class MinusLoss:
         self.loss = loss
 
     def __call__(self, output: Any, target: Any) -> Tensor:
-        """Returns scores [n]."""
         counted = [part for part in [*tensors_in(target), *tensors_in(output)] if part.ndim]
         return -self.loss(output, target).detach().reshape(1).expand(len(counted[0]) if counted else 1)
 

@@ -7,13 +7,14 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
 from autocompress.network.live_network import named_tensors
+from autocompress.task import Task
 from autocompress.task.arrays import data_root
 from autocompress.task.named_models import load_weights
 from autocompress.training.batch_norm import refit_batch_norm
@@ -23,10 +24,6 @@ from autocompress.training.checks import guesses
 from autocompress.training.evaluation import Evaluation, evaluate
 from autocompress.training.random_state import seeded, set_epoch
 from autocompress.training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from autocompress.task import Task
-from autocompress.task import Task
 
 logger = logging.getLogger(__name__)
 

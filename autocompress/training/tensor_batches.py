@@ -93,7 +93,6 @@ class TensorBatches:
         self.epoch = 0
 
     def to(self, device: torch.device | str) -> TensorBatches:
-        """Returns the same batches with their tensors on a device; itself where they are there."""
         if self.inputs.device == torch.device(device):
             return self
         moved = copy.copy(self)
@@ -105,11 +104,9 @@ class TensorBatches:
         return -(-len(self.inputs) // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes the next pass that of epoch `epoch`."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Returns the batches of the next epoch."""
         epoch, self.epoch = self.epoch, self.epoch + 1
         return self._batches(epoch)
 

@@ -37,6 +37,7 @@ from autocompress.training.losses import (
     classification_loss,
 )
 from autocompress.training.random_state import seed_data_order, seeded, set_epoch
+from autocompress.training.ranks import ranks_of
 from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer, make_scheduler
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,8 @@ class Trainer:
         self.total_steps = epochs * self.steps_per_epoch
         self.device = default_device(device)
         self.bfloat16 = uses_bfloat16(precision, self.device)
-        self.seed, self.progress, self.checkpoint = seed, progress, checkpoint
+        self.ranks = ranks_of(model)
+        self.seed, self.progress, self.checkpoint = seed, progress and self.ranks.is_first, checkpoint
         # Convolutions are 1.1 to 1.9 times faster with the channels last in memory, on CPUs as well.
         convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
         self.memory_format = torch.channels_last if convolves else None
@@ -120,10 +122,8 @@ class Trainer:
         self.callbacks: list[TrainerCallback] = list(callbacks)
         self.step, self.epoch, self.log = 0, 0, TrainingLog()
         self.open_epoch: OpenEpoch | None = None
-        if checkpoint is not None:
-            remove_leftovers(checkpoint)
-        self._saved = load_checkpoint(checkpoint) if checkpoint and checkpoint.exists() else state
-        self.learning_rate = self._peak_learning_rate()
+        self._saved = state if checkpoint is None else self.ranks.decided(lambda: _read(checkpoint)) or state
+        self.learning_rate = self.ranks.decided(self._peak_learning_rate)
         self.optimizer = make_optimizer(self.model, recipe, self.learning_rate)
         self.scheduler = make_scheduler(self.optimizer, self.total_steps, recipe.warmup_fraction)
 
@@ -171,7 +171,7 @@ class Trainer:
             if self.checkpoint is not None and now - saved >= SECONDS_BETWEEN_CHECKPOINTS:
                 self._check_finite(losses)
                 self.log.wall_seconds, started, saved = self.log.wall_seconds + now - started, now, now
-                save_checkpoint(self.checkpoint, run_state(self))
+                self._save_checkpoint()
         self._check_finite(losses)
         self.epoch, self.open_epoch = self.epoch + 1, None
         for callback in self.callbacks:
@@ -180,7 +180,10 @@ class Trainer:
         self.log.gradient_steps = self.step
         self.log.wall_seconds += time.perf_counter() - started
         logger.info("epoch %d/%d: loss %.4f", self.epoch, self.epochs, self.log.losses[-1])
-        if self.checkpoint is not None:
+        self._save_checkpoint()
+
+    def _save_checkpoint(self) -> None:
+        if self.checkpoint is not None and self.ranks.is_first:
             save_checkpoint(self.checkpoint, run_state(self))
 
     def _train_step(self, batch: Any) -> Tensor:
@@ -235,6 +238,12 @@ class Trainer:
     def _bar(self) -> Any:
         hidden = not self.progress or not sys.stderr.isatty()
         return tqdm(total=self.total_steps, initial=self.step, file=sys.stderr, disable=hidden, unit="step")
+
+
+def _read(checkpoint: Path) -> dict[str, Any] | None:
+    """Returns a checkpoint, None where there is none yet; what a killed run left half-written is removed."""
+    remove_leftovers(checkpoint)
+    return load_checkpoint(checkpoint) if checkpoint.exists() else None
 
 
 @torch.no_grad()

@@ -49,7 +49,6 @@ class LearnCompress:
 
     @torch.no_grad()
     def penalize(self) -> None:
-        """Adds mu (w - delta(theta)) - lambda to the gradients of the weights."""
         for name, weight in self.weights.items():
             penalty = self.mu * (weight - self.twins[name]) - self.multipliers[name]
             weight.grad = penalty if weight.grad is None else weight.grad.add_(penalty)
@@ -67,11 +66,9 @@ class LearnCompress:
         return {name: twin.to(self.weights[name]) for name, twin in twins.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns theta, lambda and mu; w is the model's."""
         return {"mu": self.mu, "twins": self.twins, "multipliers": self.multipliers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
         self.mu = state["mu"]
         for mine, saved in ((self.twins, state["twins"]), (self.multipliers, state["multipliers"])):
             for name, tensor in mine.items():

@@ -89,7 +89,6 @@ class CondensaObjective(TaskObjective):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a search that goes on must have in common with the one before."""
         return {
             "task": self.name,
             "target": str(self.asked),

@@ -32,7 +32,6 @@ class _Pruning:
             raise InvalidInputError(f"density is {self.density}; it must be above 0 and at most 1")
 
     def compress(self, weights: Weights) -> dict[str, Tensor]:
-        """Returns the weights with all but the largest things at zero, in O(n log n)."""
         norms = {name: norm for name, w in weights.items() if (norm := self._norms(w.detach())) is not None}
         if not norms:
             raise InvalidInputError(
@@ -77,7 +76,6 @@ class StructurePrune(_Pruning):
     """
 
     def compress(self, weights: Weights) -> dict[str, Tensor]:
-        """Returns the weights with all but the largest outputs, and their biases, at zero."""
         theta = super().compress(weights)
         for name, bias in weights.items():
             owner = theta.get(name.removesuffix("bias") + "weight") if name.endswith("bias") else None

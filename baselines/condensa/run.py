@@ -14,7 +14,7 @@ from autocompress.network.compressed_tensors import CodedTensor, CompressedState
 from autocompress.network.live_network import copy_network
 from autocompress.network.selection import select
 from autocompress.numerics.kmeans import encode, fit_codebook, sort_values
-from autocompress.solver.fine_tuning import finished_file, finishing_steps, start_finishing
+from autocompress.solver.fine_tuning import fine_tuning_steps, finished_file, start_fine_tuning
 from autocompress.targets import FileSize
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import check_batches, default_device
@@ -40,7 +40,6 @@ class CondensaRun:
     """
 
     def __init__(self, objective: CondensaObjective, values: Values, epochs: int, target: FileSize) -> None:
-        """Prepares the run; the file that it ends in is to fit `target`."""
         where = default_device(objective.device)
         model = copy_network(objective.reference, device=where)
         objective.train = on_device(objective.train, where)
@@ -51,7 +50,7 @@ class CondensaRun:
             self.network,
             objective.scheme(values[DENSITY]),
             objective.schedule,
-            max(1, self.total_steps - finishing_steps(self.total_steps)),
+            max(1, self.total_steps - fine_tuning_steps(self.total_steps)),
             train=objective.train,
             loss=objective.loss,
             validation_loss=lambda network: objective.scores(network).loss,
@@ -67,7 +66,7 @@ class CondensaRun:
         coded = [_coded(weight.detach().float()) for weight in self.network.weights]
         _, self.writer = FileBudget(self.network, self.target).measure(coded)
         left = self.total_steps - self.steps
-        self.finishing = start_finishing(self.network, coded, self.writer, left)
+        self.finishing = start_fine_tuning(self.network, coded, self.writer, left)
         self.network.model.train()
         with seeded(self.objective.seed):
             batches = batches_from(self.objective.train, self.steps, self.solver.steps_per_epoch)
@@ -80,7 +79,9 @@ class CondensaRun:
     def compressed(self) -> nn.Module:
         """Returns a copy of the network as the last C step compressed it."""
         network = copy_network(self.network.model)
-        network.load_state_dict(network.state_dict() | self.solver.state.twins)
+        with torch.no_grad():
+            for name, twin in self.solver.state.twins.items():  # a tied weight has one name here, two in a state_dict
+                network.get_parameter(name).copy_(twin)
         return network
 
     def finish(self) -> tuple[CompressedState, bytes]:

@@ -22,19 +22,16 @@ class CondensaSampler(BaseSampler):
         self.goal, self.trials = space.goal, trials
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Returns nothing: the one number is sampled by itself."""
         return {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Returns nothing."""
         return {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> float:
-        """Returns the density to evaluate next."""
         finished = [recorded(each) for each in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
         samples = [
             Sample(

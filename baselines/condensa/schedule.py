@@ -37,7 +37,6 @@ class Schedule:
 
     @property
     def lengths(self) -> list[int]:
-        """Gradient steps of each L step."""
         return [self.first_steps] + [self.steps_per_l] * (self.l_steps - 1)
 
     def rates(self, l_step: int, steps: int) -> list[float]:
@@ -82,17 +81,6 @@ ALEXNET_CIFAR10_SCHEDULE = Schedule(
     learning_rate=1e-2,
     last_learning_rate=1e-4,
     momentum=0.95,
-)
-# VGG-16 with batch norm on ImageNet, minibatches of 256; the number of iterations is AlexNet's.
-VGG16_IMAGENET_SCHEDULE = Schedule(
-    l_steps=34,
-    first_steps=30_030,
-    steps_per_l=5_005,
-    mu=1e-3,
-    mu_factor=1.1,
-    learning_rate=0.1,
-    last_learning_rate=1e-5,
-    momentum=0.9,
 )
 # LeNet-5 on MNIST; the number of iterations is the published code's default, 30, and the momentum AlexNet's.
 LENET5_MNIST_SCHEDULE = Schedule(

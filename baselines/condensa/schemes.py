@@ -46,11 +46,9 @@ class Quantize:
     dtype: torch.dtype = torch.float16
 
     def compress(self, weights: Weights) -> dict[str, Tensor]:
-        """Returns the weights in the type, each the nearest number that it has."""
         return {name: weight.detach().to(self.dtype) for name, weight in weights.items()}
 
     def decompress(self, theta: Weights) -> dict[str, Tensor]:
-        """Returns theta in float32, without a change of value."""
         return {name: weight.float() for name, weight in theta.items()}
 
 
@@ -69,7 +67,6 @@ class Codebook:
             raise InvalidInputError(f"bits is {self.bits!r}; it must be a whole number from 1 to {LARGEST_BITS}")
 
     def compress(self, weights: Weights) -> dict[str, Tensor]:
-        """Returns the weights on their codebooks, float32; zero stays zero."""
         return {name: self._coded(weight.detach().float()) for name, weight in weights.items()}
 
     def decompress(self, theta: Weights) -> dict[str, Tensor]:
@@ -98,14 +95,12 @@ class Compose:
     schemes: Sequence[Scheme]
 
     def compress(self, weights: Weights) -> dict[str, Tensor]:
-        """Returns pi_n(... pi_1(weights))."""
         theta = dict(weights)
         for scheme in self.schemes:
             theta = scheme.compress(theta)
         return theta
 
     def decompress(self, theta: Weights) -> dict[str, Tensor]:
-        """Returns delta_1(... delta_n(theta))."""
         weights = dict(theta)
         for scheme in reversed(self.schemes):
             weights = scheme.decompress(weights)

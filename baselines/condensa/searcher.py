@@ -26,22 +26,12 @@ class CondensaSearcher:
     name: str = CONDENSA
 
     def check(self, settings: SearchSettings) -> None:
-        """Returns if a search can be made with these settings.
-
-        Raises:
-            InvalidInputError: naming the value and what would be right.
-        """
         OptunaSearcher(self.name).check(settings)
         most = METHODS[CONDENSA].most_trials
         if most is not None and settings.trials > most:
             raise InvalidInputError(f"trials is {settings.trials}, but condensa takes at most {most}")
 
     def search(self, objective: Objective, settings: SearchSettings) -> KeptOutcome:
-        """Returns the search, whose best trial is the best of those that keep the objective's goal.
-
-        Raises:
-            InvalidInputError: the settings cannot be used, or the storage holds another search.
-        """
         space: Any = objective.space
         outcome = OptunaSearcher(self.name).search(objective, settings)
         kept = KeptOutcome(outcome.trials, outcome.interrupted, goal=space.goal)

@@ -27,5 +27,4 @@ class CondensaSpace:
 
     @property
     def start(self) -> Values:
-        """The middle."""
         return {DENSITY: START_DENSITY}

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optuna.samplers import CmaEsSampler
+from optuna.trial import FrozenTrial
 
 from autocompress.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
 
 # All that the state of an optimizer is made of. numpy 1 and 2 have the same two functions in different modules.
 _ALLOWED = {("cmaes._cma", "CMA"), ("numpy", "dtype"), ("numpy", "ndarray")} | {

@@ -6,10 +6,10 @@ import pickle
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from typing import Protocol
 
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from baselines.interface import Evaluation, Objective, Progress, Trial
+from baselines.interface import Objective, Progress, Trial
+from baselines.optuna_search.trials import RunningTrial
 from baselines.optuna_search.worker_process import Worker
 
 # How often a free place is offered to jobs that other processes of the same search have left behind.
@@ -18,26 +18,8 @@ LOOK_SECONDS = 5.0
 FATAL = (InvalidInputError, InfeasibleTargetError)
 
 
-class Job(Protocol):
-    """One proposal to be evaluated, perhaps more than once."""
-
-    values: dict[str, float]
-
-    def begin(self) -> None:
-        """Called before each attempt."""
-
-    def report(self, progress: Progress) -> bool:
-        """Returns whether the attempt is to stop; called after each epoch."""
-
-    def finish(self, evaluation: Evaluation) -> Trial:
-        """Called when an attempt has come to its end."""
-
-    def fail(self, error: str) -> Trial | None:
-        """Called when an attempt has failed; returns None if there is to be another one."""
-
-
 # (whether to wait for one) -> a job, or None: with waiting, none will come; without, there is none now.
-NextJob = Callable[[bool], Job | None]
+NextJob = Callable[[bool], RunningTrial | None]
 Ended = Callable[[Trial], None]
 
 
@@ -73,9 +55,9 @@ def evaluate_in_processes(objective: Objective, next_job: NextJob, ended: Ended,
         raise InvalidInputError(
             f"workers is {workers}, but the search cannot be sent to other processes ({error}); use 1 worker"
         ) from error
-    busy: dict[Connection, tuple[Worker, Job]] = {}
+    busy: dict[Connection, tuple[Worker, RunningTrial]] = {}
     idle: list[Worker] = []
-    again: list[Job] = []
+    again: list[RunningTrial] = []
     try:
         while True:
             while len(busy) < workers and (job := again.pop() if again else next_job(not busy)) is not None:

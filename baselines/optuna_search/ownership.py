@@ -19,10 +19,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 
 logger = logging.getLogger(__name__)
 OWNER = "owner"  # attribute of a trial
@@ -62,11 +62,10 @@ class Ownership:
 
     def holds(self, trial_id: int) -> bool:
         """Tells whether a trial is still this search's own: one that stood still too long may have been taken over."""
-        owner = self._storage.get_trial(trial_id).user_attrs.get(OWNER, {})
+        owner = self._storage.get_trial(trial_id).user_attrs.get(OWNER) or {}
         return bool(owner.get("token") == self.token)
 
     def let_go(self, trial_id: int) -> None:
-        """Forgets a trial, whose end has been told."""
         self._owned.discard(trial_id)
 
     def is_lost(self, trial_id: int, owner: Mapping[str, Any] | None) -> bool:
@@ -92,8 +91,6 @@ class Ownership:
         self._storage.set_trial_user_attr(trial_id, OWNER, owner)
 
     def _beat_on(self) -> None:
-        from optuna.exceptions import UpdateFinishedTrialError
-
         while not self._over.wait(BEAT_SECONDS):
             self._beat += 1
             for trial_id in list(self._owned):

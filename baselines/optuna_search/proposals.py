@@ -11,19 +11,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from baselines.interface import Objective, SearchSettings, Trial, starts_of
 from baselines.optuna_search.ownership import OWNER, Ownership
 from baselines.optuna_search.samplers import SAMPLERS, as_numbers, distributions, grid, proposal_seed
 from baselines.optuna_search.trials import LOSSES, SPENT, RunningTrial, recorded, tell
 from baselines.spending import Spending
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.samplers import BaseSampler
-    from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
 
 logger = logging.getLogger(__name__)
 EXHAUSTIVE = ("uniform", "magnitude", "gradual")
@@ -73,22 +73,17 @@ class Proposals:
             time.sleep(POLL_SECONDS)
 
     def finished(self, trial: Trial) -> None:
-        """Notes that a trial of this process has ended."""
         self._known.add(trial.number)
         self.ended(trial)
 
     def close(self) -> None:
         """Gives back what has been claimed and not ended, so that another process goes on with it at once."""
-        from optuna.trial import TrialState
-
         for trial_id in self.ownership.close():
             if self.storage.get_trial(trial_id).state == TrialState.RUNNING:
                 self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
     def _look(self) -> tuple[RunningTrial | None, bool]:
         """Returns (a trial that has been claimed or None, whether all trials have ended)."""
-        from optuna.trial import TrialState, create_trial
-
         while True:
             trials = self.study.get_trials(deepcopy=False)
             # What lies before the first trial that is open has been seen: a look costs what is under way, not all.
@@ -115,7 +110,6 @@ class Proposals:
         return None, over and not affordable
 
     def _note(self, frozen: FrozenTrial) -> None:
-        """Takes in what a trial has cost."""
         spent = frozen.user_attrs.get(SPENT)
         if spent is not None:
             running = not frozen.state.is_finished()
@@ -124,7 +118,6 @@ class Proposals:
             self.spending.note(frozen.number, steps, seconds, running=running, whole=whole)
 
     def _hear(self, frozen: FrozenTrial) -> None:
-        """Shows a trial that another process has ended."""
         if frozen.state.is_finished() and frozen.number not in self._known:
             self._known.add(frozen.number)
             trial = recorded(frozen)
@@ -133,9 +126,6 @@ class Proposals:
 
     def _is_left_behind(self, frozen: FrozenTrial) -> bool:
         """Puts a running trial that nobody works on back; tells whether it was one."""
-        from optuna.exceptions import UpdateFinishedTrialError
-        from optuna.trial import TrialState
-
         trial_id = frozen._trial_id
         if frozen.state != TrialState.RUNNING or not self.ownership.is_lost(trial_id, frozen.user_attrs.get(OWNER)):
             return False
@@ -144,6 +134,8 @@ class Proposals:
             return False
         try:
             self.storage.set_trial_user_attr(trial_id, LOSSES, int(now.user_attrs.get(LOSSES, 0)) + 1)
+            # Or whoever looks between the next claim and its owner's name would take it for left behind once more.
+            self.storage.set_trial_user_attr(trial_id, OWNER, None)
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
         except UpdateFinishedTrialError:
             return False
@@ -152,9 +144,6 @@ class Proposals:
 
     def _claim(self, frozen: FrozenTrial) -> RunningTrial | None:
         """Returns a waiting trial as this process's own, or None where another one has it or it only had to be told."""
-        from optuna.exceptions import UpdateFinishedTrialError
-        from optuna.trial import TrialState
-
         trial_id = frozen._trial_id
         try:
             if not self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
@@ -177,8 +166,6 @@ class Proposals:
         return running
 
     def _running(self, study: optuna.Study, frozen: FrozenTrial) -> RunningTrial:
-        import optuna
-
         trial = optuna.Trial(study, frozen._trial_id)
         for p in self.space.parameters:
             # Returns what was proposed; proposes what a killed process had not come to.
@@ -202,8 +189,6 @@ class Proposals:
 
     def _study(self, number: int) -> optuna.Study:
         """Returns the study with the sampler of one trial; a new object, because Optuna's keeps what it last read."""
-        import optuna
-
         sampler: BaseSampler = SAMPLERS[self.method](
             proposal_seed(self.settings.seed, number), self.planned, self.space, self._at_a_time()
         )

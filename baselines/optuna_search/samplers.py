@@ -7,19 +7,17 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
+import optuna
+from optuna import pruners
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from baselines.interface import Parameter, Space
 
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-    from optuna.pruners import BasePruner
-    from optuna.samplers import BaseSampler
-
 # (seed of this proposal, trials of the whole search, space, trials at a time) -> sampler
-MakeSampler = Callable[[int, int, Space, int], "BaseSampler"]
+MakeSampler = Callable[[int, int, Space, int], BaseSampler]
 
 # Of the trials a quarter at most is spent on random points before a model is trusted; more than ten do not help it.
 STARTUP_FRACTION, MOST_STARTUP_TRIALS = 1 / 4, 10
@@ -48,8 +46,6 @@ def startup_trials(trials: int) -> int:
 
 def random_sampler(seed: int, trials: int, space: Space, workers: int = 1) -> BaseSampler:
     """Returns independent draws, each uniform over its range (or its logarithm)."""
-    from optuna.samplers import RandomSampler
-
     return RandomSampler(seed=seed)
 
 
@@ -58,8 +54,6 @@ def tpe_sampler(seed: int, trials: int, space: Space, workers: int = 1) -> BaseS
 
     Where trials run side by side, those under way count as bad ones: no two workers look in the same place.
     """
-    from optuna.samplers import TPESampler
-
     return TPESampler(seed=seed, multivariate=True, constant_liar=workers > 1, n_startup_trials=startup_trials(trials))
 
 
@@ -79,15 +73,11 @@ def cmaes_sampler(seed: int, trials: int, space: Space, workers: int = 1) -> Bas
 
 def gp_sampler(seed: int, trials: int, space: Space, workers: int = 1) -> BaseSampler:
     """Returns Bayesian optimization with a Gaussian process."""
-    from optuna.samplers import GPSampler
-
     return GPSampler(seed=seed, n_startup_trials=startup_trials(trials), warn_independent_sampling=False)
 
 
 def nsga2_sampler(seed: int, trials: int, space: Space, workers: int = 1) -> BaseSampler:
     """Returns the genetic algorithm NSGA-II."""
-    from optuna.samplers import NSGAIISampler
-
     return NSGAIISampler(seed=seed, population_size=max(SMALLEST_POPULATION, min(50, trials // GENERATIONS)))
 
 
@@ -114,10 +104,8 @@ SAMPLERS: dict[str, MakeSampler] = {
 }
 
 
-def make_pruner(name: str, epochs: int) -> BasePruner:
+def make_pruner(name: str, epochs: int) -> pruners.BasePruner:
     """Returns the pruner `name` for trials of so many epochs."""
-    from optuna import pruners
-
     if name == "median":
         return pruners.MedianPruner(n_startup_trials=MEDIAN_TRIALS)
     if name == "hyperband":
@@ -127,8 +115,6 @@ def make_pruner(name: str, epochs: int) -> BasePruner:
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
     """Returns the ranges of a space as Optuna has them."""
-    from optuna.distributions import FloatDistribution, IntDistribution
-
     return {
         p.name: IntDistribution(int(p.low), int(p.high), log=p.log)
         if p.integer
@@ -170,8 +156,6 @@ def _whole_numbers(parameter: Parameter) -> range:
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
     """Silences what Optuna logs below a warning, and its remarks on experimental and ageing arguments."""
-    import optuna
-
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

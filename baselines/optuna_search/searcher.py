@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from autocompress.errors import InvalidInputError
-from baselines.interface import Objective, SearchOutcome, SearchSettings, Trial, check_numbers
+from baselines.interface import Objective, SearchOutcome, SearchSettings, check_numbers
 from baselines.optuna_search.local_workers import evaluate_here, evaluate_in_processes
 from baselines.optuna_search.proposals import TWO_OBJECTIVES, Proposals
 from baselines.optuna_search.samplers import LEAST_TRIALS, SAMPLERS, make_pruner, quiet_optuna
 from baselines.optuna_search.storage import check_storage, close_storage, open_study
-from baselines.optuna_search.trials import RunningTrial, recorded
+from baselines.optuna_search.trials import recorded
 from baselines.progress import SearchDisplay
 
 PRUNERS = ("none", "median", "hyperband")
@@ -51,11 +50,6 @@ class OptunaSearcher:
             )
 
     def check(self, settings: SearchSettings) -> None:
-        """Returns if a search can be made with these settings.
-
-        Raises:
-            InvalidInputError: naming the value and what would be right.
-        """
         check_numbers(settings)
         if settings.ray_address is not None:
             raise InvalidInputError(
@@ -72,11 +66,6 @@ class OptunaSearcher:
             check_storage(settings.storage, settings.connect_seconds)
 
     def search(self, objective: Objective, settings: SearchSettings) -> SearchOutcome:
-        """Returns the search; Ctrl-C ends it with what is finished.
-
-        Raises:
-            InvalidInputError: the settings cannot be used, or the storage holds another search.
-        """
         check_numbers(settings)
         with quiet_optuna():
             storage, study, planned = open_study(
@@ -90,7 +79,10 @@ class OptunaSearcher:
             try:
                 with SearchDisplay(proposals.trials, proposals.done, progress=settings.progress) as display:
                     proposals.ended = display.finished
-                    _evaluate(objective, proposals.next, proposals.finished, settings.workers)
+                    if settings.workers == 1:
+                        evaluate_here(objective, proposals.next, proposals.finished)
+                    else:
+                        evaluate_in_processes(objective, proposals.next, proposals.finished, settings.workers)
             except KeyboardInterrupt:
                 interrupted = True
             finally:
@@ -100,18 +92,5 @@ class OptunaSearcher:
         return SearchOutcome(tuple(trial for trial in trials if trial is not None), interrupted=interrupted)
 
     def identity(self, objective: Objective, settings: SearchSettings) -> dict[str, Any]:
-        """Returns what a search must have in common with one that it goes on from."""
         own = {"method": self.name, "seed": settings.seed, "pruner": self.pruner, "space": objective.space.name}
         return own | {f"objective {name}": value for name, value in objective.identity.items()}
-
-
-def _evaluate(
-    objective: Objective,
-    next_trial: Callable[[bool], RunningTrial | None],
-    ended: Callable[[Trial], None],
-    workers: int,
-) -> None:
-    if workers == 1:
-        evaluate_here(objective, next_trial, ended)
-    else:
-        evaluate_in_processes(objective, next_trial, ended, workers)

@@ -10,14 +10,19 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import optuna
+from optuna import Study
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy import event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from autocompress.errors import InvalidInputError
 from baselines.interface import SearchSettings
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.storages import BaseStorage, RDBStorage
 
 logger = logging.getLogger(__name__)
 JOURNAL = "journal:"
@@ -31,8 +36,6 @@ PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "mssql": 1433, "ora
 
 def database_url(path: Path) -> str:
     """Returns the URL of an SQLite file; in a name, `?` and `%` are to be taken as they are."""
-    from sqlalchemy.engine import URL
-
     return URL.create("sqlite", database=str(path.absolute())).render_as_string()
 
 
@@ -42,9 +45,6 @@ def open_storage(url: str | None, connect_seconds: float) -> BaseStorage:
     Raises:
         InvalidInputError: there is no such storage, or it does not answer within `connect_seconds`.
     """
-    import optuna
-    from sqlalchemy.exc import SQLAlchemyError
-
     if url is None:
         return optuna.storages.InMemoryStorage()
     try:
@@ -74,9 +74,6 @@ def check_storage(url: str | None, connect_seconds: float) -> None:
 
 def _file(url: str) -> Path | None:
     """Returns the file that a storage is, or None if it is something else."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
     if url.startswith(JOURNAL):
         return Path(url.removeprefix(JOURNAL))
     try:
@@ -94,9 +91,6 @@ def _database(url: str) -> RDBStorage:
     A trial writes some fifteen times. With a write-ahead log nothing is lost when this process is killed, and only the
     last writes when the machine is.
     """
-    from optuna.storages import RDBStorage
-    from sqlalchemy import event
-
     # Several processes write: SQLite lets one wait for the other, for 5 seconds unless told otherwise.
     patience = {"connect_args": {"timeout": LOCK_SECONDS}} if url.startswith("sqlite") else {}
     storage = _made(lambda: RDBStorage(url, engine_kwargs=patience))
@@ -109,9 +103,6 @@ def _database(url: str) -> RDBStorage:
 
 def _made(make: Callable[[], RDBStorage]) -> RDBStorage:
     """Returns the storage; where another process makes the same tables in the same moment, one of the two fails."""
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
-
     for attempt in range(TABLE_ATTEMPTS):
         try:
             return make()
@@ -138,8 +129,6 @@ def _begin_as_writer(connection: Any) -> None:
 
 def close_storage(storage: BaseStorage) -> None:
     """Closes the connections to a database, so that all of it is in its file."""
-    from optuna.storages import RDBStorage
-
     backend = getattr(storage, "_backend", None)
     if isinstance(backend, RDBStorage):
         backend.remove_session()
@@ -148,16 +137,11 @@ def close_storage(storage: BaseStorage) -> None:
 
 def _journal(path: Path) -> BaseStorage:
     """Returns the storage in a journal file, which may lie on a file system that several machines share."""
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
     return JournalStorage(JournalFileBackend(str(path)))
 
 
 def _reach(url: str, connect_seconds: float) -> None:
     """Returns if the server of `url` takes connections; a driver's own time-out can be minutes."""
-    from sqlalchemy.engine import make_url
-
     parts = make_url(url)
     port = parts.port or PORTS.get(parts.get_backend_name())
     if not parts.host or port is None or parts.host.startswith("/"):
@@ -182,8 +166,6 @@ def open_study(
         InvalidInputError: the storage cannot be used; it holds the search, and `settings.resume` is not set; or it is
             set, and the storage holds other searches only.
     """
-    import optuna
-
     storage = open_storage(settings.storage, settings.connect_seconds)
     identity = json.loads(json.dumps(identity))
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]

@@ -8,15 +8,15 @@ import math
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
 
 from baselines.interface import Evaluation, Progress, State, Trial
 from baselines.optuna_search.ownership import Ownership
 from baselines.spending import Spending
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.trial import FrozenTrial
 
 logger = logging.getLogger(__name__)
 # Attributes of a trial. SPENT is written while it runs, so that a kill loses no cost; RECORD once, at its end; LOSSES
@@ -59,11 +59,9 @@ class RunningTrial:
 
     @property
     def number(self) -> int:
-        """Number of the trial, from 0."""
         return self.trial.number
 
     def begin(self) -> None:
-        """Counts one more attempt."""
         self.attempts += 1
         self.curve, self.accuracy, self.loss = (), None, None
         self._steps_before, self._seconds_before = self._steps, self._seconds
@@ -71,8 +69,6 @@ class RunningTrial:
 
     def report(self, progress: Progress) -> bool:
         """Returns whether to stop; remembers what was spent so far."""
-        from optuna.exceptions import UpdateFinishedTrialError
-
         self.accuracy, self.loss = progress.accuracy, progress.loss
         self.curve = (*self.curve, (progress.gradient_steps, progress.accuracy))
         self._spend(progress.gradient_steps, progress.device_seconds)
@@ -91,8 +87,6 @@ class RunningTrial:
 
     def finish(self, evaluation: Evaluation) -> Trial:
         """Returns the trial, complete or stopped; failed where its accuracy or its loss is no number."""
-        from optuna.exceptions import UpdateFinishedTrialError
-
         self._spend(evaluation.gradient_steps, evaluation.device_seconds)
         self._note()
         self.curve, self.accuracy, self.loss = evaluation.curve, evaluation.accuracy, evaluation.loss
@@ -113,20 +107,16 @@ class RunningTrial:
             return True
 
     def fail(self, error: str) -> Trial | None:
-        """Returns the trial as failed, or None if it is to be tried again."""
         self.failures += 1
         if self.failures <= self.retries:
             return None
         return self._end("failed", error=error)
 
     def give_up(self, error: str) -> Trial:
-        """Returns the trial as failed without another attempt."""
         return self._end("failed", error=error)
 
     def _end(self, state: State, size: int = 0, plan: dict[str, Any] | None = None, error: str | None = None) -> Trial:
         """Records the end: the record first, so that a kill between the two leaves a trial that only has to be told."""
-        from optuna.exceptions import UpdateFinishedTrialError
-
         accuracy = None if self.accuracy is not None and math.isnan(self.accuracy) else self.accuracy
         done = Trial(
             number=self.number,
@@ -157,8 +147,6 @@ class RunningTrial:
         self._steps, self._seconds = self._steps_before + steps, self._seconds_before + seconds
 
     def _note(self) -> None:
-        from optuna.exceptions import UpdateFinishedTrialError
-
         spent = {"attempts": self.attempts, "gradient_steps": self._steps, "device_seconds": self._seconds}
         with suppress(UpdateFinishedTrialError):  # taken over and ended by another process; `_end` looks
             self.trial.set_user_attr(SPENT, spent)
@@ -166,9 +154,6 @@ class RunningTrial:
 
 def tell(study: optuna.Study, trial: Trial) -> None:
     """Tells Optuna how a trial ended, unless another process has told it already."""
-    from optuna.exceptions import UpdateFinishedTrialError
-    from optuna.trial import TrialState
-
     values = None
     state = TrialState.PRUNED if trial.state == "stopped" else TrialState.FAIL
     if trial.state == "complete":

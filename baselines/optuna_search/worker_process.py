@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from tqdm import tqdm
-
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from baselines.child_process import end_process, end_with_parent
+from baselines.child_process import end_process, start_process
 from baselines.interface import Objective, Progress
 
 # A worker that is told to end has this long before it is killed.
@@ -35,14 +29,7 @@ class Worker:
 
     @classmethod
     def start(cls, payload: bytes, workers: int) -> Worker:
-        """Returns a new worker, one of `workers`."""
-        context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe()
-        process = context.Process(target=_work, args=(there, payload, workers), daemon=True)
-        with _without_interrupt():
-            process.start()
-        there.close()
-        return cls(process, here)
+        return cls(*start_process(_work, payload, workers, daemon=True))
 
     def say(self, message: Any) -> None:
         """Sends values to evaluate, or whether to stop; a worker that has died will be noticed by its answer."""
@@ -78,26 +65,10 @@ class Worker:
         self.connection.close()
 
 
-@contextmanager
-def _without_interrupt() -> Iterator[None]:
-    """Lets processes that are started inside ignore Ctrl-C: it reaches them all, and the parent ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _work(connection: Connection, payload: bytes, workers: int) -> None:
     """Evaluates what comes over the connection, for as long as the parent lives."""
-    threading.Thread(target=end_with_parent, daemon=True).start()
     # stdout belongs to the answer of the command that started the search.
     sys.stdout = sys.stderr
-    # Its own lock is a semaphore of the system's, which would outlive a process that is terminated.
-    tqdm.set_lock(threading.RLock())
     try:
         objective: Objective = pickle.loads(payload)
         _share_threads(workers)

@@ -71,7 +71,6 @@ class Recorder(Callback):
         return self.__dict__ | {"_ended": None}
 
     def on_trial_start(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        """Notes that a trial has begun, or has been started again after a failure."""
         if trial.trial_id not in self._started:  # otherwise it has been paused
             self._started.add(trial.trial_id)
             values = trial.config["proposal"]["values"]
@@ -80,7 +79,6 @@ class Recorder(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Notes an epoch, and the evaluation that comes with the last one."""
         begun = time.perf_counter()
         number = self._number(trial)
         what = {"event": "report", "number": number, "values": trial.config["proposal"]["values"]}
@@ -100,7 +98,6 @@ class Recorder(Callback):
         self._add({"event": "checkpoint", "number": self._number(trial), "checkpoint": checkpoint.path})
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        """Notes the end of a trial: done, or stopped by the scheduler."""
         number = self._number(trial)
         self._end(number, "complete" if self._histories[number].evaluation else "stopped")
 
@@ -121,7 +118,6 @@ class Recorder(Callback):
             self._end(number, "failed")
 
     def _is_best(self, score: float) -> bool:
-        """Tells whether no trial that has been evaluated is better."""
         if self._best is not None and score < self._best:
             return False
         self._best = score
@@ -195,7 +191,6 @@ class Interrupt(Stopper):
         return self._spending is not None and self._spending.seconds_are_over
 
     def stop_all(self) -> bool:
-        """Returns whether the search is to end."""
         return self.is_set
 
 

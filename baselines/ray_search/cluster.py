@@ -224,7 +224,7 @@ def _refusal(address: str, deadline: float, environment: dict[str, str]) -> str 
         return "what listens there does not answer as one"
     except subprocess.CalledProcessError as error:
         said = error.stderr or ""
-        if "no authentication token was found" in said or "InvalidAuthToken" in said:
+        if "authentication token" in said.lower():
             return NO_TOKEN
         return (said.strip().splitlines() or ["what listens there does not answer as one"])[-1]
     return None

@@ -42,7 +42,6 @@ class HeadWatch:
         return f"the head of the Ray cluster, {self.address}, does not answer any more"
 
     def close(self) -> None:
-        """Ends the watch."""
         self._over.set()
 
     def _watch(self) -> None:

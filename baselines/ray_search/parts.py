@@ -131,7 +131,7 @@ def _population(search: Search, method: RayPbt) -> Parts:
         {"number": number, "values": history.values, "checkpoint": history.checkpoint}
         if (history := search.histories.get(number))
         else {"number": number, "values": drawn[number]}
-        for number in search.open
+        for number in search.recorder.spending.side_by_side(search.open)
     ]
     round_epochs = max(1, search.objective.epochs // method.rounds)
     return Parts(

@@ -31,11 +31,9 @@ class Population(BasicVariantGenerator):
 
     @property
     def is_complete(self) -> bool:
-        """Whether all trials have been handed out."""
         return len(self._born) == int(self.total_samples)
 
     def next_trial(self) -> Trial | None:
-        """Returns the next trial, or None as long as all workers are busy."""
         if self.is_complete or sum(trial.status in BUSY for trial in self._born) >= self._workers:
             return None
         trial: Trial = super().next_trial()  # type: ignore[no-untyped-call]
@@ -43,7 +41,6 @@ class Population(BasicVariantGenerator):
         return trial
 
     def is_finished(self) -> bool:
-        """Returns whether all trials have ended."""
         if self._finished:  # so that an interrupted search ends
             return True
         return self.is_complete and all(trial.status in ENDED for trial in self._born)
@@ -71,7 +68,6 @@ class TurnTaking(PopulationBasedTraining):
         self._workers, self._round_epochs = workers, round_epochs
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        """Returns what becomes of a trial after an epoch."""
         decision: str = super().on_trial_result(tune_controller, trial, result)
         population = tune_controller.search_alg
         at_end_of_round = result["epoch"] % self._round_epochs == 0
@@ -100,11 +96,9 @@ class Mutation:
         self._redraw, self._width = redraw, width
 
     def draw(self) -> dict[str, float]:
-        """Returns values drawn uniformly, in the logarithm where a parameter is logarithmic."""
         return {parameter.name: self._at(parameter, self._random.random()) for parameter in self._parameters}
 
     def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Returns the configuration with mutated values."""
         values = config["proposal"]["values"]
         mutated = {parameter.name: self._mutated(parameter, values[parameter.name]) for parameter in self._parameters}
         return config | {"proposal": config["proposal"] | {"values": mutated}}

@@ -60,7 +60,6 @@ class NumberedOptuna(Searcher):
         return {str(i): values[name] for i, name in enumerate(self._names)}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Returns the configuration of the next trial; None: not now; "FINISHED": no more."""
         number = self._left[0]["number"] if self._left else -1
         if not self._left or not self._spending.allows(number):
             # What runs may end sooner than it might have, and leave something over.
@@ -73,11 +72,9 @@ class NumberedOptuna(Searcher):
         return {"proposal": self._left.pop(0) | {"values": values}}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Tells the sampler what an epoch brought."""
         self._inner.on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tells the sampler what a trial brought."""
         self._inner.on_trial_complete(trial_id, result, error)
 
     def save(self, checkpoint_path: str) -> None:

@@ -59,7 +59,6 @@ class History:
     own_seconds: float = 0.0
 
     def add(self, event: Event) -> None:
-        """Takes in what has happened to the trial."""
         kind = event["event"]
         if kind == "start":
             self.values, self.attempts = event["values"], self.attempts + 1
@@ -108,7 +107,6 @@ class History:
         return tuple(curve)
 
     def trial(self) -> Trial:
-        """Returns the record of a trial in its final state."""
         assert self.state is not None
         reported = self.points[-1][3] if self.points else None
         return Trial(
@@ -167,7 +165,6 @@ class SearchFolder:
                 os.fsync(file.fileno())
 
     def histories(self) -> dict[int, History]:
-        """Returns what is known of each trial that was started, by number."""
         found: dict[int, History] = {}
         for line in self._events.read_text().splitlines() if self._events.exists() else []:
             try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from autocompress.errors import InvalidInputError
 from autocompress.task.user_code import own_source
 from baselines.interface import Objective, SearchOutcome, SearchSettings, check_numbers
+from baselines.methods import GRACE_EPOCHS, REDUCTION_FACTOR
 from baselines.ray_search.folder_lock import owned
 
 if TYPE_CHECKING:
@@ -37,11 +38,6 @@ class RaySearcher:
         return searcher
 
     def check(self, settings: SearchSettings) -> None:
-        """Finds out within seconds what is wrong with the settings, before anything is trained.
-
-        Raises:
-            InvalidInputError: naming the value and what would be right.
-        """
         check_numbers(settings)
         _check_storage(settings)
         if importlib.util.find_spec("ray") is None or importlib.util.find_spec("optuna") is None:
@@ -72,7 +68,6 @@ class RaySearcher:
             return run_search(self, objective, settings, folder)
 
     def _identity(self, objective: Objective, settings: SearchSettings) -> dict[str, Any]:
-        """Returns what a search must have in common with one that it goes on from."""
         own: dict[str, Any] = {"method": self.name, "seed": settings.seed, "space": objective.space.name}
         if isinstance(self, RayPbt):
             own["trials"] = settings.trials  # a population cannot grow
@@ -106,8 +101,8 @@ class RayAsha(RaySearcher):
     """
 
     proposals: Literal["tpe", "random"] = "tpe"
-    grace_epochs: int = 1
-    reduction_factor: int = 3
+    grace_epochs: int = GRACE_EPOCHS
+    reduction_factor: int = REDUCTION_FACTOR
     modules: Sequence[str] = ()
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     name: ClassVar[str] = "ray-asha"

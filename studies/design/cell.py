@@ -14,14 +14,13 @@ from typing import Any
 from autocompress.errors import InvalidInputError
 from autocompress.solver.constants import DEFAULTS, SolverConstants
 from autocompress.targets import hold_together
-from baselines.methods import METHODS, find_method, find_space
-from baselines.ray_search import RayAsha
+from baselines.methods import GRACE_EPOCHS, METHODS, REDUCTION_FACTOR, find_method, find_space
 from studies.design.spec import StudySpec, TaskSpec, Variant
 from studies.records.record import COMPRESSOR, Key
 
 # Of what a cell is made; part of every digest, so that records of another making are not taken for these.
 FORMAT = 1
-LATER: Mapping[str, object] = {"fold": 1, "alpha": 0.0, "resources": False}
+LATER: Mapping[str, object] = {"fold": 1, "alpha": 0.0, "resources": False, "workers": 1}
 # These say of a cell where its numbers come from; they decide nothing.
 TOLD = frozenset({"budget"})
 # Halving stops most trials early, so that its longer ones cost less on average than the whole ones of the others.
@@ -45,6 +44,7 @@ class Cell:
         fold: inputs that the network classifies jointly.
         alpha: weight of the penalty on the information that the features of the jointly trained network carry.
         resources: whether energy, MACs and latency are measured.
+        workers: trials of the search at a time; they decide what it knows when it proposes.
         budget: of the search, from which `trials` follows, as a multiple of the compressor's steps.
     """
 
@@ -62,11 +62,11 @@ class Cell:
     fold: int = 1
     alpha: float = 0.0
     resources: bool = False
+    workers: int = 1
     budget: float = 0.0
 
     @property
     def key(self) -> Key:
-        """What its record is found by."""
         return self.task.name, self.name, self.target, self.seed
 
     @functools.cached_property
@@ -78,7 +78,6 @@ class Cell:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all that is asked, as an object of JSON."""
         return asdict(self)
 
     @property
@@ -88,7 +87,6 @@ class Cell:
 
     @property
     def uses_ray(self) -> bool:
-        """Whether its trials run on a Ray cluster."""
         return self.method != COMPRESSOR and METHODS[self.method].uses_ray
 
     @property
@@ -111,7 +109,7 @@ def cells_of(spec: StudySpec) -> list[Cell]:
         for target in spec.targets
         for variant in spec.variants
         if variant.is_for(task.name, target)
-        for seed in spec.seeds
+        for seed in spec.seeds[: variant.seeds.get(task.name)]
     ]
 
 
@@ -155,7 +153,16 @@ def _cell(spec: StudySpec, task: TaskSpec, variant: Variant, target: str, seed: 
     trials = max(trials, METHODS[variant.method].least_trials)
     trials = min(trials, METHODS[variant.method].most_trials or trials)
     space = find_space(variant.method, variant.space)
-    return Cell(*common, trials, epochs, space, variant.pruner, resources=spec.resources, budget=budget)
+    return Cell(
+        *common,
+        trials,
+        epochs,
+        space,
+        variant.pruner,
+        resources=spec.resources,
+        workers=spec.workers,
+        budget=budget,
+    )
 
 
 def _expected_epochs(method: str, trial_epochs: int) -> float:
@@ -166,8 +173,8 @@ def _expected_epochs(method: str, trial_epochs: int) -> float:
     """
     if method not in METHODS or not METHODS[method].halves:
         return trial_epochs
-    factor = float(RayAsha.reduction_factor)
+    factor = float(REDUCTION_FACTOR)
     rungs = math.floor(math.log(trial_epochs, factor) + 1e-9) + 1
-    ends = [min(RayAsha.grace_epochs * factor**rung, trial_epochs) for rung in range(rungs)] + [float(trial_epochs)]
+    ends = [min(GRACE_EPOCHS * factor**rung, trial_epochs) for rung in range(rungs)] + [float(trial_epochs)]
     parts = [ends[0], *(after - before for before, after in itertools.pairwise(ends))]
     return sum(part / factor**rung for rung, part in enumerate(parts))

@@ -11,8 +11,6 @@ from typing import NoReturn
 
 from autocompress.errors import InvalidInputError
 from autocompress.targets import hold_together
-from autocompress.task.named_data import DATA_NAMES
-from autocompress.task.named_models import MODEL_NAMES
 from baselines.methods import METHODS
 from studies.records.record import COMPRESSOR
 
@@ -37,7 +35,6 @@ class TaskSpec:
 
     @property
     def name(self) -> str:
-        """Name in tables and records."""
         return f"{self.model}-{self.data}"
 
 
@@ -52,6 +49,7 @@ class Variant:
         final_epochs: instead of the study's; 0 = of the compressor, no training at all.
         targets: those of the study's that it is run for; None = all.
         where: task -> targets that it is run for; None = all.
+        seeds: task -> with how many of the study's seeds, from the first; default: all.
         budget, trial_epochs: of the search, instead of the study's.
         space: that is searched; None = the method's own, or the default.
         pruner: that stops trials of an Optuna method. With "none" a search spends what it is given.
@@ -65,6 +63,7 @@ class Variant:
     constants: Mapping[str, float | str] = field(default_factory=dict)
     targets: Sequence[str] | None = None
     where: Mapping[str, Sequence[str]] | None = None
+    seeds: Mapping[str, int] = field(default_factory=dict)
     budget: float | None = None
     trial_epochs: int | None = None
     space: str | None = None
@@ -107,6 +106,7 @@ class StudySpec:
         trial_epochs: of one trial.
         budget: what a search may spend on its trials, as a factor of the compressor's gradient steps.
         budgets: the same by the name of the method, where it is another.
+        workers: trials of a search at a time.
         smoke: what `--smoke` changes.
         modules: folders of packages that the nodes of a cluster lack and the study needs.
         resources: each finished network's energy, MACs and latency are measured, too, and the report has one more
@@ -129,6 +129,7 @@ class StudySpec:
     description: str = ""
     modules: Sequence[str] = ()
     resources: bool = False
+    workers: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
@@ -147,14 +148,13 @@ class StudySpec:
         for name in self.budgets:
             if name not in [variant.name for variant in self.variants]:
                 self._refuse("budgets", name, "a method of the study")
-        for name in ("final_epochs", "trial_epochs"):
-            self._check_epochs(name, getattr(self, name))
+        for name in ("final_epochs", "trial_epochs", "workers"):
+            self._check_count(name, getattr(self, name))
         for budget in (self.budget, *self.budgets.values()):
             self._check_budget(budget)
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """The methods, each as a variant."""
         return tuple(Variant(each, each) if isinstance(each, str) else each for each in self.methods)
 
     def smoke_variant(self) -> StudySpec:
@@ -207,21 +207,17 @@ class StudySpec:
     def _checked_task(self, task: TaskSpec) -> TaskSpec:
         if not isinstance(task, TaskSpec):
             self._refuse("tasks", task, "a TaskSpec, such as TaskSpec('lenet5', 'digits')")
-        if not (task.model in MODEL_NAMES or ":" in task.model):
-            choices = f"{', '.join(MODEL_NAMES)}, torchvision:NAME or package.module:function"
-            self._refuse("model", task.model, choices + _hint(task.model, MODEL_NAMES))
-        if not (task.data in DATA_NAMES or ":" in task.data):
-            choices = f"{', '.join(DATA_NAMES)}, folder:PATH or package.module:function"
-            self._refuse("data", task.data, choices + _hint(task.data, DATA_NAMES))
         if task.reference_epochs is not None:
-            self._check_epochs("reference_epochs", task.reference_epochs)
+            self._check_count("reference_epochs", task.reference_epochs)
         return task
 
     def _check_variant(self, variant: Variant) -> None:
         known = (COMPRESSOR, *METHODS)
         if not isinstance(variant, Variant) or variant.method not in known:
             method = getattr(variant, "method", variant)
-            self._refuse("method", method, f"one of {', '.join(known)}{_hint(str(method), known)}")
+            close = get_close_matches(str(method), known, 2)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            self._refuse("method", method, f"one of {', '.join(known)}{hint}")
         if not variant.name or variant.name != variant.name.strip() or not variant.name.isprintable():
             self._refuse("method name", variant.name, "printable text without blanks at its ends")
         asked = {target: "target" for target in (*(variant.targets or ()), *itertools.chain(*_where(variant).values()))}
@@ -233,7 +229,7 @@ class StudySpec:
         if variant.constants and variant.method != COMPRESSOR:
             self._refuse("constants of", variant.name, f"those of the {COMPRESSOR}; other methods have none")
         if variant.final_epochs is not None and (variant.final_epochs != 0 or variant.method != COMPRESSOR):
-            self._check_epochs(f"final_epochs of {variant.name}", variant.final_epochs)
+            self._check_count(f"final_epochs of {variant.name}", variant.final_epochs)
         if not isinstance(variant.fold, int) or isinstance(variant.fold, bool) or variant.fold < 1:
             self._refuse(f"fold of {variant.name}", variant.fold, "a whole number of at least 1")
         if not isinstance(variant.alpha, int | float) or not 0 <= variant.alpha < float("inf"):
@@ -243,11 +239,11 @@ class StudySpec:
         if variant.fold > 1 and variant.method != COMPRESSOR:
             self._refuse(f"fold of {variant.name}", variant.fold, f"1 for all methods but the {COMPRESSOR}")
         if variant.trial_epochs is not None:
-            self._check_epochs("trial_epochs", variant.trial_epochs)
+            self._check_count("trial_epochs", variant.trial_epochs)
         if variant.budget is not None:
             self._check_budget(variant.budget)
 
-    def _check_epochs(self, name: str, value: object) -> None:
+    def _check_count(self, name: str, value: object) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             self._refuse(name, value, "a whole number of at least 1")
 
@@ -272,8 +268,3 @@ def _check_unique(spec: StudySpec, kind: str, values: Sequence[object]) -> None:
     for number, value in enumerate(values):
         if value in values[:number]:
             raise InvalidInputError(f"study {spec.name}: {kind} has {str(value)!r} twice")
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    close = get_close_matches(name, known, 2)
-    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -2,19 +2,20 @@
 
     python -m studies.experiments.claims
 
-writes `studies/results/claims.md` from the committed records. Each benchmark prints its own table, too, and makes new
+writes `docs/claims.md` from the committed records. Each benchmark prints its own table, too, and makes new
 records: `python -m studies.experiments.NAME --help`.
 """
 
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 from autocompress.codec.atomic_write import write_whole
 from studies.experiments import condensa_published, energy, promises
-from studies.experiments.store import RESULTS, load_records
+from studies.experiments.store import load_records
 
-PAGE = RESULTS / "claims.md"
+PAGE = Path(__file__).parents[2] / "docs" / "claims.md"
 EXPERIMENTS = (energy, promises, condensa_published)
 
 

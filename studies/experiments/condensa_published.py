@@ -64,7 +64,6 @@ class Bench:
     """
 
     def __init__(self, name: str, seed: int, options: argparse.Namespace) -> None:
-        """Takes the reference from where it is kept, or trains it."""
         self.name, self.seed, self.options = name, seed, options
         self.setting: Configuration = CONFIGURATIONS[name]
         self.device = default_device(options.device)
@@ -142,7 +141,6 @@ class Bench:
         return measured
 
     def _measured(self, model: nn.Module, steps: int, started: float) -> dict[str, Any]:
-        """Returns sizes, accuracies and costs of a network."""
         weights = [weight.detach() for _, weight in select(model).weights]
         nonzeros = [int(weight.count_nonzero()) for weight in weights]
         assert self.task.test is not None
@@ -182,7 +180,6 @@ class Bench:
         return common | self.compressor(condensa, method)
 
     def is_of(self, record: dict[str, Any]) -> bool:
-        """Tells whether a record is of this run and seed."""
         return (*_run(record), record["seed"]) == (*self.run, self.seed)
 
 

@@ -34,7 +34,7 @@ from autocompress.training.reference import reference_network
 from autocompress.training.trainer import Trainer
 from studies.experiments import store
 from studies.experiments.store import accuracies, add_record, grouped, load_records
-from studies.records.speed import count_macs, median_seconds
+from studies.records.resources import count_macs, median_seconds
 from studies.running.compressing import compress_task
 
 RECORDS = store.RESULTS / "energy.jsonl"
@@ -53,12 +53,10 @@ class Masked(Callback):
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Zeroes what is masked."""
         for parameter, mask in self.pairs:
             parameter.mul_(mask)
 
     def on_step(self, trainer: Trainer) -> None:
-        """Follows an optimizer step."""
         self.apply()
 
 

@@ -40,8 +40,9 @@ from autocompress.training.evaluation import evaluate
 from autocompress.training.reference import reference_network
 from autocompress.training.tensor_batches import TensorBatches
 from studies.experiments import store
-from studies.experiments.store import add_record, grouped, load_records, smallest_to_largest
+from studies.experiments.store import add_record, grouped, load_records
 from studies.records.machine import revision, versions
+from studies.report.tables import file_range
 from studies.running.compressing import compress_task
 
 RECORDS = store.RESULTS / "accuracy_target.jsonl"
@@ -80,7 +81,6 @@ class Bench:
     """
 
     def __init__(self, seed: int, half: int, options: argparse.Namespace) -> None:
-        """Takes the reference from where it is kept, or trains it."""
         self.seed, self.half, self.options = seed, half, options
         self.task: Task = load_task(options.model, options.data, device=options.device, seed=seed)
         self.reference, _ = reference_network(self.task, seed=seed, device=options.device, progress=False)
@@ -89,7 +89,6 @@ class Bench:
         self.steering, self.check = parts[half], parts[1 - half]
 
     def compressed(self, target: str, epochs: int) -> Result:
-        """Returns one run."""
         own = {"val": self.steering, "device": self.options.device}
         return compress_task(self.task, self.reference, target, epochs=epochs, seed=self.seed, **own)
 
@@ -120,7 +119,6 @@ class Bench:
         }
 
     def promise(self) -> dict[str, Any]:
-        """Returns the record of one run with the promise."""
         started = time.perf_counter()
         result = self.compressed(f"drop:{self.options.drop}", self.options.epochs)
         assert result.promise is not None
@@ -202,7 +200,7 @@ def _row(case: tuple[Any, ...], rows: list[dict[str, Any]]) -> tuple[dict[str, s
         "fall, checking half": f"{check:+.2f} ± {error:.2f}",
         "held": word + ("" if all(row["kept"] for row in rows) else ", said not kept"),
         "fall, test": f"{test:+.2f}",
-        "bytes": smallest_to_largest([row["file_bytes"] for row in rows]),
+        "bytes": file_range(min(row["file_bytes"] for row in rows), max(row["file_bytes"] for row in rows)),
     }, held
 
 

@@ -39,7 +39,6 @@ class SleepSpace:
 
     @property
     def start(self) -> dict[str, float]:
-        """The middle of all ranges."""
         return {parameter.name: 0.1 for parameter in self.parameters}
 
 
@@ -61,11 +60,9 @@ class Sleep:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What is searched."""
         return {"seconds": self.seconds}
 
     def __call__(self, values: Values, report: Report = go_on, state: dict[str, Any] | None = None) -> Evaluation:
-        """Returns an evaluation whose plan tells when it began and ended, and in which process."""
         global _is_warm
         counted, _is_warm = _is_warm, True
         begun = time.time()

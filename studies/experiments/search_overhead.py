@@ -47,7 +47,6 @@ class Nothing:
     times: list[float] = field(default_factory=list)
 
     def __call__(self, values: Values, report: Report = go_on, state: dict[str, Any] | None = None) -> Evaluation:
-        """Returns an evaluation that took no steps of anything."""
         self.times.append(time.process_time())
         for epoch in range(1, EPOCHS + 1):
             report(Progress(epoch, 0.5, 10 * epoch, 0.0, dict, 0.5))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from pandas import DataFrame
 
 from autocompress.codec.atomic_write import write_whole
-from studies.report.tables import markdown
+from studies.report.tables import markdown, mean_and_deviation
 
 RESULTS = Path(__file__).parents[1] / "results"
 Row = dict[str, Any]
@@ -54,20 +54,10 @@ def table(rows: Sequence[Mapping[str, str]], words: Sequence[str]) -> str:
 
 def accuracies(rows: Sequence[Row]) -> dict[str, str]:
     """Returns the columns of the reference's and the networks' test accuracies, and of their difference."""
-    reference, test = ([100 * row[f"{name}_accuracy"] for row in rows] for name in ("reference", "test"))
+    found = DataFrame(rows)
+    reference, test = found["reference_accuracy"], found["test_accuracy"]
     return {
-        "reference": f"{mean(reference):.2f} %",
-        "test": f"{mean_and_deviation(test)} %",
-        "difference": f"{mean(test) - mean(reference):+.2f}",
+        "reference": f"{mean_and_deviation(reference.mean(), math.nan)} %",
+        "test": f"{mean_and_deviation(test.mean(), test.std())} %",
+        "difference": f"{100 * (test.mean() - reference.mean()):+.2f}",
     }
-
-
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """Returns the mean, and the standard deviation where there are several, with two decimals."""
-    text = f"{mean(values):.2f}"
-    return text if len(values) < 2 else f"{text} ± {stdev(values):.2f}"
-
-
-def smallest_to_largest(values: Sequence[int]) -> str:
-    """Returns the range of whole numbers."""
-    return f"{min(values):,}" if min(values) == max(values) else f"{min(values):,} to {max(values):,}"

@@ -132,11 +132,9 @@ class Record:
 
     @property
     def key(self) -> Key:
-        """What makes a cell one of a study."""
         return self.task, self.method, self.target, self.seed
 
     def to_json(self) -> dict[str, Any]:
-        """Returns an object of JSON."""
         return asdict(self)
 
     @classmethod

@@ -7,20 +7,24 @@ those that no weight reads any more are removed first, so that MACs and latency 
 from __future__ import annotations
 
 import logging
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.aggregated import AggregatedModel
 from autocompress.energy.channel_graph import shrink
-from autocompress.energy.network_energy import energy_of
+from autocompress.energy.network_energy import energy_of, layer_shapes, run_example
 from autocompress.errors import InvalidInputError
 from autocompress.network.live_network import copy_network
-from studies.records.speed import count_macs, median_seconds
 
 logger = logging.getLogger(__name__)
 
 INPUTS = 64  # that a pass is timed with
+RUNS, WARM_UP = 50, 5  # of each network that is timed
 
 
 def resources_of(network: nn.Module, dense: nn.Module, example: Tensor) -> dict[str, float]:
@@ -66,7 +70,34 @@ class _Jointly(nn.Module):
         self.network, self.fold = network, fold
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Returns what the network gives for rows of `fold` inputs each."""
         rows = inputs.reshape(len(inputs) // self.fold, -1, *inputs.shape[2:])
         outputs: Tensor = self.network(rows)
         return outputs
+
+
+def count_macs(model: nn.Module, example: Any) -> int:
+    """Returns the multiplications of convolutions and linear layers for one example, zeros counted."""
+    uses = layer_shapes(model, example).values()
+    return sum(shape.weights * shape.positions for shapes in uses for shape in shapes)
+
+
+def median_seconds(models: Sequence[nn.Module], example: Any, runs: int = RUNS) -> list[float]:
+    """Returns the median time of a forward pass of each network.
+
+    The networks take turns, so that what else the machine does meets them all alike.
+
+    Args:
+        models: on one device.
+        example: what they take; the whole batch is one pass.
+        runs: of each, after some to warm up.
+    """
+    times: list[list[float]] = [[] for _ in models]
+    for number in range(WARM_UP + runs):
+        for model, taken in zip(models, times, strict=True):
+            began = time.perf_counter()
+            run_example(model, example)
+            if next(model.parameters()).is_cuda:
+                torch.cuda.synchronize()
+            if number >= WARM_UP:
+                taken.append(time.perf_counter() - began)
+    return [statistics.median(taken) for taken in times]

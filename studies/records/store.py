@@ -26,7 +26,7 @@ from studies.design.cell import Cell
 from studies.records.record import Key, Record
 
 logger = logging.getLogger(__name__)
-FOLDER, LOCKS, FORMER = "records", "claims.lock", "records.jsonl"
+FOLDER, LOCKS = "records", "claims.lock"
 # Of a cell's digest, in hexadecimal digits: a file offset has 63 bits.
 OFFSET_DIGITS = 15
 # A file's name has at most 255 bytes: of each part of the key so many characters stand in it.
@@ -37,29 +37,18 @@ class Store:
     """The records of one study."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens nothing yet.
-
-        Args:
-            folder: of the study; made when the first record is written.
-        """
         self.folder = folder
 
     @property
     def records(self) -> Path:
-        """The folder of the records."""
         return self.folder / FOLDER
 
     def path(self, key: Key, digest: str) -> Path:
-        """Returns the file of a cell's record."""
         task, method, target, seed = (re.sub(r"[^A-Za-z0-9-]+", "-", str(part))[:NAME_CHARACTERS] for part in key)
         return self.records / f"{task}.{method}.{target}.seed{seed}.{digest}.json"
 
     def digests(self) -> set[str]:
-        """Returns the digests of the cells that have a record, finished or failed.
-
-        Raises:
-            InvalidInputError: the folder has records of the form before this one.
-        """
+        """Returns the digests of the cells that have a record, finished or failed."""
         return {path.name.split(".")[-2] for path in self._files()}
 
     def stamp(self, cell: Cell) -> int | None:
@@ -73,7 +62,7 @@ class Store:
         """Returns the records of these cells, in their order, or all there are, by name; none for a cell without one.
 
         Raises:
-            InvalidInputError: a file is no record; it is named. As `digests`.
+            InvalidInputError: a file is no record; it is named.
         """
         known = self._files()
         if cells is not None:
@@ -95,10 +84,6 @@ class Store:
         write_whole(self.path(record.key, record.spec_hash), f"{{\n{lines}\n}}\n".encode())
 
     def _files(self) -> list[Path]:
-        if (self.folder / FORMER).exists():
-            raise InvalidInputError(
-                f"{self.folder / FORMER} has records of an earlier form; `python -m studies convert` makes files"
-            )
         if not self.records.exists():
             return []
         names = sorted(entry.name for entry in os.scandir(self.records))
@@ -113,7 +98,6 @@ class CellLocks:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Opens the file of the locks in the folder of a study, which is made if it is not there."""
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(folder / LOCKS, os.O_RDWR | os.O_CREAT, 0o666)
 
@@ -126,11 +110,9 @@ class CellLocks:
         return True
 
     def release(self, cell: Cell) -> None:
-        """Gives a cell back."""
         fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, _offset(cell))
 
     def close(self) -> None:
-        """Gives all cells back."""
         os.close(self._descriptor)
 
 
@@ -150,11 +132,7 @@ def claimed(folder: Path, cells: Sequence[Cell]) -> list[Cell]:
 
 
 def records_of(cells: Sequence[Cell], folder: Path) -> list[Record]:
-    """Returns the records of the cells; those of other versions of their study are left out, and said so.
-
-    Raises:
-        InvalidInputError: as `Store.read`.
-    """
+    """Returns the records of the cells; those of other versions of their study are left out, and said so."""
     store = Store(folder)
     others = store.digests() - {cell.hash for cell in cells}
     if others:

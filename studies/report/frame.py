@@ -26,16 +26,8 @@ NESTED = (
     *("hardware", "scores", "plan", "search", "former", "correct", "reference_correct", "error"),
 )
 # What a cell was asked, by the name of its column.
-ASKED = {
-    "engine": "method",
-    "final_epochs": "final_epochs",
-    "trials_asked": "trials",
-    "trial_epochs": "trial_epochs",
-    "space": "space",
-    "pruner": "pruner",
-    "budget": "budget",
-    "fold": "fold",
-    "alpha": "alpha",
+ASKED = {"engine": "method", "final_epochs": "final_epochs", "trials_asked": "trials"} | {
+    name: name for name in ("trial_epochs", "space", "pruner", "workers", "budget", "fold", "alpha")
 }
 RESOURCES = ("energy", "macs", "latency")
 # So many cells are named in a message; of more the number is said.
@@ -174,17 +166,8 @@ def _row(record: Record) -> dict[str, Any]:
 
 def _columns() -> dict[str, Any]:
     """Returns all columns with nothing in them, in their order."""
-    more = (
-        *ASKED,
-        "reference",
-        "used",
-        "weight_data_factor",
-        "total_steps",
-        "search_multiple",
-        "trials_run",
-        *RESOURCES,
-    )
-    return dict.fromkeys((*Record.__dataclass_fields__, *more, "cpu", "gpu", "cores"))
+    more = ("reference", "used", "weight_data_factor", "total_steps", "search_multiple", "trials_run", *RESOURCES)
+    return dict.fromkeys((*Record.__dataclass_fields__, *ASKED, *more, "cpu", "gpu", "cores"))
 
 
 def _columns_of_words() -> set[str]:

@@ -25,7 +25,7 @@ def finding(summary: DataFrame) -> str:
     nearest = []
     for rows in compared:
         task, target, _ = rows.index[0]
-        ours, theirs = rows.loc[(task, target, COMPRESSOR)], _best_search(rows)
+        ours, theirs = rows.loc[(task, target, COMPRESSOR)], best_search(rows)
         if theirs is not None and theirs["verdict"]:
             factor = theirs["total_steps"] / ours["total_steps"]
             nearest.append(
@@ -40,7 +40,7 @@ def claims(summary: DataFrame, table: DataFrame) -> list[str]:
     """Returns two lines for each task and target with the compressor and a search: accuracy, and cost."""
     lines = []
     for rows in blocks_of(summary):
-        theirs = _best_search(rows)
+        theirs = best_search(rows)
         if not has_comparison(rows) or theirs is None or not rows.loc[(*rows.index[0][:2], COMPRESSOR), "seeds"]:
             continue
         lines.append(_accuracy_claim(rows, theirs))
@@ -48,7 +48,7 @@ def claims(summary: DataFrame, table: DataFrame) -> list[str]:
     return lines
 
 
-def _best_search(rows: DataFrame) -> Series | None:
+def best_search(rows: DataFrame) -> Series | None:
     """Returns the search of lowest mean validation loss, or highest accuracy where there are no losses.
 
     It is chosen by its final networks; nothing is chosen on the test split.
@@ -145,7 +145,7 @@ def cost_to_reach(search: Series, other: Series) -> tuple[float, float, bool]:
     never is; seconds are NaN where the record does not have them for each trial.
     """
     goal = other["validation_loss"]
-    losses = [_loss(trial) for trial in search["search"] or []]
+    losses = [trial.get("loss") for trial in search["search"] or []]
     if not math.isnan(goal) and not math.isnan(search["validation_loss"]) and any(v is not None for v in losses):
         steps = seconds = 0.0
         for trial, loss in zip(search["search"], losses, strict=True):
@@ -161,8 +161,3 @@ def cost_to_reach(search: Series, other: Series) -> tuple[float, float, bool]:
     if search["validation_accuracy"] >= other["validation_accuracy"]:
         return search["total_steps"], search["device_seconds"], False
     return math.inf, math.inf, False
-
-
-def _loss(trial: dict[str, float | None]) -> float | None:
-    """Returns the validation loss of a trial, where its search told it."""
-    return trial.get("loss")

@@ -74,7 +74,6 @@ class Table:
 
     @property
     def words(self) -> set[str]:
-        """The columns that hold words and stand flush left."""
         return {str(name) for name in self.values if not pd.api.types.is_numeric_dtype(self.values[name])}
 
 

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import faulthandler
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from tqdm import tqdm
-
-from baselines.child_process import end_process, end_with_parent
+from baselines.child_process import end_process, start_process
 from studies.design.cell import Cell
 from studies.records.record import Record
 from studies.running.conditions import Conditions
@@ -50,14 +45,9 @@ class CellProcess:
 
     @classmethod
     def start(cls, function: CellFunction, cell: Cell, conditions: Conditions, log: Path) -> CellProcess:
-        """Returns a new process, at work on the cell."""
-        context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(there, function, cell, conditions, log), daemon=True)
-        with _without_interrupt():
-            process.start()
-        there.close()
-        return cls(cell, process, here, log, time.time())
+        # No daemon: a search runs its trials in processes.
+        process, connection = start_process(_work, function, cell, conditions, log, daemon=False)
+        return cls(cell, process, connection, log, time.time())
 
     def record(self, failed: Callable[[Cell, str, str, float], Record]) -> Record:
         """Returns the record of the cell, once the connection has something to tell; the process is over then.
@@ -95,29 +85,13 @@ class CellProcess:
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
 
 
-@contextmanager
-def _without_interrupt() -> Iterator[None]:
-    """Keeps Ctrl-C from processes that are started inside: it reaches them all, and the parent ends them.
-
-    In this process it is only put off until the end.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _work(connection: Connection, function: CellFunction, cell: Cell, conditions: Conditions, log: Path) -> None:
     """Sends the record of a cell, or a traceback; ends with its parent, however that ends."""
-    threading.Thread(target=end_with_parent, daemon=True).start()
     os.setpgid(0, 0)  # out of reach of the terminal's Ctrl-C, which some searches would take for themselves
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(descriptor, stream.fileno())
     faulthandler.enable()
-    # tqdm's own lock is a semaphore of the system's, which would outlive a process that is terminated.
-    tqdm.set_lock(threading.RLock())
     try:
         answer: Record | str = function(cell, conditions)
     except Exception:  # sent to the parent, for whom it is a failed cell

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import ray
@@ -24,10 +23,12 @@ from studies.records.machine import CHECKOUT
 from studies.records.record import Record
 from studies.running.cell_process import CellFunction
 from studies.running.conditions import Conditions, Found
+from studies.running.kept_search import forget_search
 from studies.running.reference import make_reference, reference_path
 from studies.running.run_cell import failed, finish_cell, search_cell
 
 CONNECT_SECONDS = 10.0
+FORGET_SECONDS = 30.0
 # How often a cell is started again where its node or its process dies.
 RETRIES = 3
 
@@ -74,30 +75,33 @@ class ClusterExecutor:
         self._reference = _task(make_reference, **resources)
         self._search = _task(search_cell, num_cpus=0)
         self._finish = _task(_finish, **resources)
-        self._references = dict[Path, Any]()
+        self._references, self._forgetting = dict[Path, Any](), list[Any]()
 
     @property
     def running(self) -> int:
-        """How many cells are being run."""
         return len(self._running)
 
     @property
     def room(self) -> int:
-        """How many more may be started: nodes come and go."""
         return (self._workers or max(1, sum(map(self._places, _nodes())))) - self.running
 
     def start(self, cell: Cell) -> None:
-        """Begins a cell."""
         if self._whole is not None:
             reference = self._whole.remote(cell, self.conditions)
         else:
             shipped = self._shipped(cell)
             found = self._search.remote(cell, self.conditions, shipped) if cell.uses_ray else None
-            reference = self._finish.remote(cell, self.conditions, shipped, found)
+            # Trials that run side by side in a cell's own processes take a place each.
+            cpus = self.conditions.cpus * (1 if cell.uses_ray else cell.workers)
+            reference = self._finish.options(num_cpus=cpus).remote(cell, self.conditions, shipped, found)
         self._running[reference] = cell, time.time()
 
+    def recorded(self, cell: Cell) -> None:
+        """Lets some node remove the search of a cell whose record is written."""
+        if self.conditions.storage is not None:
+            self._forgetting.append(ray.remote(num_cpus=0)(forget_search).remote(cell, self.conditions.storage))
+
     def finished(self, seconds: float) -> list[tuple[Cell, Record]]:
-        """Returns the cells that have come to their end, with their records; waits for one, but not longer than so."""
         if not self._running:
             time.sleep(seconds)
             return []
@@ -118,9 +122,9 @@ class ClusterExecutor:
     def __enter__(self) -> ClusterExecutor:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is None and self._forgetting:  # with this driver these tasks would end, too
+            ray.wait(self._forgetting, num_returns=len(self._forgetting), timeout=FORGET_SECONDS)
         for reference in self._running:
             ray.cancel(reference, force=True)
         self._running.clear()

@@ -17,7 +17,7 @@ class Conditions:
         threads: of torch.
         ray_address: of the cluster on which Ray searches run.
         cpus, gpus: that a trial of those holds.
-        storage: a folder that all nodes of the cluster see, or None.
+        storage: a folder that all processes of cells see, in which searches are kept while they run; None = nowhere.
     """
 
     study: str

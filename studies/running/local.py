@@ -10,7 +10,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 from baselines.interface import SearchSettings
 from studies.design.cell import Cell
@@ -18,6 +17,7 @@ from studies.records.machine import CHECKOUT
 from studies.records.record import Record
 from studies.running.cell_process import CellFunction, CellProcess
 from studies.running.conditions import Conditions
+from studies.running.kept_search import forget_search
 from studies.running.run_cell import failed, run_cell
 
 
@@ -39,23 +39,22 @@ class LocalExecutor:
 
     @property
     def running(self) -> int:
-        """How many cells are being run."""
         return len(self._processes)
 
     @property
     def room(self) -> int:
-        """How many more may be started."""
         return self.workers - self.running
 
     def start(self, cell: Cell) -> None:
-        """Begins a cell."""
         if cell.uses_ray and self.conditions.ray_address is None:
-            self.conditions = replace(self.conditions, ray_address=self._start_ray())
+            self.conditions = replace(self.conditions, ray_address=self._start_ray(cell.workers))
         log = self._folder / f"{cell.hash}.log"
         self._processes.append(CellProcess.start(self.function, cell, self.conditions, log))
 
+    def recorded(self, cell: Cell) -> None:
+        forget_search(cell, self.conditions.storage)
+
     def finished(self, seconds: float) -> list[tuple[Cell, Record]]:
-        """Returns the cells that have come to their end, with their records; waits for one, but not longer than so."""
         if not self._processes:
             time.sleep(seconds)
             return []
@@ -67,9 +66,7 @@ class LocalExecutor:
     def __enter__(self) -> LocalExecutor:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for process in self._processes:
             process.process.terminate()
         for process in self._processes:
@@ -80,8 +77,8 @@ class LocalExecutor:
     def _failed(self, cell: Cell, error: str, started: str, wall_seconds: float) -> Record:
         return failed(cell, self.conditions, error, started, wall_seconds)
 
-    def _start_ray(self) -> str:
-        """Returns the address of a Ray that lives as long as this object."""
+    def _start_ray(self, workers: int) -> str:
+        """Returns the address of a Ray that lives as long as this object, with room for so many trials of each cell."""
         from baselines.ray_search.cluster import connected, quiet
 
         self._stack.enter_context(quiet())
@@ -90,7 +87,7 @@ class LocalExecutor:
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(folder for folder in path if folder))
         conditions = self.conditions
         settings = SearchSettings(
-            1, workers=self.workers, cpus_per_trial=conditions.cpus, gpus_per_trial=conditions.gpus
+            1, workers=self.workers * workers, cpus_per_trial=conditions.cpus, gpus_per_trial=conditions.gpus
         )
         self._stack.enter_context(connected(settings))
         import ray

@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from collections.abc import Collection
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -24,13 +23,6 @@ class StudyDisplay:
     """
 
     def __init__(self, cells: Collection[Cell], to_do: Collection[Cell], *, progress: bool = True) -> None:
-        """Shows the start.
-
-        Args:
-            cells: of the study, or of the part of it that was asked for.
-            to_do: those that are not yet done.
-            progress: False = nothing is shown but failures.
-        """
         self.total, self.left = len(cells), {cell.hash: cell.epochs for cell in to_do}
         self.left_epochs = sum(self.left.values())
         self.failed, self.finished_epochs, self.started = 0, 0.0, time.monotonic()
@@ -45,11 +37,9 @@ class StudyDisplay:
         )
 
     def running(self, count: int) -> None:
-        """Shows how many cells are being run."""
         self._bar.set_postfix_str(f"{count} running, {self.failed} failed, {self.time_left()} left")
 
     def ended(self, cell: Cell, record: Record) -> None:
-        """Shows one more cell of this runner in its final state."""
         self.finished_epochs += self._take(cell)
         self._bar.update()
         if record.state == "failed":
@@ -70,7 +60,6 @@ class StudyDisplay:
             )
 
     def done_elsewhere(self, cell: Cell) -> None:
-        """Shows that another runner has done a cell."""
         self._take(cell)
         self._bar.update()
 
@@ -80,7 +69,6 @@ class StudyDisplay:
         return epochs
 
     def time_left(self) -> str:
-        """Returns the time left as text."""
         if not self.finished_epochs:
             return "unknown time"
         return duration((time.monotonic() - self.started) * max(0.0, self.left_epochs) / self.finished_epochs)
@@ -88,9 +76,7 @@ class StudyDisplay:
     def __enter__(self) -> StudyDisplay:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
 

@@ -30,6 +30,9 @@ class Executor(AbstractContextManager[Any], Protocol):
     def start(self, cell: Cell) -> None:
         """Begins a cell."""
 
+    def recorded(self, cell: Cell) -> None:
+        """Called once a cell's record is written: nothing else of it is needed any more."""
+
     def finished(self, seconds: float) -> list[tuple[Cell, Record]]:
         """Returns the cells that have come to their end, with their records; waits for one, but not longer than so."""
 
@@ -54,8 +57,8 @@ def run_cells(
     """Runs the cells that are not done, writes their records, and returns how many this runner did.
 
     It ends when none is left. Cells that another runner is at work on are waited for, and taken over if that ends
-    without a record of them. Ctrl-C, or any other end, loses the cells that are running, and nothing else. Its own work
-    for a cell does not depend on how many there are.
+    without a record of them. Ctrl-C, or any other end, loses of the cells that are running what trains, but no trial of
+    a search that has ended. Its own work for a cell does not depend on how many there are.
 
     Raises:
         InvalidInputError: the records cannot be read.
@@ -85,6 +88,8 @@ def run_cells(
             display.running(executor.running)
             for cell, record in executor.finished(POLL_SECONDS):
                 store.write(record)
+                if record.state == "finished":
+                    executor.recorded(cell)
                 locks.release(cell)
                 display.ended(cell, record)
                 done += 1

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +28,7 @@ from studies.records.record import COMPRESSOR, Record, pack
 from studies.records.resources import resources_of
 from studies.running.compressing import compress_task
 from studies.running.conditions import Conditions, Found
+from studies.running.kept_search import forget_search, storage_of
 from studies.running.reference import digest_of, reference_of, start_of
 
 SIZES = ("file_bytes", "entropy_bytes", "weight_data_bytes", "code_bytes", "original_bytes")
@@ -61,6 +58,7 @@ def search_cell(cell: Cell, conditions: Conditions, reference: bytes) -> Found:
         torch.set_num_threads(conditions.threads)
         return _search(cell, conditions, reference)
     except Exception:  # the one place where any failure is a result
+        forget_search(cell, conditions.storage)  # to go on with it would end alike
         return Found(error=traceback.format_exc(), wall_seconds=time.perf_counter() - started)
 
 
@@ -91,27 +89,29 @@ def failed(cell: Cell, conditions: Conditions, error: str, started: str, wall_se
 def _search(cell: Cell, conditions: Conditions, reference: bytes) -> Found:
     task, network = start_of(cell, reference)
     started = time.perf_counter()
-    with _storage(cell, conditions) as storage:
-        settings = SearchSettings(
-            trials=cell.trials,
-            seed=cell.seed,
-            storage=storage,
-            progress=False,
-            ray_address=conditions.ray_address if cell.uses_ray else None,
-            cpus_per_trial=conditions.cpus,
-            gpus_per_trial=conditions.gpus,
-            max_gradient_steps=_most_steps(cell, task),
-        )
-        outcome = search(
-            cell.method,
-            task,
-            network,
-            target=cell.target,
-            space=cell.space,
-            settings=settings,
-            trial_epochs=cell.trial_epochs,
-            pruner=cell.pruner,
-        )
+    storage, begun = storage_of(cell, conditions)
+    settings = SearchSettings(
+        trials=cell.trials,
+        seed=cell.seed,
+        storage=storage,
+        resume=begun,
+        workers=cell.workers,
+        progress=False,
+        ray_address=conditions.ray_address if cell.uses_ray else None,
+        cpus_per_trial=conditions.cpus,
+        gpus_per_trial=conditions.gpus,
+        max_gradient_steps=_most_steps(cell, task),
+    )
+    outcome = search(
+        cell.method,
+        task,
+        network,
+        target=cell.target,
+        space=cell.space,
+        settings=settings,
+        trial_epochs=cell.trial_epochs,
+        pruner=cell.pruner,
+    )
     if outcome.interrupted:
         raise KeyboardInterrupt
     best = best_of(outcome)
@@ -260,16 +260,3 @@ def _head(cell: Cell, conditions: Conditions, started: str) -> dict[str, Any]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@contextmanager
-def _storage(cell: Cell, conditions: Conditions) -> Iterator[str | None]:
-    """Gives a folder of its own to a Ray search that is to keep its state where all nodes see it."""
-    if conditions.storage is None or not cell.uses_ray:
-        yield None
-        return
-    folder = Path(conditions.storage) / f"{cell.hash}-{os.getpid()}-{time.time_ns()}"
-    try:
-        yield str(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -44,6 +44,11 @@ class FixedTables:
             rows, columns = (price * bits.to(device) for bits in (lengths.row_bits, lengths.column_bits))
             self.cheapest = (rows + code_price.min())[:, None] + columns
 
+    @property
+    def smallest(self) -> float:
+        """The least magnitude of a nonzero."""
+        return float(self.values.abs().min()) if len(self.values) else 1.0
+
     def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the flat indices, int64 [m], and the values, float32 [m], of the nonzeros of W, a contiguous tensor.
 

@@ -32,6 +32,8 @@ MEASURES: Mapping[str, tuple[Callable[[dict[str, Any]], float], type[Normalize],
 }
 # Of more layers the numbers would not fit into the squares.
 MOST_NUMBERED = 8
+BAR_TICKS = 3
+HIGH_METHODS = 4  # beside so many a bar has room for ticks at 1, 2 and 5
 
 
 def layers(name: str, block: DataFrame) -> Drawing:
@@ -39,7 +41,7 @@ def layers(name: str, block: DataFrame) -> Drawing:
     what = block_name(block["task"].iloc[0], block["target"].iloc[0])
     methods = methods_of(block)
     with house_style():
-        figure, axes = panels(what, [0.3 + 0.14 * len(methods)] * len(MEASURES), share_x="all")
+        figure, axes = panels(what, [0.4 + 0.15 * len(methods)] * len(MEASURES), share_x="all")
         for axis, (measure, (value, norm, colours)) in zip(axes, MEASURES.items(), strict=True):
             table = _by_layer(block, methods, value)
             low, high = float(np.nanmin(table)), float(np.nanmax(table))
@@ -48,19 +50,21 @@ def layers(name: str, block: DataFrame) -> Drawing:
                 table, ax=axis, cmap=colours, norm=norm(low, max(high, low * 1.01 + 1e-9)), linewidths=0.5,
                 annot=table.map(_short_number) if len(table.columns) <= MOST_NUMBERED else None, fmt="",
                 annot_kws={"fontsize": 5.5}, cbar=len(table.columns) > MOST_NUMBERED,
+                cbar_kws={"aspect": 4 + len(methods)},
             )  # fmt: skip
             axis.set(xlabel="", ylabel="")
             axis.set_title(measure, loc="left")
             if axis.collections[0].colorbar is not None:
-                _plain_bar(axis.collections[0].colorbar, norm is LogNorm)
+                _plain_bar(axis.collections[0].colorbar, norm is LogNorm, len(methods) >= HIGH_METHODS)
             axis.tick_params(axis="x", rotation=90 if len(table.columns) > 8 else 20, labelsize=6)
             axis.tick_params(axis="y", rotation=0)
         explain(figure, "mean over the seeds; layers in the order of the network")
         return finish(figure, name, f"{what}: what each layer gets", "Kept weights on a logarithmic scale of colours.")
 
 
-def _plain_bar(bar: Colorbar, logarithmic: bool) -> None:
-    bar.locator = LogLocator(subs=(1, 2, 5)) if logarithmic else MaxNLocator(integer=True)
+def _plain_bar(bar: Colorbar, logarithmic: bool, high: bool) -> None:
+    logs = LogLocator(subs=(1, 2, 5) if high else (1,))
+    bar.locator = logs if logarithmic else MaxNLocator(BAR_TICKS, integer=True)
     bar.formatter = PLAIN
     bar.minorlocator = NullLocator()
     bar.ax.tick_params(length=0, labelsize=6)

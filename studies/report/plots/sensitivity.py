@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import seaborn
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import NullLocator
 from pandas import DataFrame, Series
 
 from autocompress.solver.constants import DEFAULTS
@@ -18,7 +18,7 @@ from studies.report.plots.style import COLOURS, INK, Drawing, error_axis, explai
 
 # How a variant is named that has one constant at a value of its own, and one that trains for so long.
 VARIED = re.compile(rf"{COMPRESSOR} (.+)=([0-9.]+)")
-LONG = re.compile(r"(.+), (\d+) epochs")
+LONG = r"^(?P<part>.+), (?P<epochs>\d+) epochs$"
 COLUMNS = 3
 FEWEST_LENGTHS = 3
 
@@ -73,7 +73,7 @@ def sensitivity(name: str, block: DataFrame) -> Drawing:
 
 def has_lengths(block: DataFrame) -> bool:
     """Tells whether a block's methods differ in how long they train."""
-    return len({m[2] for m in map(LONG.fullmatch, block["method"].unique()) if m}) >= FEWEST_LENGTHS
+    return bool(block["method"].str.extract(LONG)["epochs"].nunique() >= FEWEST_LENGTHS)
 
 
 def lengths(name: str, title: str, blocks: Sequence[DataFrame]) -> Drawing:
@@ -82,36 +82,26 @@ def lengths(name: str, title: str, blocks: Sequence[DataFrame]) -> Drawing:
         figure, axes = panels(task_name(blocks[0]["task"].iloc[0]), [1.6] * len(blocks), share_x="all")
         parts: Mapping[str, str] = {}
         for axis, block in zip(axes, blocks, strict=True):
-            rows = block.assign(
-                accuracy=100 * block["test_accuracy"].astype(float),
-                part=block["method"].map(lambda name: _group(name, 1)),
-                epochs=block["method"].map(lambda name: _group(name, 2)),
-            ).dropna(subset=["part"])
-            rows["epochs"] = rows["epochs"].astype(float)
-            names = list(dict.fromkeys(rows["part"]))
-            parts = dict(zip(names, COLOURS, strict=False))
+            named = block["method"].str.extract(LONG).assign(accuracy=100 * block["test_accuracy"].astype(float))
+            rows = named.dropna(subset=["part"]).astype({"epochs": float})
+            parts = dict(zip(rows["part"].unique(), COLOURS, strict=False))
             seaborn.lineplot(
                 rows, x="epochs", y="accuracy", hue="part", style="part", errorbar="sd", err_style="bars", markers=True,
                 dashes=False, palette=parts, ax=axis, legend=False, err_kws={"elinewidth": 0.8}, markersize=5,
             )  # fmt: skip
-            at_once = block[~block["method"].map(lambda name: bool(LONG.fullmatch(name)))]
+            at_once = named[named["part"].isna()]
             if len(at_once):
-                axis.axhline(100 * at_once["test_accuracy"].mean(), color=INK, linestyle=":", linewidth=0.8)
+                axis.axhline(at_once["accuracy"].mean(), color=INK, linestyle=":", linewidth=0.8)
             axis.set_xscale("log")
-            axis.xaxis.set_major_locator(FixedLocator(sorted(rows["epochs"].unique())))
+            epochs = sorted(rows["epochs"].unique())
+            axis.set_xticks(epochs, [f"{each:g}" for each in epochs])
             axis.xaxis.set_minor_locator(NullLocator())
-            axis.set_xticks(sorted(rows["epochs"].unique()), [f"{e:g}" for e in sorted(rows["epochs"].unique())])
             error_axis(axis, rows["accuracy"])
             axis.set(title="", xlabel="epochs", ylabel="test accuracy, %")
             axis.set_title(target_name(block["target"].iloc[0]), loc="left")
         handles = [Line2D([], [], color=c, marker="o", ms=3, label=part) for part, c in parts.items()]
         explain(figure, "mean over the seeds; bars: standard deviation; dotted: without training, where shown", handles)
         return finish(figure, name, title, "Variants of the method by the length of training.")
-
-
-def _group(name: str, number: int) -> str | None:
-    match = LONG.fullmatch(name)
-    return match[number] if match else None
 
 
 def systems(name: str, title: str, summary: Series | DataFrame) -> Drawing:

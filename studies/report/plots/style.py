@@ -9,7 +9,7 @@ import html
 import io
 import itertools
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,6 +19,9 @@ import numpy as np
 import seaborn
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
@@ -192,15 +195,21 @@ def finish(figure: Figure, name: str, title: str, caption: str) -> Drawing:
     """Returns the figure as files; the same drawing gives the same bytes."""
     figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
     figure.set_layout_engine("none")  # placed once, and not again for each file
+    figure.set_dpi(DOTS_PER_INCH)
+    png = _written(FigureCanvasAgg(figure).print_png, {"Software": None})
+    pdf = _written(FigureCanvasPdf(figure).print_pdf, {"CreationDate": None, "Producer": None})
+    for patch in (figure.patch, *(axis.patch for axis in figure.axes)):
+        patch.set(facecolor="none", edgecolor="none")
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    files = {}
-    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
-        file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
-        files[kind] = file.getvalue()
+    svg = _written(FigureCanvasSVG(figure).print_svg, nothing).decode()
+    return Drawing(name, title, caption, {"png": png, "pdf": pdf}, _for_page(svg, name, title))
+
+
+def _written(write: Callable[..., None], metadata: Mapping[str, None]) -> bytes:
+    """Returns what a canvas writes; `savefig` would draw everything once more before that."""
     file = io.BytesIO()
-    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    return Drawing(name, title, caption, files, _for_page(file.getvalue().decode(), name, title))
+    write(file, metadata=metadata)
+    return file.getvalue()
 
 
 def _for_page(svg: str, name: str, title: str) -> str:
