@@ -117,13 +117,13 @@ def test_a_regressor_without_a_loss_learns_the_given_networks_outputs() -> None:
     model = nn.Sequential(nn.Linear(6, 64), nn.Tanh(), nn.Linear(64, 1))
     train = [(x[i : i + 64], torch.zeros(64, 1)) for i in range(0, 448, 64)]  # targets that say nothing
     val = [(x[448:], torch.zeros(64, 1))]
-    result = ac.compress(model, train=train, val=val, target="160B", epochs=60, recipe=RECIPE, progress=False)
-    once = ac.compress(model, train=train, val=val, target="160B", epochs=0, recipe=RECIPE, progress=False)
+    result = ac.compress(model, train=train, val=val, target="240B", epochs=60, recipe=RECIPE, progress=False)
+    once = ac.compress(model, train=train, val=val, target="240B", epochs=0, recipe=RECIPE, progress=False)
     with torch.no_grad():
         aim = model(x[448:])
         trained, untrained = (float(output_distance(each.model(x[448:]), aim)) for each in (result, once))
     assert trained < 0.5 * untrained
-    assert trained < 0.1 * float(aim.var())
+    assert trained < 0.2 * float(aim.var())
     assert result.outcome.chosen != "one-shot"
 
 
