@@ -90,6 +90,51 @@ def test_every_split_is_tried_before_any_training(split: str, monkeypatch) -> No
         ac.compress(make_model(), **data, target="50%", epochs=1, recipe=RECIPE, progress=False, device="cpu")
 
 
+WRONG_LATER = [*batches(64, 1), (X, CLASSES[1] + 7)]
+
+
+def compress_briefly(**data):
+    return ac.compress(make_model(), target="50%", epochs=1, recipe=RECIPE, progress=False, device="cpu", **data)
+
+
+def test_a_later_batch_that_does_not_fit_is_named_in_training() -> None:
+    with pytest.raises(
+        ac.InvalidInputError, match=r"the batch of step \d+ does not go .*; it is \(float32 \[8, 20\], "
+    ):
+        compress_briefly(train=WRONG_LATER, val=batches(64, 2))
+
+
+def test_all_validation_data_are_tried_before_any_training(monkeypatch) -> None:
+    monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("trained"))
+    with pytest.raises(ac.InvalidInputError, match=r"batch 1 of the data to evaluate on does not go through"):
+        compress_briefly(train=batches(64, 1), val=WRONG_LATER)
+
+
+def test_a_later_batch_of_the_test_data_costs_no_network(caplog) -> None:
+    result = compress_briefly(train=batches(64, 1), val=batches(64, 2), test=WRONG_LATER)
+    assert result.file_bytes > 0
+    assert result.test_accuracy is None
+    assert result.reference_split == "validation"
+    assert result.reference_accuracy is not None
+    assert "the accuracy on the test data is not known: batch 1 of the data" in caplog.text
+
+
+@pytest.mark.parametrize("score", [None, "0.9", torch.ones(3), True, [0.9]])
+def test_a_score_that_is_no_number_is_named(score: object) -> None:
+    model = make_model()
+    settings = {"total_steps": 3, "evaluate": lambda network: score}
+    with pytest.raises(ac.InvalidInputError, match=r"the score that evaluate= returns is .*; it must be a number"):
+        ac.Compressor(model, torch.optim.SGD(model.parameters(), 0.1), target="drop:5", **settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"), [(nn.Linear, "the class Linear"), (make_model().state_dict(), "a OrderedDict")]
+)
+def test_what_is_no_network_is_named(model: object, kind: str) -> None:
+    with pytest.raises(ac.InvalidInputError, match=f"the model is {kind}; give a network"):
+        ac.compress(model, train=[CLASSES], target="50%")
+
+
 @pytest.mark.parametrize(
     ("model", "batch", "loss", "expected"),
     [

@@ -112,8 +112,12 @@ def refuse_unfinished(model: nn.Module) -> None:
     """Returns if all of a network is there, as Python modules with tensors.
 
     Raises:
-        InvalidInputError: a tensor has no shape yet, or a module is TorchScript, whose copies cannot be trained.
+        InvalidInputError: it is no module, a tensor has no shape yet, or a module is TorchScript, whose copies cannot
+            be trained.
     """
+    if not isinstance(model, nn.Module):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise InvalidInputError(f"the model is {kind}; give a network, an object of a class of torch.nn.Module")
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
             raise InvalidInputError(f"{name} has no shape yet; pass a batch through the network first")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,12 +25,14 @@ from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import TaughtBatches, check_batches, default_device, input_example
 from autocompress.training.checkpoint import Callback
 from autocompress.training.checks import check_task, guesses, name_of
-from autocompress.training.evaluation import evaluate, hold_out
+from autocompress.training.evaluation import Evaluation, evaluate, hold_out
 from autocompress.training.losses import distillation_from, output_distance
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 from autocompress.training.ranks import ranks_of
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 # Training batches that the batch norms of a network are fitted to before a promise is measured on it.
 REFIT_BATCHES = 16
@@ -123,14 +126,18 @@ def compress(
     teacher = copy_network(reference, device=where).eval() if loss is output_distance else None
     if teacher is not None:
         val, test = (each if each is None else TaughtBatches(each, teacher, where) for each in (val, test))
+
+    def scores(network: nn.Module, batches: Iterable[Any]) -> Evaluation:
+        return evaluate(network, batches, loss=loss, metric=metric, device=where)
+
+    # Each batch of them decides in the end: what is wrong with one is found out here.
+    with seeded(seed):
+        before = None if val is None else scores(copy_network(reference), val)
     if asked.promise is not None and val is not None:
         judged: dict[str, Any] = {"loss": loss, "metric": metric, "device": where, "seed": seed}
-        guess = ranks.decided(lambda: guesses(reference, val, **judged))
+        guess = ranks.decided(lambda: guesses(reference, val, **judged, scores=before))
         if guess is not None:  # nothing can be lost of it, so the smallest file would keep the promise
             raise InvalidInputError(f"the target {asked.promise} is a promise about a trained network, but {guess}")
-
-    def accuracy(network: nn.Module, batches: Iterable[Any]) -> float:
-        return ranks.mean(evaluate(network, batches, loss=loss, metric=metric, device=where).metric)
 
     epochs = recipe.compress_epochs if epochs is None else whole_number("epochs", epochs, 0)
     judge, judged_by = val, "the loss on the validation data"
@@ -140,7 +147,7 @@ def compress(
         judge = parts.judge if teacher is None else TaughtBatches(parts.judge, teacher, where)
 
     def score(network: nn.Module) -> float:
-        outcome = evaluate(network, [] if judge is None else judge, loss=loss, metric=metric, device=where)
+        outcome = scores(network, [] if judge is None else judge)
         if asked.promise is None:
             return -outcome.loss  # the metric of a few hundred examples moves in steps: equal ones decide nothing
         return outcome.loss if isinstance(asked.promise, LossIncrease) else outcome.metric
@@ -180,14 +187,18 @@ def compress(
     with seeded(seed):  # a loader that shuffles by torch's own generator gives the same batches in every run
         result = compressor.finish(train=train, judged_by=judged_by)
     result.metric = name_of(metric)
-    if val is not None:
-        result.validation_accuracy = accuracy(result.model, val)
+    if val is not None and before is not None:
+        result.validation_accuracy = ranks.mean(scores(result.model, val).metric)
+        result.reference_accuracy, result.reference_split = ranks.mean(before.metric), "validation"
     if test is not None:
-        result.test_accuracy = accuracy(result.model, test)
-    held_out, after = (val, result.validation_accuracy) if test is None else (test, result.test_accuracy)
-    if held_out is not None and after is not None:
-        result.reference_accuracy = accuracy(copy_network(reference), held_out)
-        result.reference_split = "validation" if test is None else "test"
+        try:
+            result.test_accuracy = ranks.mean(scores(result.model, test).metric)
+            result.reference_accuracy = ranks.mean(scores(copy_network(reference), test).metric)
+            result.reference_split = "test"
+        except InvalidInputError as error:  # the network is worth more than what is said of it
+            logger.warning("the %s on the test data is not known: %s", result.metric, error)
+    after = result.test_accuracy if result.reference_split == "test" else result.validation_accuracy
+    if result.reference_accuracy is not None and after is not None:
         warn_of_loss(result.reference_accuracy, after, result.metric)
     result.curve = curve
     result.wall_seconds = time.perf_counter() - started

@@ -29,6 +29,7 @@ from autocompress.targets import Target, Targets, WeightBits, hold_together
 from autocompress.training.checks import check_finite, check_validation
 from autocompress.training.evaluation import evaluate as evaluate_batches
 from autocompress.training.ranks import ranks_of
+from autocompress.training.recipe import real_number
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class Compressor:
         self.model, self.optimizer = model, optimizer
         self.ranks = ranks_of(model)
         self.ranks.check_same({"total_steps": self.total_steps, "target": str(self.target)})
-        self.evaluate = None if evaluate is None else self.ranks.averaged(evaluate)
+        self.evaluate = None if evaluate is None else self.ranks.averaged(as_number(evaluate))
         refit = None if refit is None else self.ranks.sharing(refit)
         self.network = trained_network(model, optimizer, ignore)
         self.ranks.share(list(self.network.model.parameters()))
@@ -229,7 +230,7 @@ class Compressor:
         judged_by: str,
     ) -> tuple[Candidates, str]:
         """Returns the files that meet the target, with their scores, and what judged them."""
-        evaluate = self.evaluate if evaluate is None else self.ranks.averaged(evaluate)
+        evaluate = self.evaluate if evaluate is None else self.ranks.averaged(as_number(evaluate))
         if val is not None and evaluate is None:
             check_validation(self.network.model, val, next(self.network.model.parameters()).device)
             evaluate, judged_by = self.ranks.averaged(partial(_minus_loss, batches=val)), "the loss on val="
@@ -317,6 +318,14 @@ def check_target(
         example=example,
         energy_model=energy_model,
     )
+
+
+def as_number(evaluate: Callable[[nn.Module], Any]) -> Callable[[nn.Module], float]:
+    """Returns a score that is a number of Python's own, whatever library the user's is of.
+
+    It raises an InvalidInputError where that is no number.
+    """
+    return lambda network: real_number("the score that evaluate= returns", evaluate(network))
 
 
 def check_outputs(compressed: nn.Module, run: Run, batches: Iterable[Any] | None) -> None:

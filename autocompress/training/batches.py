@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import InvalidInputError
-from autocompress.network.live_network import accepted_arguments
+from autocompress.errors import AutocompressError, InvalidInputError
+from autocompress.network.live_network import accepted_arguments, tensors_in
 
 logger = logging.getLogger(__name__)
 
@@ -219,3 +219,44 @@ def autocast(enabled: bool, device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+# What Python and torch raise for values that do not fit.
+MISFITS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+# What it raises, as the same kinds, where the device is at fault; the second has no name before torch 2.9.
+DEVICE_ERRORS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
+
+
+@contextlib.contextmanager
+def blaming(name: str, batch: Any) -> Iterator[None]:
+    """Is a block that takes a batch through network, loss or metric.
+
+    Raises:
+        InvalidInputError: they do not take it; the batch, `name`, is described.
+    """
+    try:
+        yield
+    except (AutocompressError, *DEVICE_ERRORS):
+        raise
+    except MISFITS as error:
+        raise InvalidInputError(
+            f"{name} does not go through network, loss and metric: {cause_of(error)}; it is {described(batch)}"
+        ) from error
+
+
+def cause_of(error: Exception) -> str:
+    """Returns kind and first line of an error."""
+    text = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def described(value: Any) -> str:
+    """Returns types and shapes of a batch or an output in a few words."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {described(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(described(part) for part in value)})"
+    tensors = tensors_in(value)
+    return f"a {type(value).__name__}" + (f" of {', '.join(map(described, tensors))}" if tensors else "")

@@ -14,8 +14,10 @@ from autocompress.errors import AutocompressError, InvalidInputError, TrainingDi
 from autocompress.network.live_network import accepted_arguments, copy_network, tensors_in
 from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import (
+    cause_of,
     check_repeatable,
     default_device,
+    described,
     forward,
     split_batch,
     target_field,
@@ -149,7 +151,7 @@ def _output(network: nn.Module, batch: Any, loss: Loss, name: str) -> tuple[Any,
         raise
     except Exception as error:  # whatever the user's network raises
         raise InvalidInputError(
-            f"the network does not take the inputs of {name}: {_cause(error)}; a batch is {_describe(batch)}"
+            f"the network does not take the inputs of {name}: {cause_of(error)}; a batch is {described(batch)}"
         ) from error
 
 
@@ -176,12 +178,12 @@ def _loss_value(loss: Loss, output: Any, target: Any, name: str) -> Tensor:
         value = loss(output, target)
     except Exception as error:  # whatever the user's function raises
         raise InvalidInputError(
-            f"the loss cannot be computed on {name}: {_cause(error)}; the output is {_describe(output)}, the target "
-            f"{_describe(target)}; loss= is a function (output, target) -> scalar"
+            f"the loss cannot be computed on {name}: {cause_of(error)}; the output is {described(output)}, the target "
+            f"{described(target)}; loss= is a function (output, target) -> scalar"
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
         raise InvalidInputError(
-            f"the loss of {name} is {_describe(value)}; it must be a tensor with one number, the mean over the batch"
+            f"the loss of {name} is {described(value)}; it must be a tensor with one number, the mean over the batch"
         )
     return value
 
@@ -197,7 +199,7 @@ def _check_gradient(value: Tensor, network: nn.Module, name: str) -> None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of the user's operations
-        raise InvalidInputError(f"the loss of {name} cannot be differentiated: {_cause(error)}") from error
+        raise InvalidInputError(f"the loss of {name} cannot be differentiated: {cause_of(error)}") from error
     network.zero_grad(set_to_none=True)
 
 
@@ -206,12 +208,13 @@ def _check_metric(metric: Metric, output: Any, target: Any, name: str) -> None:
         scores = metric(output, target)
     except Exception as error:  # whatever the user's function raises
         raise InvalidInputError(
-            f"the metric cannot be computed on {name}: {_cause(error)}; the output is {_describe(output)}, the target "
-            f"{_describe(target)}; metric= is a function (output, target) -> one score per example, higher is better"
+            f"the metric cannot be computed on {name}: {cause_of(error)}; the output is {described(output)}, the "
+            f"target {described(target)}; metric= is a function (output, target) -> one score per example, higher is "
+            "better"
         ) from error
     if not isinstance(scores, Tensor) or scores.ndim != 1 or scores.is_complex() or not len(scores):
         raise InvalidInputError(
-            f"the metric of {name} is {_describe(scores)}; it must be a tensor with one score per example, [n]"
+            f"the metric of {name} is {described(scores)}; it must be a tensor with one score per example, [n]"
         )
 
 
@@ -242,9 +245,9 @@ def _no_classes(output: Any, target: Any) -> str | None:
     except InvalidInputError as error:
         return str(error)
     if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
-        return f"the target is {_describe(target)}, not whole numbers"
+        return f"the target is {described(target)}, not whole numbers"
     if scores.ndim < 2 or scores.shape[:-1] != target.shape:
-        return f"the output is {_describe(scores)}, the target {_describe(target)}"
+        return f"the output is {described(scores)}, the target {described(target)}"
     counted = target[target != IGNORED_TARGET]
     if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < scores.shape[-1]:
         return f"the target has classes {int(counted.min())} to {int(counted.max())}, the output {scores.shape[-1]}"
@@ -343,19 +346,3 @@ def name_of(metric: Metric) -> str:
     if metric is correct_predictions:
         return "accuracy"
     return "minus the loss" if isinstance(metric, MinusLoss) else getattr(metric, "__name__", type(metric).__name__)
-
-
-def _cause(error: Exception) -> str:
-    text = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {_describe(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return f"({', '.join(_describe(part) for part in value)})"
-    tensors = tensors_in(value)
-    return f"a {type(value).__name__}" + (f" of {', '.join(map(_describe, tensors))}" if tensors else "")

@@ -14,7 +14,15 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 
 from autocompress.errors import InvalidInputError
 from autocompress.training.batch_norm import refit_batch_norm as refit_batch_norm
-from autocompress.training.batches import autocast, check_repeatable, default_device, forward, to_device, uses_bfloat16
+from autocompress.training.batches import (
+    autocast,
+    blaming,
+    check_repeatable,
+    default_device,
+    forward,
+    to_device,
+    uses_bfloat16,
+)
 from autocompress.training.losses import carried_loss, classification_loss, correct_predictions
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded
 from autocompress.training.tensor_batches import TensorBatches
@@ -55,7 +63,7 @@ def evaluate(
         precision: "fp32", "bf16" or "auto".
 
     Raises:
-        InvalidInputError: no batches, or a metric that does not give one score per example.
+        InvalidInputError: no batches, one that does not fit, or a metric that does not give one score per example.
     """
     check_repeatable(batches, "the data to evaluate on")
     where = default_device(device)
@@ -67,15 +75,17 @@ def evaluate(
     scores: list[Tensor] = []
     try:
         with torch.inference_mode():
-            for batch in batches:
-                with autocast(bfloat16, where):
-                    output, target = forward(model, to_device(batch, where), with_target=loss is carried_loss)
-                score = metric(output, target).detach().float()
+            for number, batch in enumerate(batches):
+                with blaming(f"batch {number} of the data to evaluate on", batch):
+                    with autocast(bfloat16, where):
+                        output, target = forward(model, to_device(batch, where), with_target=loss is carried_loss)
+                    score = metric(output, target).detach().float()
+                    value = loss(output, target).detach().double()
                 if score.ndim != 1:
                     raise InvalidInputError(
                         f"the metric returned a tensor of shape {list(score.shape)}; it must be one score per example"
                     )
-                losses.append(loss(output, target).detach().double() * len(score))
+                losses.append(value * len(score))
                 scores.append(score)
     finally:
         for module, mode in modes.items():

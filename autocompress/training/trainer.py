@@ -17,7 +17,15 @@ from autocompress.codec.atomic_write import remove_leftovers
 from autocompress.errors import TrainingDivergedError, whole_number
 from autocompress.network.live_network import dense_gradients
 from autocompress.training.batch_norm import forward_in_training
-from autocompress.training.batches import autocast, check_batches, default_device, forward, to_device, uses_bfloat16
+from autocompress.training.batches import (
+    autocast,
+    blaming,
+    check_batches,
+    default_device,
+    forward,
+    to_device,
+    uses_bfloat16,
+)
 from autocompress.training.checkpoint import (
     OpenEpoch,
     TrainerCallback,
@@ -188,13 +196,14 @@ class Trainer:
 
     def _train_step(self, batch: Any) -> Tensor:
         """Returns the loss of one optimizer step, a detached scalar; the gradients are still there."""
-        batch = to_device(batch, self.device, self.memory_format)
-        with autocast(self.bfloat16, self.device):
-            output, target = forward_in_training(self.model, batch, with_target=self.loss is carried_loss)
-        value = self.loss(output, target)
-        if self.distillation is not None:
-            value = self.distillation.loss(output, self.taught(batch, again=self.epoch > 0), value)
-        value.backward()  # type: ignore[no-untyped-call]
+        with blaming(f"the batch of step {self.step + 1}", batch):
+            batch = to_device(batch, self.device, self.memory_format)
+            with autocast(self.bfloat16, self.device):
+                output, target = forward_in_training(self.model, batch, with_target=self.loss is carried_loss)
+            value = self.loss(output, target)
+            if self.distillation is not None:
+                value = self.distillation.loss(output, self.taught(batch, again=self.epoch > 0), value)
+            value.backward()  # type: ignore[no-untyped-call]
         dense_gradients(self.model.parameters())
         nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
         self.optimizer.step()
