@@ -304,6 +304,24 @@ def test_finish_with_validation_data_that_do_not_fit_loses_nothing() -> None:
     assert result.gradient_steps == 3
 
 
+def test_an_evaluation_that_fails_in_finish_costs_no_training() -> None:
+    def trained(**settings) -> ac.Result:
+        model = copy_network(start)
+        compressor = ac.Compressor(model, torch.optim.SGD(model.parameters(), 0.01), target="60%", total_steps=20)
+        for _ in range(20):
+            F.cross_entropy(model(X), CLASSES[1]).backward()
+            compressor.optimizer.step()
+            compressor.step()
+            compressor.optimizer.zero_grad()
+        if settings:
+            with pytest.raises(ac.InvalidInputError, match="the score that evaluate= returns is None"):
+                compressor.finish(**settings)
+        return compressor.finish()
+
+    start = make_model()
+    assert trained(evaluate=lambda network: None).data == trained().data
+
+
 def test_a_task_of_ones_own_takes_its_loss_from_the_networks_output() -> None:
     task = load_task("test_checks:LanguageModel", "test_checks:text_loaders", device="cpu")
     assert task.loss is carried_loss

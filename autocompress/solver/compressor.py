@@ -234,15 +234,13 @@ class Compressor:
         if val is not None and evaluate is None:
             check_validation(self.network.model, val, next(self.network.model.parameters()).device)
             evaluate, judged_by = self.ranks.averaged(partial(_minus_loss, batches=val)), "the loss on val="
-        files = {TRAINED: self.run.file(values, self.method, train)}
+        candidates = Candidates(self.network.model, evaluate)
+        candidates.add(TRAINED, *self.run.file(values, self.method, train))  # what raises here leaves the values
         if evaluate is not None and self.steps:
             if values.step_count:
                 values.rewind()
-                files[BEFORE_FINE_TUNING] = self.run.file(values, self.method, train)
-            files[ONE_SHOT] = self.run.one_shot(self._make_method(), train)
-        candidates = Candidates(self.network.model, evaluate)
-        for origin, file in files.items():
-            candidates.add(origin, *file)
+                candidates.add(BEFORE_FINE_TUNING, *self.run.file(values, self.method, train))
+            candidates.add(ONE_SHOT, *self.run.one_shot(self._make_method(), train))
         return candidates, "" if evaluate is None else judged_by
 
     def state_dict(self) -> dict[str, Any]:
