@@ -16,7 +16,7 @@ from torch import nn
 
 from autocompress.cli import compress_command, file_commands, main
 from autocompress.cli.parser import build_parser
-from autocompress.errors import InfeasibleTargetError
+from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.training.recipe import Recipe
 
 NETS = """
@@ -416,6 +416,19 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     assert main(compress_arguments(tmp_path / "net.safetensors", *arguments)) == 0
     assert [file.exists() for file in left] == [False] * 2
     assert all(file.exists() for file in others)
+
+
+@pytest.mark.parametrize("kind", [ImportError, SystemError, InvalidInputError])
+def test_ctrl_c_within_an_import_is_ctrl_c(tmp_path, capsys, monkeypatch, kind):
+    def importing(*_, **__):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt as interrupt:
+            raise kind("initialization failed") from interrupt
+
+    monkeypatch.setattr(compress_command, "compress", importing)
+    assert main(compress_arguments(tmp_path / "net.safetensors", "--weights", "dense.pt")) == 130
+    assert "interrupted, nothing was written" in capsys.readouterr().err
 
 
 def test_a_bug_shows_its_traceback(monkeypatch, capsys, tmp_path):

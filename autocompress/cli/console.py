@@ -77,7 +77,7 @@ def run_command(
     """
     try:
         with _terminated_as_interrupted(), _messages_on_stderr({"autocompress", program}, progress):
-            answer = run()
+            answer = _interruptible(run)
         print(answer, flush=True)
     except KeyboardInterrupt as interrupt:
         return _say(program, INTERRUPTED, str(interrupt) or on_interrupt())
@@ -95,6 +95,22 @@ def run_command(
         traceback.print_exc()
         return _say(program, FAILURE, f"error: unexpected {type(error).__name__}: {error}")
     return DONE
+
+
+def _interruptible(run: Callable[[], str]) -> str:
+    """Returns the answer of a command.
+
+    Ctrl-C while a compiled module is imported comes out of it as an ImportError or SystemError of that module.
+    """
+    try:
+        return run()
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise KeyboardInterrupt(*cause.args) from error
 
 
 @contextlib.contextmanager
