@@ -183,6 +183,40 @@ def test_bfloat16_and_channels_last_leave_a_plain_model() -> None:
     assert model[0].weight.dtype == torch.float32
 
 
+class Turned(nn.Module):
+    """Turns its features in pairs, as rotary positions do: no complex number is made of bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pairs = torch.complex(*self.first(x).chunk(2, -1))
+        return self.last(torch.view_as_real(pairs * 1j).flatten(-2))
+
+
+def binary(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return F.binary_cross_entropy(output.sigmoid(), F.one_hot(target, 4).float())
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "taken"),
+    [(network, classification_loss, True), (Turned, classification_loss, False), (network, binary, False)],
+)
+def test_bfloat16_only_where_network_and_loss_take_it(make, loss, taken: bool, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("autocompress.training.batches.cpu_has_bfloat16_tiles", lambda: True)
+    model = make()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    with caplog.at_level("INFO"):
+        run = trainer(model, loss=loss, precision="auto", recipe=replace(RECIPE, learning_rate=None))
+    assert run.bfloat16 is taken
+    assert ("trained in float32: network or loss does not take bfloat16 (RuntimeError" in caplog.text) is not taken
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert math.isfinite(run.fit().losses[-1])
+
+
 def test_attention_with_a_mask_is_evaluated_in_bfloat16() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     network, x = nn.TransformerEncoder(layer, 1).eval(), torch.randn(2, 5, 8)

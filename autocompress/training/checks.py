@@ -14,6 +14,7 @@ from autocompress.errors import AutocompressError, InvalidInputError, TrainingDi
 from autocompress.network.live_network import accepted_arguments, copy_network, tensors_in
 from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import (
+    autocast,
     cause_of,
     check_repeatable,
     default_device,
@@ -118,6 +119,28 @@ def check_validation(model: nn.Module, batches: Iterable[Any], device: torch.dev
     reason = _no_classes(output, target)
     if reason is not None:
         raise InvalidInputError(f"val= decides by the accuracy, and {reason}; give evaluate=, the score of a network")
+
+
+def takes_bfloat16(
+    model: nn.Module, batches: Iterable[Any], *, loss: Loss, device: torch.device, seed: int = 0
+) -> bool:
+    """Tells whether a step on the first batch goes through network and loss under bfloat16 autocast.
+
+    Complex numbers and much of linear algebra know no bfloat16, and losses such as binary cross-entropy none beside
+    float32 targets. The network and all random numbers are left as they were.
+    """
+    batch, network = to_device(_first_batch(batches, seed, "the training data"), device), copy_network(model)
+    try:
+        with seeded(seed):
+            with autocast(True, device):
+                output, target = forward_in_training(network.train(), batch, with_target=loss is carried_loss)
+            loss(output, target).backward()  # type: ignore[no-untyped-call]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of the user's operations; what float32 does not take either shows in the first step
+        logger.info("trained in float32: network or loss does not take bfloat16 (%s)", cause_of(error))
+        return False
+    return True
 
 
 def _say_what_is_left_out(model: nn.Module, batch: Any) -> None:

@@ -36,6 +36,7 @@ from autocompress.training.checkpoint import (
     run_state,
     save_checkpoint,
 )
+from autocompress.training.checks import takes_bfloat16
 from autocompress.training.learning_rate import find_learning_rate
 from autocompress.training.losses import (
     Distillation,
@@ -97,7 +98,7 @@ class Trainer:
             epochs: length of the run.
             loss: (output, target) -> scalar.
             device: default: CUDA where there is one.
-            precision: "auto" (bfloat16 where the hardware has it), "fp32" or "bf16".
+            precision: "auto" (bfloat16 where the hardware has it, and network and loss take it), "fp32" or "bf16".
             seed: of every random number of the run, a loader's own generator included; the caller's others are left as
                 they were.
             distillation: a network to learn from beside the targets, and how much.
@@ -114,13 +115,16 @@ class Trainer:
         self.steps_per_epoch = check_batches(train, "the training data")
         self.total_steps = epochs * self.steps_per_epoch
         self.device = default_device(device)
-        self.bfloat16 = uses_bfloat16(precision, self.device)
-        self.ranks = ranks_of(model)
+        self.bfloat16, self.ranks = uses_bfloat16(precision, self.device), ranks_of(model)
         self.seed, self.progress, self.checkpoint = seed, progress and self.ranks.is_first, checkpoint
         # Convolutions are 1.1 to 1.9 times faster with the channels last in memory, on CPUs as well.
         convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
         self.memory_format = torch.channels_last if convolves else None
         self.model = model.to(self.device)
+        if self.bfloat16 and precision == "auto":
+            self.bfloat16 = self.ranks.decided(
+                lambda: takes_bfloat16(model, train, loss=loss, device=self.device, seed=seed)
+            )
         self.distillation = distillation
         self.taught = TeacherOutputs(self._teach, self.device)
         if distillation is not None:
