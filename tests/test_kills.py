@@ -176,12 +176,15 @@ class Kills:
 
     def killed(self, folder: Path) -> int:
         """Returns how the command ended, a signal having been sent to it at a random moment; 0 = it was done before."""
-        process = self.command.start(folder)
+        began, process = time.monotonic(), self.command.start(folder)
         number = SIGNALS[self.done.total() % len(SIGNALS)]
         try:
-            return process.wait(self.random.uniform(0, self.seconds))
+            end = process.wait(self.random.uniform(0, self.seconds))
         except subprocess.TimeoutExpired:
             process.send_signal(number)
+        else:
+            self.seconds = min(self.seconds, time.monotonic() - began)
+            return end
         end = process.wait()
         assert end in ENDS, f"{number.name}: {self.log(folder)}"
         self.gone(folder)
