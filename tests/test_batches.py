@@ -61,10 +61,13 @@ def test_a_stream_with_a_wrong_length_trains_for_the_announced_steps(announced: 
     assert ("are gone through again" in caplog.text) == (announced > 96)
 
 
-def test_an_epoch_has_as_many_batches_as_were_announced() -> None:
+def test_an_epoch_has_as_many_batches_as_were_announced(caplog) -> None:
     assert list(batches_of_epoch([1, 2, 3], 2)) == [1, 2]
     assert list(batches_of_epoch([1, 2, 3], 3)) == [1, 2, 3]
     assert list(batches_of_epoch([1, 2, 3], 7)) == [1, 2, 3, 1, 2, 3, 1]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the training data gave 3 batches where 7 were announced; they are gone through again"
+    ]
     with pytest.raises(ac.InvalidInputError, match="gave no batch in this epoch"):
         list(batches_of_epoch([], 1))
 

@@ -148,7 +148,7 @@ def batches_of_epoch(batches: Iterable[Any], count: int) -> Iterator[Any]:
             yield batch
         if given == before:
             raise InvalidInputError("the training data gave no batch in this epoch; it must give at least one")
-        if given < count:
+        if before == 0 and given < count:  # said once an epoch
             logger.warning(
                 "the training data gave %d batches where %d were announced; they are gone through again", given, count
             )
