@@ -133,6 +133,13 @@ def test_a_score_that_is_no_number_is_named(score: object) -> None:
 def test_what_is_no_network_is_named(model: object, kind: str) -> None:
     with pytest.raises(ac.InvalidInputError, match=f"the model is {kind}; give a network"):
         ac.compress(model, train=[CLASSES], target="50%")
+    with pytest.raises(ac.InvalidInputError, match=f"the model is {kind}; give a network"):
+        ac.Compressor(model, torch.optim.SGD([torch.ones(1)], 0.1), target="50%", total_steps=1)
+
+
+def test_what_is_no_optimizer_is_named() -> None:
+    with pytest.raises(ac.InvalidInputError, match="the optimizer is None; give the torch.optim.Optimizer"):
+        ac.Compressor(make_model(), None, target="50%", total_steps=1)
 
 
 @pytest.mark.parametrize(

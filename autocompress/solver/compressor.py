@@ -14,7 +14,7 @@ from autocompress.constraints.constraint import Method, Network
 from autocompress.constraints.factory import count_energy, make_method
 from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.errors import InvalidInputError, TrainingDivergedError, whole_number
-from autocompress.network.live_network import check_copyable, copy_network, named_tensors, unwrap
+from autocompress.network.live_network import check_copyable, copy_network, named_tensors, refuse_unfinished, unwrap
 from autocompress.network.network_state import fill, filled_copy
 from autocompress.network.selection import Ignore, check_trainable, original_bytes, select
 from autocompress.solver.admm import Admm, RelativeRate
@@ -91,6 +91,11 @@ class Compressor:
             InvalidInputError: a target, pattern or length that cannot be; nothing to compress; not finite weights.
             InfeasibleTargetError: naming the smallest target that can be met.
         """
+        refuse_unfinished(model)
+        if not hasattr(optimizer, "param_groups"):  # a wrapper may be no torch.optim.Optimizer
+            raise InvalidInputError(
+                f"the optimizer is {optimizer!r}; give the torch.optim.Optimizer that the loop steps"
+            )
         self.total_steps = whole_number("total_steps", total_steps, 0)
         self.target, self.constants = hold_together(target), constants
         self.model, self.optimizer = model, optimizer
