@@ -138,7 +138,7 @@ def test_what_is_no_network_is_named(model: object, kind: str) -> None:
 
 
 def test_what_is_no_optimizer_is_named() -> None:
-    with pytest.raises(ac.InvalidInputError, match="the optimizer is None; give the torch.optim.Optimizer"):
+    with pytest.raises(ac.InvalidInputError, match=r"the optimizer is None; give the torch\.optim\.Optimizer"):
         ac.Compressor(make_model(), None, target="50%", total_steps=1)
 
 
