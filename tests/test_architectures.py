@@ -40,7 +40,7 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
     check(name, tmp_path)
 
 
-@pytest.mark.skipif(not PAGE.exists(), reason="the page is made by `python -m architectures.table` in tests/")
+@pytest.mark.skipif(not PAGE.exists(), reason="the page is made by `python -m architectures.table FOLDER` in tests/")
 def test_the_page_lists_all_of_them() -> None:
     assert len(ALL) >= 40
     assert names_of(PAGE.read_text(encoding="utf-8")) == list(ALL)

@@ -1,13 +1,16 @@
 """Writes `docs/networks.md`: every architecture, compressed for a few steps, saved and loaded elsewhere.
 
-PYTHONPATH=tests python -m architectures.table
+PYTHONPATH=tests python -m architectures.table FOLDER [PROCESSES]
+
+What is done of it is kept in the folder, and a later call goes on from there.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +24,8 @@ HEAD = """# Networks that are tried
 
 Each network of this table is small and untrained. It is compressed for four steps to a part of its size, saved, and
 loaded by another process into a network of other weights, whose outputs must be the same to the last bit.
-`PYTHONPATH=tests python -m architectures.table` writes this page, `pytest -m "" tests/test_architectures.py` tries all.
+`PYTHONPATH=tests python -m architectures.table FOLDER` writes this page, `pytest -m "" tests/test_architectures.py`
+tries all.
 
 What is refused, by name and before any training: tensors on the meta device, shards (FSDP, DTensor), lazy parameters
 without a shape, float16 parameters, parameters that share a part of their memory, and modules that hold what cannot be
@@ -38,31 +42,40 @@ def names_of(page: str) -> list[str]:
     return rows[2:]
 
 
-def write() -> None:
+def tried(name: str, folder: Path) -> None:
+    """Compresses a network, where its row is not in the folder yet: file, outputs and row."""
+    number, architecture = list(ALL).index(name), ALL[name]
+    if (row := folder / f"{number}.md").exists():
+        return
+    logging.disable()
+    torch.set_num_threads(1)
+    network, result = architecture.network(), architecture.compressed()
+    result.save(folder / f"{number}.safetensors")
+    torch.save(architecture.outputs(result.model), folder / f"{number}.before")
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    sizes = f"{original_bytes(network):,} | {architecture.target} | {result.file_bytes:,}"
+    text = f"| {name} | {architecture.family} | {architecture.about} | {weights:,} | {sizes} |\n"
+    print(text, end="", file=sys.stderr, flush=True)
+    write_whole(row, text.encode())
+
+
+def write(folder: Path, processes: int = 1) -> None:
     """Tries all and writes the page.
 
     Raises:
         AssertionError: an output differs.
     """
-    rows, outputs = [], {}
-    with tempfile.TemporaryDirectory() as folder:
-        files = {}
-        for number, (name, architecture) in enumerate(ALL.items()):
-            network, result = architecture.network(), architecture.compressed()
-            files[name] = Path(folder) / f"{number}.safetensors"
-            result.save(files[name])
-            outputs[name] = architecture.outputs(result.model)
-            weights = sum(parameter.numel() for parameter in network.parameters())
-            sizes = f"{original_bytes(network):,} | {architecture.target} | {result.file_bytes:,}"
-            rows.append(f"| {name} | {architecture.family} | {architecture.about} | {weights:,} | {sizes} |")
-            print(rows[-1], file=sys.stderr, flush=True)
-        for name, others in loaded_elsewhere(files):
-            assert len(others) == len(outputs[name]), name
-            assert all(torch.equal(a, b) for a, b in zip(outputs[name], others, strict=True)), name
-    write_whole(PAGE, (HEAD + "\n".join(rows) + "\n").encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(processes) as pool:
+        list(pool.map(partial(tried, folder=folder), ALL))
+    files = {name: folder / f"{number}.safetensors" for number, name in enumerate(ALL)}
+    for name, others in loaded_elsewhere(files):
+        mine = torch.load(files[name].with_suffix(".before"))
+        assert len(others) == len(mine), name
+        assert all(torch.equal(a, b) for a, b in zip(mine, others, strict=True)), name
+    rows = [(folder / f"{number}.md").read_text(encoding="utf-8") for number in range(len(ALL))]
+    write_whole(PAGE, (HEAD + "".join(rows)).encode())
 
 
 if __name__ == "__main__":
-    logging.disable()
-    torch.set_num_threads(1)
-    write()
+    write(Path(sys.argv[1]), *map(int, sys.argv[2:]))
