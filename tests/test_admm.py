@@ -5,20 +5,20 @@ import math
 import pytest
 import torch
 
-from autocompress.constraints.rate_distortion.projection import project_priced
-from autocompress.network.compressed_tensors import CodedTensor
+from autocompress.constraints.rate_distortion.projection import project_to_bits
+from autocompress.network.compressed_tensors import QuantizedTensor
 from autocompress.solver.admm import Admm, proximal_strength
 
 CONTRACTION = 0.5
 
 
-def coded(dense: list[list[float]]) -> CodedTensor:
+def coded(dense: list[list[float]]) -> QuantizedTensor:
     matrix = torch.tensor(dense)
     values = matrix[matrix != 0].unique()
     codes = torch.zeros(matrix.shape, dtype=torch.int16)
     for i, value in enumerate(values):
         codes[matrix == value] = i + 1
-    return CodedTensor(codes, values)
+    return QuantizedTensor(codes, values)
 
 
 def test_two_updates_by_hand() -> None:
@@ -69,7 +69,7 @@ def test_a_convex_quadratic_reaches_its_constrained_optimum(seed: int) -> None:
         if step % 20 == 0:
             dense = admm.points()[0].clamp(min=0)
             codes = torch.where(dense > 0, torch.arange(1, 17, dtype=torch.int16).view(4, 4), 0).to(torch.int16)
-            residual = admm.update([CodedTensor(codes, dense.flatten())])
+            residual = admm.update([QuantizedTensor(codes, dense.flatten())])
     torch.testing.assert_close(w, c.clamp(min=0), atol=2e-3, rtol=0)
     assert residual < 1e-3
 
@@ -86,9 +86,9 @@ def test_a_sparse_quadratic_keeps_the_right_weights() -> None:
         w -= 0.1 * (w - c)
         admm.follow(1.0)
         if step % 10 == 0:
-            projection = project_priced(admm.points(), 132)
-            admm.update(projection.coded)
-    kept = projection.coded[0].codes.flatten().nonzero().flatten()
+            projection = project_to_bits(admm.points(), 132)
+            admm.update(projection.quantized)
+    kept = projection.quantized[0].codes.flatten().nonzero().flatten()
     assert set(kept.tolist()) == set(chosen.tolist())
 
 

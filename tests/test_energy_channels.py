@@ -22,7 +22,7 @@ from autocompress.constraints.energy_channels import (
     loss_at,
     losses_of,
     widths_by_greedy,
-    widths_by_price,
+    widths_by_multiplier,
 )
 from autocompress.energy.channel_graph import ChannelGraph, difference
 from autocompress.energy.channel_model import ChannelEnergy, fit_channel_energy, random_widths
@@ -130,7 +130,7 @@ def test_widths_against_every_choice() -> None:
     for seed in range(25):
         losses, model, limit = instance(seed)
         best = best_loss(losses, model, limit)
-        for name, method in (("price", widths_by_price), ("greedy", widths_by_greedy), ("chosen", choose_widths)):
+        for name, method in (("price", widths_by_multiplier), ("greedy", widths_by_greedy), ("chosen", choose_widths)):
             widths = method(losses, model, limit)
             assert float(model.of(widths)) <= limit
             assert (widths >= 1).all()

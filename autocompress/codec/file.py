@@ -40,7 +40,7 @@ class Payload:
     Attributes:
         fingerprint: 4 bytes that tell for which names and shapes the stream was written.
         table: the deflated name table, or None.
-        stream: the entropy-coded state.
+        stream: the entropy-quantized state.
         version: of the stream.
     """
 
@@ -175,7 +175,7 @@ def decode_state(data: bytes, layout: Layout | None = None) -> CompressedState:
             raise CorruptArtifactError("the name table does not belong to the rest of the file")
         raise InvalidInputError(f"the file was written for another network: {_difference(layout, table)}")
     state = decode_stream(payload.stream, ordered, chosen.aliases, kernels=payload.version > 1)
-    values = {name: tensor.values for name, tensor in state.coded.items()}
+    values = {name: tensor.values for name, tensor in state.quantized.items()}
     for name, tensor in (values | {name: grid.dense() for name, grid in state.grid.items()}).items():
         if not bool(tensor.isfinite().all()):
             raise CorruptArtifactError(f"{name!r} has values beyond what a float32 number holds")

@@ -34,14 +34,14 @@ class CodeBitsProjection:
     """The result of one update.
 
     Attributes:
-        coded: V, one per layer.
+        quantized: V, one per layer.
         used_bits: its code bits, at most the budget.
         squared_error: ||V - X||^2.
         allocation: of the choices.
         starts: for the next update.
     """
 
-    coded: list[WeightTensor]
+    quantized: list[WeightTensor]
     used_bits: int
     squared_error: float
     allocation: Allocation
@@ -81,12 +81,12 @@ def project_code_bits(
     ]
     choices = [found for found, _ in layers]
     allocation = allocate_choices(choices, budget_bits)
-    coded = [
+    quantized = [
         row[choice].encode(target, closing=closing)
         for row, choice, target in zip(choices, allocation.choices, targets, strict=True)
     ]
-    error = squared_error(coded, targets)
-    return CodeBitsProjection(coded, code_bits(coded), error, allocation, [start for _, start in layers])
+    error = squared_error(quantized, targets)
+    return CodeBitsProjection(quantized, code_bits(quantized), error, allocation, [start for _, start in layers])
 
 
 def allocate_choices(choices: Sequence[Sequence[CodeChoice]], budget_bits: int) -> Allocation:
@@ -137,7 +137,7 @@ class CodeBitsConstraint(WeightsAlone):
         """Returns V; with `last` codebooks of kernels are fitted to all vectors."""
         found = project_code_bits(x, budget, state, closing=last, kinds=KINDS[self.constants.codebooks])
         error, greedy = found.squared_error, not found.allocation.exact
-        return Projection(found.coded, None, error, relative_error(error, x), 0.0, greedy=greedy), found.starts
+        return Projection(found.quantized, None, error, relative_error(error, x), 0.0, greedy=greedy), found.starts
 
     def project_last(
         self, x: Sequence[Tensor], budget: int, state: list[WarmStart] | None, w: Sequence[Tensor] | None = None

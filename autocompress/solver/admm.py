@@ -11,7 +11,7 @@ Scaled form of the augmented Lagrangian (Boyd et al. 2011, section 3.1.1; Yang e
 | symbol | here | shape |
 |---|---|---|
 | W | `weights`, the parameters being trained | any, per layer |
-| V | `coded`, values of a codebook or zero | as W |
+| V | `quantized`, values of a codebook or zero | as W |
 | U | `duals` | as W |
 | rho | never set: see `Admm` | |
 """
@@ -69,12 +69,12 @@ class Admm:
 
     @torch.no_grad()
     def update(
-        self, coded: Sequence[WeightTensor], pruned: Sequence[Tensor] | None = None, rules: object = None
+        self, quantized: Sequence[WeightTensor], pruned: Sequence[Tensor] | None = None, rules: object = None
     ) -> float:
         """Takes the projection's V (and W), moves the dual: U <- U + W - V.
 
         Args:
-            coded: V, projections of `points()`.
+            quantized: V, projections of `points()`.
             pruned: a new W where the method projects W, too (Yang et al. 2020 prune it in place).
             rules: not used: between two updates the network runs as W.
 
@@ -82,7 +82,7 @@ class Admm:
             The primal residual ||W - V||.
         """
         residual = 0.0
-        for i, (weight, dual, tensor) in enumerate(zip(self.weights, self.duals, coded, strict=True)):
+        for i, (weight, dual, tensor) in enumerate(zip(self.weights, self.duals, quantized, strict=True)):
             if pruned is not None:
                 weight.copy_(pruned[i])
             v = tensor.dense().to(weight)

@@ -33,7 +33,7 @@ from autocompress.training.ranks import ranks_of
 logger = logging.getLogger(__name__)
 
 # A gradient scaler skips a step now and then; of so many in fine-tuning at least one has to have been taken.
-FEWEST_STEPS = 10
+MIN_STEPS = 10
 
 
 class Compressor:
@@ -138,7 +138,7 @@ class Compressor:
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """One entry per projection: step, residual, error, price, nonzeros."""
+        """One entry per projection: step, residual, error, multiplier, nonzeros."""
         return self.run.history
 
     def step(self) -> None:
@@ -188,7 +188,7 @@ class Compressor:
                 self.total_steps,
             )
         values = self.run.end()
-        if FEWEST_STEPS <= self.run.fine_tuning_steps == self.run.skipped_steps:
+        if MIN_STEPS <= self.run.fine_tuning_steps == self.run.skipped_steps:
             raise TrainingDivergedError("no step of fine-tuning had a finite gradient: the training diverged")
         if self.quality is not None:
             candidates, judged_by = self.quality.files, "the promise"
@@ -211,7 +211,7 @@ class Compressor:
             judged_by=judged_by,
             scores={} if self.quality is not None else candidates.scores,
             zero_layers=zero_layers(chosen.state),
-            layers=len(chosen.state.coded),
+            layers=len(chosen.state.quantized),
             skipped_steps=self.run.skipped_steps,
             greedy=self.run.greedy,
             promise_kept=None if result.promise is None else result.promise["kept"],
