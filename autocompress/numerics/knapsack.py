@@ -6,8 +6,8 @@
 An item is a weight, its profit w^2, its size the bits of its layer. The greedy keeps the weights with
 w^2 > multiplier * bits at the smallest multiplier that fits, then goes on past a weight that does not fit to later
 ones that do. Sizes are small integers, so an optimum is near: it differs from the optimum of the linear relaxation in
-at most 2 * max(bits) + 1 items (Eisenbrand & Weismantel 2018, theorem 3.1, one constraint), and a dynamic programme over
-that neighbourhood finds it exactly, at a cost that does not depend on the number of weights.
+at most 2 * max(bits) + 1 items (Eisenbrand & Weismantel 2018, theorem 3.1, one constraint), and dynamic programming
+over that neighbourhood finds it exactly, at a cost that does not depend on the number of weights.
 """
 
 from __future__ import annotations

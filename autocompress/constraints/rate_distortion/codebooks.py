@@ -89,16 +89,23 @@ def merge_codes(
     groups = [_Group([i], count, sums[i]) for i, count in enumerate(counts) if count and sums[i] != 0]
     groups.append(_Group([], zeros, 0.0, is_zero=True))
     groups.sort(key=lambda group: group.mean)
+    zero = next(i for i, group in enumerate(groups) if group.is_zero)
+    pairs = [_gain(groups[i : i + 2], value_cost, multiplier) for i in range(len(groups) - 1)]
     while len(groups) > 2:  # zero and one value stay: a tensor that is all zero passes nothing on
-        spans = [slice(i, i + 2) for i in range(len(groups) - 1)]
-        middle = next(i for i, group in enumerate(groups) if group.is_zero)
-        if 0 < middle < len(groups) - 1 and len(groups) > 3:
-            spans.append(slice(middle - 1, middle + 2))
-        gains = [_gain(groups[span], value_cost, multiplier) for span in spans]
-        best = spans[gains.index(max(gains))]
-        if max(gains) <= 0:
+        gain = max(pairs)
+        first = pairs.index(gain)
+        after = first + 2
+        if 0 < zero < len(groups) - 1 and len(groups) > 3:
+            three = _gain(groups[zero - 1 : zero + 2], value_cost, multiplier)
+            if three > gain:
+                gain, first, after = three, zero - 1, zero + 2
+        if gain <= 0:
             break
-        groups[best] = [_joined(groups[best])]
+        groups[first:after] = [_joined(groups[first:after])]
+        zero = first if first <= zero < after else zero - (after - first - 1) * (zero >= after)
+        # Only the gains of the pairs that the new group is in are new.
+        neighbours = range(max(first - 1, 0), min(first + 1, len(groups) - 1))
+        pairs[max(first - 1, 0) : after] = [_gain(groups[i : i + 2], value_cost, multiplier) for i in neighbours]
     place = [0] * len(counts)
     kept = [group for group in groups if not group.is_zero]
     for number, group in enumerate(kept):
