@@ -84,9 +84,7 @@ def main() -> None:
     parser.add_argument("task", help="MODEL-DATA")
     parser.add_argument("target")
     parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument(
-        "--weights", help="file of the reference's weights, in the data folder; default: trained"
-    )
+    parser.add_argument("--weights", help="file of the reference's weights, in the data folder; default: trained")
     parser.add_argument("--repeats", type=int, default=1)
     asked = parser.parse_args()
     torch.set_num_threads(1)
