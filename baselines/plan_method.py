@@ -74,7 +74,7 @@ class PlanMethod:
         """Returns None: between two projections V follows by magnitude."""
         return None
 
-    def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
+    def project_last(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
         return self._projected(self._repair(targets).quantized, targets)
 
     def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
@@ -167,8 +167,8 @@ class PricedMethod:
             return None
         return [_ScaledTables(rule, scale) for rule, scale in zip(rules, self.scales, strict=True)]
 
-    def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
-        return self._unscaled(self.inner.close(weights, self._scaled(targets)), targets)
+    def project_last(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
+        return self._unscaled(self.inner.project_last(weights, self._scaled(targets)), targets)
 
     def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         return self.inner.fit(coded, sides)

@@ -214,7 +214,7 @@ def make_space(name: str, network: Network, budget: Budget) -> PlanSpace:
 def one_price_plan(network: Network, budget: Budget) -> Plan:
     """Returns the compressor's own plan for a network as it is: the same price of a bit in every layer."""
     weights = [weight.detach().float().clone() for weight in network.weights]
-    found = scalar_tensors(budget.method(DEFAULTS).close(weights, weights).quantized)
+    found = scalar_tensors(budget.method(DEFAULTS).project_last(weights, weights).quantized)
     return Plan.of(dict(zip([name for name, _ in network.selection.weights], found, strict=True)))
 
 

@@ -41,7 +41,7 @@ def test_two_updates_by_hand() -> None:
 def test_the_contraction_between_two_updates_is_what_was_said() -> None:
     w = torch.ones(3, 3)
     admm = Admm([w], 100, CONTRACTION)
-    admm.anchors[0].zero_()
+    admm.centers[0].zero_()
     for _ in range(100):
         admm.follow(1.0)
     assert float(w[0, 0]) == pytest.approx(1 - CONTRACTION, abs=0.01)
@@ -97,4 +97,4 @@ def test_the_state_round_trips() -> None:
     admm.update([coded([[1.0, 0.0], [0.5, 0.0]])])
     other.load_state_dict(admm.state_dict())
     assert torch.equal(other.duals[0], admm.duals[0])
-    assert torch.equal(other.anchors[0], admm.anchors[0])
+    assert torch.equal(other.centers[0], admm.centers[0])

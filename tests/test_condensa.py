@@ -199,7 +199,7 @@ def test_lc_is_admm_on_a_quadratic_when_the_penalty_is_constant():
     mu = proximal_strength(4, 0.5, 1.0) / rate
     lc = LearnCompress({"w": x}, scheme, mu, factor=1.0)
     v = scheme.compress({"w": w})["w"]
-    admm.anchors[0].copy_(v)  # L-C begins at theta = pi(w), lambda = 0; ADMM at V = W
+    admm.centers[0].copy_(v)  # L-C begins at theta = pi(w), lambda = 0; ADMM at V = W
     for _ in range(12):
         for _ in range(400):
             w -= rate * a * (w - c)

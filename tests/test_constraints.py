@@ -10,7 +10,7 @@ from autocompress.constraints.constraint import Constraint, Network, Projection
 from autocompress.constraints.factory import count_energy, make_constraint
 from autocompress.network.network_state import vector_tensors
 from autocompress.network.selection import original_bytes, select
-from autocompress.targets import hold_together
+from autocompress.targets import combined
 
 TARGETS = [
     "600B",
@@ -28,7 +28,7 @@ def make(target: str) -> tuple[Constraint, Network]:
     """Returns the constraint of a target for a small network."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
-    network, targets = Network(model, select(model)), hold_together(target)
+    network, targets = Network(model, select(model)), combined(target)
     energy = count_energy(targets, network, torch.zeros(1, 1, 6, 6), None)
     return make_constraint(targets, network, original_bytes(model), energy), network
 

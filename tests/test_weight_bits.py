@@ -42,7 +42,7 @@ def test_dense_follows_the_path_and_ends_at_the_target() -> None:
     assert 60 < sum(c.weight_data_bits for c in start.quantized) <= 60 * DEFAULTS.path_start
     end = method.project(weights(net), weights(net), DEFAULTS.path_fraction)
     assert sum(c.weight_data_bits for c in end.quantized) <= 60
-    closed = method.close(weights(net), weights(net))
+    closed = method.project_last(weights(net), weights(net))
     assert sum(c.weight_data_bits for c in closed.quantized) <= 60
     assert closed.error <= end.error * (1 + 1e-6)
 

@@ -1,4 +1,4 @@
-"""`CodeBits`: scalar codebooks or codebooks of kernels, whichever errs less for its bits in each layer.
+"""`CodeBits`: scalar codebooks or codebooks of kernels, whichever has less error for its bits in each layer.
 
 The projection onto the networks of at most so many code bits: the kind and size of each layer's codebook.
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autocompress.constraints.codebook_choices import EITHER, KINDS, CodeChoice, WarmStart, code_choices
+from autocompress.constraints.codebook_kinds import EITHER, KINDS, CodeChoice, WarmStart, code_choices
 from autocompress.constraints.constraint import Network, Projection, relative_error
 from autocompress.constraints.file_writer import WeightsAlone
 from autocompress.constraints.weight_bits import squared_error
@@ -62,7 +62,7 @@ def project_code_bits(
         targets: X, one floating tensor with elements per layer, any shapes, any device.
         budget_bits: most code bits.
         starts: what the last update returned.
-        kinds: SCALARS, KERNELS or EITHER of `codebook_choices`.
+        kinds: SCALARS, KERNELS or EITHER of `codebook_kinds`.
         closing: take more care with the codebooks chosen.
 
     Raises:

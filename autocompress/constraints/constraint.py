@@ -98,7 +98,7 @@ class Method(Protocol):
     def rules(self) -> Sequence[Rule] | None:
         """Returns how V follows W between two projections, by the last one's tables; None = by magnitude."""
 
-    def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
+    def project_last(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
         """Returns the last projection, the one that is fine-tuned."""
 
     def fit(self, quantized: Sequence[WeightTensor], vectors: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
@@ -132,7 +132,7 @@ class Projector(Generic[State]):
         found, self.state = self.constraint.project(targets, self.budget_at(fraction), self.state, weights)
         return found
 
-    def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
+    def project_last(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
         """Returns the projection that is fine-tuned."""
         found, self.state = self.constraint.project_last(targets, self.budget_at(1.0), self.state, weights)
         return found

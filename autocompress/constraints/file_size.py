@@ -128,7 +128,7 @@ class FileSizeConstraint:
             target, self.path(target, self.ceiling_bytes, fraction, self.constants), energy, fraction, moved
         )
 
-    def aimed(self, state: FileState, target_bytes: int) -> FileState:
+    def with_target(self, state: FileState, target_bytes: int) -> FileState:
         """Returns the state for another target; what was rounded more coarsely to meet the last one is not any more."""
         return replace(state, file=replace(state.file, budget_bytes=target_bytes, vector_factor=1.0))
 
@@ -137,7 +137,7 @@ class FileSizeConstraint:
     ) -> tuple[Projection, FileState]:
         """Returns V for the budget of this moment; corrects the estimate by a real encoding now and then."""
         if budget.moved:
-            state = self.aimed(state, budget.target_bytes)
+            state = self.with_target(state, budget.target_bytes)
         projection, state = self._projected(x, state.estimated_bits(budget.file_bytes), budget.energy, state)
         if budget.fraction >= state.next_calibration:
             _, state = self._calibrated(scalar_tensors(projection.quantized), state)
@@ -194,7 +194,7 @@ class FileSizeConstraint:
         one file is too large and one is not, then by interpolation between the two.
         """
         if budget.moved:
-            state = self.aimed(state, budget.target_bytes)
+            state = self.with_target(state, budget.target_bytes)
         allowed = state.file.allowed_bytes
         slack = max(2, int(CLOSING_SLACK * allowed))
         bits = state.estimated_bits(allowed)

@@ -25,7 +25,7 @@ from autocompress.solver.lazy_projection import LazyProjection, dense_layers
 from autocompress.solver.phases import FineTuningPhase, Phase, ProjectionPhase, Run, all_tensors, put_back
 from autocompress.solver.quality_constraint import SEARCH_FRACTION, make_quality_constraint
 from autocompress.solver.result import Outcome, Result, zero_layers
-from autocompress.targets import Target, Targets, WeightBits, hold_together
+from autocompress.targets import Target, Targets, WeightBits, combined
 from autocompress.training.checks import check_finite, check_validation
 from autocompress.training.evaluation import evaluate as evaluate_batches
 from autocompress.training.ranks import ranks_of
@@ -91,7 +91,7 @@ class Compressor:
             InfeasibleTargetError: naming the smallest target that can be met.
         """
         self.total_steps = whole_number("total_steps", total_steps, 0)
-        self.target, self.constants = hold_together(target), constants
+        self.target, self.constants = combined(target), constants
         self.model, self.optimizer = model, optimizer
         self.ranks = ranks_of(model)
         self.ranks.check_same({"total_steps": self.total_steps, "target": str(self.target)})

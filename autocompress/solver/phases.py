@@ -244,7 +244,7 @@ class Run:
 
     def assign(self, method: Method, x: Sequence[Tensor], steps: int) -> FineTuning:
         """Projects X onto the target itself, fixes the assignments and puts them into the network."""
-        projection = self.decided(method, lambda: method.close(self.network.weights, x))
+        projection = self.decided(method, lambda: method.project_last(self.network.weights, x))
         if method is self.method:
             self.record(projection, 0.0)
         return start_fine_tuning(self.network, projection.quantized, method, steps, self.constants.fine_tuning_step)

@@ -132,7 +132,7 @@ class QualityConstraint:
         start, _ = self._smallest(FIRST_FALL, self.controller.lowest_bytes, self.controller.budget_bytes)
         _, quantized = self._smallest(0.0, start, self.controller.highest_bytes)
         if quantized is not None:  # what is quantized costs more than its estimate, or less
-            state = self.constraint.aimed(self.method.state, int(self.controller.highest_bytes))
+            state = self.constraint.with_target(self.method.state, int(self.controller.highest_bytes))
             self.files.add(
                 ONE_SHOT, *self.constraint.writer(state).fit(quantized, vector_tensors(self.network.selection))
             )
