@@ -21,7 +21,7 @@ import autocompress as ac
 from autocompress.cli import main
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.network.selection import original_bytes
-from autocompress.solver.budget_search import BudgetController, SizeSearch
+from autocompress.solver.budget_controller import BudgetController, SizeSearch
 from autocompress.solver.quality_constraint import STAGES
 from autocompress.targets import AccuracyDrop, FileSize, LossIncrease, WeightBits, combined, parse_target
 from studies.experiments import promises as accuracy_target

@@ -13,7 +13,7 @@ _OBSERVATION = 32
 _LIMIT = 1 << 22
 # How many observations the distribution over all contexts is worth in each context.
 _BORROWED = 8
-# An integer is quantized as the number of its bits, its sign, and the bits below the leading one.
+# An integer is coded as the number of its bits, its sign, and the bits below the leading one.
 LENGTHS = 18
 
 
@@ -58,7 +58,7 @@ class Symbols:
     def code(self, coder: Coder, values: Array, contexts: Array | None = None) -> Array:
         """Codes one block of values [n] with contexts [n] and learns from it. Returns the values."""
         size = self.counts.shape[1]
-        weights = self.weights()  # of all contexts before any is quantized: their order must not matter
+        weights = self.weights()  # of all contexts before any is coded: their order must not matter
         if contexts is None:
             values = coder.symbols(weights[0], values)
             self.counts[0] += np.bincount(values, minlength=size)

@@ -1,4 +1,4 @@
-"""The values of a codebook in the stream: integers times one step, ascending, so that only the gaps are quantized."""
+"""The values of a codebook in the stream: integers times one step, ascending, so that only the gaps are coded."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""From a state to the bytes of a file and back.
-
-The outside of the file: a safetensors container with one uint8 tensor, and a checksum.
+"""From a state to the bytes of a file and back: a safetensors container with one uint8 tensor, and a checksum.
 
 Layout of the tensor: 1 byte (format version * 2 + whether a name table follows), 4 bytes CRC-32 of all the rest of
 the tensor and that byte, 4 bytes fingerprint of names and shapes, the name table if any (its length as a varint), the
@@ -40,7 +38,7 @@ class Payload:
     Attributes:
         fingerprint: 4 bytes that tell for which names and shapes the stream was written.
         table: the deflated name table, or None.
-        stream: the entropy-quantized state.
+        stream: the entropy-coded state.
         version: of the stream.
     """
 

@@ -63,7 +63,7 @@ GROUP_PRIORS = (1.0, 0.3, 3.0, 10.0, 30.0)
 _TAP_PRIOR = 30.0
 _CONTEXT_PRIOR = 2.0
 _CONTEXTS = 9
-# Rows are quantized in blocks of this fraction of the rows before, between which the factors are learned.
+# Rows are coded in blocks of this fraction of the rows before, between which the factors are learned.
 BLOCK_PART = 8
 
 
@@ -168,7 +168,7 @@ def code_flags(
         models: what earlier tensors taught; updated.
         group_start: int64 [G] of `starts`.
         priors: prior counts of columns and of groups.
-        neighbours: whether the taps of a kernel are quantized one after another, in the context of those before.
+        neighbours: whether the taps of a kernel are coded one after another, in the context of those before.
         part: blocks are one in so many of the rows before; another number is another stream.
     """
     groups, height, width = mask.shape[1:]

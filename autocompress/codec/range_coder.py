@@ -1,4 +1,4 @@
-"""One range-quantized stream: an encoder, a decoder, and a meter that only counts bits, with one interface.
+"""One range-coded stream: an encoder, a decoder, and a meter that only counts bits, with one interface.
 
 The model code of this package is written once for both directions. It walks an array in an order that both sides
 know, and calls `coder.flags(probabilities, values)`: the encoder writes `values` and returns them; the decoder looks

@@ -45,7 +45,7 @@ class Entry:
 
 
 def entries_of(state: CompressedState) -> list[Entry]:
-    """Returns the entries of a state in the order of the stream: quantized, grid, raw."""
+    """Returns the entries of a state in the order of the stream: coded, grid, raw."""
     quantized = [Entry(name, tensor.shape) for name, tensor in state.quantized.items()]
     grid = [Entry(name, tuple(tensor.levels.shape)) for name, tensor in state.grid.items()]
     return quantized + grid + [Entry(name, tuple(tensor.shape)) for name, tensor in state.raw.items()]
@@ -101,7 +101,7 @@ def decode_stream(
 
 
 def decode_kinds(data: bytes, entries: Sequence[Entry]) -> list[Entry]:
-    """Returns the entries reordered as in the stream (quantized, grid, raw); reads its first bits only."""
+    """Returns the entries reordered as in the stream (coded, grid, raw); reads its first bits only."""
     kinds = _code_kinds(Decoder(data), list(entries), None)
     return sorted(entries, key=lambda entry: kinds[entry.name])
 

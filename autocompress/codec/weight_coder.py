@@ -85,7 +85,7 @@ class Choice:
 
     Attributes:
         view: 0 the tensor's own shape, 1 columns grouped by the rows of an earlier tensor, 2 transposed.
-        neighbours: 1 where taps are quantized in the context of their neighbours.
+        neighbours: 1 where taps are coded in the context of their neighbours.
         start: how `starts` makes the groups differ at first.
         column: index into `COLUMN_PRIORS`.
         group: index into `GROUP_PRIORS`.

@@ -1,11 +1,9 @@
 """`CodeBits`: scalar codebooks or codebooks of kernels, whichever has less error for its bits in each layer.
 
-The projection onto the networks of at most so many code bits: the kind and size of each layer's codebook.
-
     minimise  sum_l ||V_l - X_l||^2   subject to   sum_l code_bits(V_l) <= budget
 
 Every layer has a list of choices (`code_choices`), each fitted by k-means; the multiple-choice knapsack over them is
-solved exactly where `allocation` finishes.
+solved exactly where `multiple_choice_knapsack` finishes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`Energy`: the weighted knapsack on a path of budgets; values as fine as a codebook of the file allows.
 
-Which weights to keep within an energy: a 0-1 knapsack whose items have the energy of a weight of their layer.
+A 0-1 knapsack whose items have the energy of a weight of their layer.
 
     minimise  sum of the squares of the zeroed weights   subject to   sum_l E_l(nonzeros_l) <= limit,
               nonzeros_l >= 1,      E_l(k) = each_l k + overflow_l max(0, k - cache)       (Yang et al. 2019, ICLR)

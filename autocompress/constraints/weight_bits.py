@@ -1,10 +1,7 @@
-"""`WeightBits`: the two knapsacks of Yang et al. (2020), with W left dense or pruned in place as published.
+"""`WeightBits`: the two knapsacks of Yang et al. (2020), with W left dense or pruned in place as they do.
 
-The weight-data projection of Yang et al. (2020): one update of W's nonzeros and V's bits and codebooks.
-
-    A:  W <- the weights kept by a 0-1 knapsack at the present bits                           (`knapsack`)
-    B:  V <- W + U quantized where A kept weights, bits by a multiple-choice knapsack             (`kmeans`,
-        `allocation`)
+    A:  W <- the weights kept by a 0-1 knapsack at the present bits                (`knapsack`)
+    B:  V <- W + U quantized where A kept weights, bits by a multiple-choice knapsack  (`multiple_choice_knapsack`)
 
 W is the network in training, V its compressed twin, U the scaled dual variable. Before the first update there are no
 bits; they are then found together with the nonzeros (`weight_bits_search`).
@@ -196,7 +193,7 @@ class WeightBitsConstraint(WeightsAlone):
     def project_last(
         self, x: Sequence[Tensor], budget: int, state: WeightBitsState | None, w: Sequence[Tensor] | None = None
     ) -> tuple[Projection, WeightBitsState | None]:
-        """Returns the projection, improved by the warm_start mode at the same bits."""
+        """Returns the projection, improved by a multiplier search at the same bits."""
         projection, state = self.project(x, budget, state)
         quantized = improve_weight_data(x, scalar_tensors(projection.quantized), budget)
         error = squared_error(quantized, x)

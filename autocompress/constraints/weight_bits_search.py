@@ -4,7 +4,7 @@ Candidates are, for multipliers per bit closing in on the budget by bisection, t
 error + multiplier * bits * nonzeros is least, and every uniform bit-width. Projections A and B alternate from the best
 one until the error stops falling, so the start is never worse than the best uniform one.
 
-The rate-distortion projection for weight data: one multiplier for bits times nonzeros, positions free.
+Its last projection is a rate-distortion one: one multiplier for bits times nonzeros, positions free.
 
 Problem:  minimise  sum_l ||V_l - X_l||^2   subject to   sum_l b_l ||V_l||_0 <= budget_bits,   b_l fixed.
 
@@ -31,7 +31,7 @@ from autocompress.numerics.multiple_choice_knapsack import Allocation, allocate
 
 BIT_CHOICES = tuple(range(1, 9))
 MULTIPLIER_ROUNDS = 12  # of the bisection: neighbouring multipliers then differ by less than their effect on the bits
-CLOSE = 0.005  # share of the budget within which the multiplier is found: projection A spends the rest
+BUDGET_TOLERANCE = 0.005  # share of the budget within which the multiplier is found: projection A spends the rest
 MULTIPLIER_CANDIDATES = 3  # multipliers nearest the budget whose bits are tried
 ALTERNATIONS = 6  # at most, of A and B from one candidate; two or three are usual
 
@@ -125,7 +125,7 @@ def _bits_at_multiplier(layers: Sequence[_Layer], budget_bits: int) -> list[list
         bits = [bit for bit, _ in choices]
         if sum(bits) <= budget_bits and all(bits != other for _, other in seen):
             seen.append((abs(np.log(used_bits / budget_bits)), bits))
-        if abs(used_bits - budget_bits) <= CLOSE * budget_bits:
+        if abs(used_bits - budget_bits) <= BUDGET_TOLERANCE * budget_bits:
             break
         low, high = (low, middle) if used_bits <= budget_bits else (middle, high)
     return [bits for _, bits in sorted(seen)[:MULTIPLIER_CANDIDATES]]

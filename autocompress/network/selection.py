@@ -159,7 +159,7 @@ MAX_WEIGHT = 1e18
 
 
 def check_trainable(selection: Selection) -> None:
-    """Returns if the tensors to be compressed are those of a trained network, in a type that can be trained.
+    """Checks that the tensors to be compressed are those of a trained network, in a type that can be trained.
 
     Raises:
         InvalidInputError: NaN, infinite or enormous values, or float16: naming the tensor.
@@ -184,7 +184,7 @@ def is_moderate(tensor: Tensor) -> bool:
 
 
 def _check_has_values(name: str, parameter: nn.Parameter) -> None:
-    """Returns if a parameter is a tensor with values in memory.
+    """Checks that a parameter is a tensor with values in memory.
 
     Raises:
         InvalidInputError: it is lazy, on the meta device, or a shard or another wrapper of tensors.

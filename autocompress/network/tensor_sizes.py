@@ -6,7 +6,7 @@ bits on just that. Here a tensor of n weights costs
     scalar    ceil(log2 binomial(n, m)) + m ceil(log2 K) + 8 K    m nonzeros of K values, and where they are
     kernels   N ceil(log2 K) + 6 K d                              N = n / d vectors of d weights (Yu et al. 2020)
 
-16 bits a value where K > 127, as in the file. Nothing is entropy quantized; one step and the numbers m and K are free,
+16 bits a value where K > 127, as in the file. Nothing is entropy-coded; one step and the numbers m and K are free,
 as are biases and norms.
 
 Weight data: bits times nonzeros, summed over the compressed tensors.

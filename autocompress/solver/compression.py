@@ -1,4 +1,4 @@
-"""The whole story: a trained network, a target, the user's data; back comes a file that meets the target."""
+"""`compress`: trains a network while projecting it onto its target, fine-tunes it and writes the best file."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ class Compressor:
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """One entry per projection: step, residual, error, multiplier, nonzeros."""
+        """One entry per projection: step, residual, error, price (the multiplier), nonzeros."""
         return self.run.history
 
     def step(self) -> None:
@@ -299,7 +299,7 @@ def check_target(
     example: Any = None,
     energy_model: ChannelEnergy | None = None,
 ) -> None:
-    """Returns if a network can be compressed to a target: known before any training.
+    """Checks that a network can be compressed to a target: known before any training.
 
     Raises:
         InvalidInputError, InfeasibleTargetError: as a `Compressor` of them does.
@@ -320,7 +320,7 @@ def check_target(
 
 
 def check_outputs(compressed: nn.Module, run: Run, batches: Iterable[Any] | None) -> None:
-    """Returns if a compressed network's outputs are finite where the given one's were, or where nothing can tell.
+    """Checks that a compressed network's outputs are finite where the given one's were, or where nothing can tell.
 
     Raises:
         TrainingDivergedError: they are not; the layer is named.

@@ -64,7 +64,7 @@ class Phase(Protocol):
 
 
 class ProjectionPhase:
-    """W <- M W + D (x - V) after each step; V <- P(W) at each update, and by the update's rules in between."""
+    """W <- V + m (W - V) + D (x - V) after each step; V <- P(W) at each update, in between by its rules."""
 
     def __init__(self, run: Run, steps: int, watch: Watch | None = None) -> None:
         """Prepares nothing yet; `watch` sees V after each update."""
@@ -154,7 +154,7 @@ class Run:
         ranks: that train the network together.
         constants: of the method.
         phases: in order; `number` is the index of the present one.
-        history: one entry per projection: step, residual, error, multiplier, nonzeros.
+        history: one entry per projection: step, residual, error, price (the multiplier), nonzeros.
         steps: of the optimizer, so far.
         greedy: whether the last projection was a greedy rule's answer.
         fine_tuning_steps: of all phases of fine-tuning, so far.

@@ -24,7 +24,7 @@ from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import WeightTensor
 from autocompress.network.live_network import copy_network
 from autocompress.network.network_state import vector_tensors
-from autocompress.solver.budget_search import MEDIAN_OF, BudgetController, SizeSearch
+from autocompress.solver.budget_controller import MEDIAN_OF, BudgetController, SizeSearch
 from autocompress.solver.candidates import ONE_SHOT, TRAINED, Candidate, Candidates, Key
 from autocompress.solver.phases import FineTuningPhase, Phase, ProjectionPhase, Run
 from autocompress.targets import AccuracyDrop, Promise
@@ -38,7 +38,7 @@ STAGES = 5
 # learning rate is at its peak.
 ALLOWANCE = 0.5
 # The first budget is the smallest at which V, at once and untrained, falls by so many times what the promise allows...
-FIRST_FALL = 5.0
+START_VIOLATION = 5.0
 # ... as this many halvings of the range find it.
 FIRST_TRIES = 6
 # A network without weights that scores better than the one that was given by more than this part says that the score is
@@ -99,7 +99,7 @@ class QualityConstraint:
 
     @torch.no_grad()
     def _check_direction(self) -> None:
-        """Returns if a network without weights scores no better than the one that was given.
+        """Checks that a network without weights scores no better than the one that was given.
 
         Raises:
             InvalidInputError: it does, so the score is of the other direction than the promise says.
@@ -129,7 +129,7 @@ class QualityConstraint:
         Above it the run would learn nothing but lose steps. The smallest V that keeps the promise without any training
         is written and put aside: it is what is left where training itself breaks the promise, whatever the size.
         """
-        start, _ = self._smallest(FIRST_FALL, self.controller.lowest_bytes, self.controller.budget_bytes)
+        start, _ = self._smallest(START_VIOLATION, self.controller.lowest_bytes, self.controller.budget_bytes)
         _, quantized = self._smallest(0.0, start, self.controller.highest_bytes)
         if quantized is not None:  # what is quantized costs more than its estimate, or less
             state = self.constraint.with_target(self.method.state, int(self.controller.highest_bytes))

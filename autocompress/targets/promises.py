@@ -1,4 +1,4 @@
-"""Two targets that are promises: how far the network may fall behind the one that was given; the file is what gives."""
+"""Quality constraints: how far the network may fall behind the one that was given, in the smallest file that does."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def merge_codes(
         counts: members of each code.
         sums: their sums.
         zeros: elements that are zero.
-        value_cost: multiplier of one codebook value in the file.
+        value_cost: Lagrangian cost of one codebook value in the file: multiplier x bits.
         multiplier: squared error per bit.
 
     Returns:
@@ -128,7 +128,7 @@ def split_codes(
         values: codebook, ascending.
         counts: members of each.
         errors: squared error of each.
-        value_cost: multiplier of one codebook value in the file.
+        value_cost: Lagrangian cost of one codebook value in the file: multiplier x bits.
         multiplier: squared error per bit.
         most: values that the codebook may have.
 

@@ -21,13 +21,13 @@ from autocompress.energy.accelerator import EnergyBudget
 class FixedTables:
     """The assignment rule of one layer."""
 
-    def __init__(self, tables: LayerTables, multiplier: float, nonzero_multiplier: float, device: torch.device) -> None:
+    def __init__(self, tables: LayerTables, multiplier: float, nonzero_cost: float, device: torch.device) -> None:
         """Prepares what does not depend on W.
 
         Args:
             tables: of the last projection.
             multiplier: squared error per bit.
-            nonzero_multiplier: what a nonzero costs beside its bits, in squared error: its energy at the multiplier of
+            nonzero_cost: what a nonzero costs beside its bits, in squared error: its energy at the multiplier of
                 energy.
             device: where W lies.
         """
@@ -36,20 +36,18 @@ class FixedTables:
         kept, between = lower_envelope(values.astype(float), offsets.astype(float))
         self.values = tables.values.to(device)[torch.as_tensor(kept, device=device)]
         self.between = torch.as_tensor(between, dtype=torch.float32, device=device)
-        code_multiplier = (
-            multiplier * lengths.code_bits.to(device)[torch.as_tensor(kept, device=device)] + nonzero_multiplier
-        )
+        code_cost = multiplier * lengths.code_bits.to(device)[torch.as_tensor(kept, device=device)] + nonzero_cost
         # What the cheapest nonzero costs at each place, and how much more each code does.
         self.cheapest = torch.full((0, 0), math.inf, device=device)
-        self.code_multiplier = code_multiplier
+        self.code_cost = code_cost
         if len(self.values):
-            self.code_multiplier = code_multiplier - code_multiplier.min()
+            self.code_cost = code_cost - code_cost.min()
             rows, columns = (multiplier * bits.to(device) for bits in (lengths.row_bits, lengths.column_bits))
-            self.cheapest = (rows + code_multiplier.min())[:, None] + columns
+            self.cheapest = (rows + code_cost.min())[:, None] + columns
 
     @property
     def smallest(self) -> float:
-        """The least magnitude of a nonzero."""
+        """The minimum magnitude of a nonzero."""
         return float(self.values.abs().min()) if len(self.values) else 1.0
 
     def assign(self, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +63,7 @@ class FixedTables:
         x = flat[index]
         code = torch.bucketize(x, self.between)
         value = self.values[code]
-        worth = value * (2 * x - value) > self.code_multiplier[code] + cheapest[index]
+        worth = value * (2 * x - value) > self.code_cost[code] + cheapest[index]
         index, value = index[worth], value[worth]
         if not index.numel():
             index = flat.abs().argmax().view(1)

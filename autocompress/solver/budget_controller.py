@@ -1,7 +1,7 @@
-"""The size of the file as a promise asks for it: a controller while the network learns, a search at the end.
+"""The file size that a quality constraint allows: a controller while the network learns, a search at the end.
 
-Both work on the logarithm of the size and see one number, the margin: how much of what the promise allows is left over,
-1 where the network is as good as the reference, 0 where the promise is just kept, below 0 where it is broken.
+Both work on the logarithm of the size and see one number, the margin: how much of the allowed loss of quality is left,
+1 where the network is as good as the reference, 0 where the constraint is just satisfied, below 0 where violated.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-# The budget's largest move between two updates, natural logarithm. V is thrown back for an update by faster ones,
+# The budget's largest move between two updates, natural logarithm. a faster one degrades V for an update,
 # whatever the budget, and what it scores then says nothing about the size.
 MAX_MOVE = 0.2
 # The median of so many margins counts: a single bad one says more about that moment than about the budget.
