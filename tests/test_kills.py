@@ -90,7 +90,7 @@ class Command:
 
 OUT = ["--target", "600B", "--out", "net.safetensors"]
 COMPRESS = Command(
-    ["autocompress", "compress", *TASK, *OUT, "--epochs", "80", "--resume", "run"],
+    ["autocompress", "compress", *TASK, *OUT, "--epochs", "20", "--resume", "run"],
     lambda folder: (folder / "net.safetensors").read_bytes(),
 )
 SEARCH = Command(
