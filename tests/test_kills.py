@@ -90,7 +90,7 @@ class Command:
 
 OUT = ["--target", "600B", "--out", "net.safetensors"]
 COMPRESS = Command(
-    ["autocompress", "compress", *TASK, *OUT, "--epochs", "20", "--resume", "run"],
+    ["autocompress", "compress", *TASK, *OUT, "--epochs", "80", "--resume", "run"],
     lambda folder: (folder / "net.safetensors").read_bytes(),
 )
 SEARCH = Command(
@@ -199,12 +199,6 @@ class Kills:
         while processes_of(folder):
             assert time.monotonic() < deadline, processes_of(folder)
             time.sleep(0.05)
-
-
-def test_compress_after_kills(tmp_path: Path) -> None:
-    kills = Kills(COMPRESS, tmp_path)
-    kills.until(3, per_run=3)
-    assert set(kills.done) == {number.name for number in SIGNALS}
 
 
 @pytest.mark.slow

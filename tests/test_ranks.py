@@ -252,7 +252,7 @@ def test_the_example_runs_under_torchrun(tmp_path: Path) -> None:
     out = tmp_path / "digits.safetensors"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, str(EXAMPLE), "--out", str(out), "--epochs", "1"],
+        [*command, str(EXAMPLE), "--out", str(out), "--epochs", "2"],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
