@@ -14,8 +14,8 @@ from autocompress.constraints.file_size import FileSizeConstraint
 from autocompress.constraints.file_writer import FileFit
 from autocompress.constraints.weight_bits import WeightBitsConstraint, squared_error
 from autocompress.errors import InvalidInputError
-from autocompress.network.compressed_tensors import CodedTensor, CompressedState
-from autocompress.network.network_state import side_tensors
+from autocompress.network.compressed_tensors import CompressedState, QuantizedTensor
+from autocompress.network.network_state import vector_tensors
 from autocompress.network.selection import original_bytes
 from autocompress.network.tensor_sizes import weight_data_bits
 from autocompress.solver.constants import SolverConstants
@@ -35,7 +35,7 @@ class Fitted:
         place: of the plan on the path of its proposal, see `repair`.
     """
 
-    coded: list[CodedTensor]
+    quantized: list[QuantizedTensor]
     plan: Plan
     size: int
     writer: FileWriter | None
@@ -60,7 +60,7 @@ class FileBudget:
         self.file = FileFit(network, self.budget_bytes)
         self.limit, self.unit, self.positions_count = self.file.allowed_bytes, "bytes", True
         self.fixed = float(self.file.smallest)
-        self._sides_fit = False
+        self._vectors_fit = False
 
     @property
     def asked(self) -> int:
@@ -74,15 +74,15 @@ class FileBudget:
             target += 1
         return target
 
-    def measure(self, coded: Sequence[CodedTensor]) -> tuple[int, FileWriter]:
+    def measure(self, coded: Sequence[QuantizedTensor]) -> tuple[int, FileWriter]:
         """Returns (bytes of the file, its writer): the biases are rounded at the weights' own price per bit."""
         weights = [weight.detach() for weight in self.network.weights]
         error = relative_error(squared_error(coded, weights), weights)
-        file = replace(self.file, price=marginal_price(coded, weights), relative_error=error)
-        sides = side_tensors(self.network.selection)
-        if not self._sides_fit:  # rounds the biases until they take no more than their share
+        file = replace(self.file, multiplier=marginal_multiplier(coded, weights), relative_error=error)
+        sides = vector_tensors(self.network.selection)
+        if not self._vectors_fit:  # rounds the biases until they take no more than their share
             _, file = file.bytes_without_weights(sides)
-            self.file, self._sides_fit = replace(self.file, side_factor=file.side_factor), True
+            self.file, self._vectors_fit = replace(self.file, vector_factor=file.vector_factor), True
         return len(file.encode(coded, sides)[1]), file
 
     def size_of(self, state: CompressedState, data: bytes) -> int:
@@ -95,11 +95,11 @@ class FileBudget:
     def writer_state(self, writer: FileWriter) -> list[float | None]:
         """Returns what `writer_of` makes the same writer from."""
         assert isinstance(writer, FileFit)
-        return [writer.price, writer.relative_error, writer.side_factor]
+        return [writer.multiplier, writer.relative_error, writer.vector_factor]
 
     def writer_of(self, state: Sequence[Any]) -> FileWriter:
-        price, error, side_factor = state
-        return replace(self.file, price=price, relative_error=error, side_factor=side_factor)
+        price, error, vector_factor = state
+        return replace(self.file, multiplier=price, relative_error=error, vector_factor=vector_factor)
 
 
 class WeightDataBudget:
@@ -118,7 +118,7 @@ class WeightDataBudget:
     def target_for(self, size: int) -> int:
         return size
 
-    def measure(self, coded: Sequence[CodedTensor]) -> tuple[int, FileWriter]:
+    def measure(self, coded: Sequence[QuantizedTensor]) -> tuple[int, FileWriter]:
         return weight_data_bits(coded), self.writer
 
     def size_of(self, state: CompressedState, data: bytes) -> int:
@@ -151,7 +151,7 @@ def make_budget(network: Network, target: Target) -> Budget:
     raise InvalidInputError(f"the target {target} is none that a search can fit plans to; give a file size or weights:")
 
 
-def marginal_price(coded: Sequence[CodedTensor], weights: Sequence[Tensor]) -> float:
+def marginal_multiplier(coded: Sequence[QuantizedTensor], weights: Sequence[Tensor]) -> float:
     """Returns the squared error per bit at which a plan would grow: what its next few bits would buy.
 
     If every layer kept a little more, in proportion, each further weight would save about the square of the smallest

@@ -148,7 +148,7 @@ class PlanObjective(TaskObjective):
         network = filled_copy(run.trainer.model, result.state)
         found = self._evaluation(run, reporter, started, self.scores(network))
         size = run.compressor.budget.size_of(result.state, result.data)
-        return replace(found, size=size, plan=Plan.of(result.state.coded).to_json(), file=result.data)
+        return replace(found, size=size, plan=Plan.of(result.state.quantized).to_json(), file=result.data)
 
     def _evaluation(
         self, run: PlanRun, reporter: _Reporter, started: float, scores: Scores, stopped: bool = False

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autocompress.constraints.weight_bits import project_plan
 from autocompress.errors import InvalidInputError
-from autocompress.network.compressed_tensors import CodedTensor, WeightTensor, scalar_tensors
+from autocompress.network.compressed_tensors import QuantizedTensor, WeightTensor, scalar_tensors
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Plan:
 
     @classmethod
     def of(cls, coded: Mapping[str, WeightTensor]) -> Plan:
-        """Returns the plan that compressed tensors follow, such as `result.state.coded`.
+        """Returns the plan that compressed tensors follow, such as `result.state.quantized`.
 
         Raises:
             InvalidInputError: one has a codebook of kernels, which no plan speaks of.
@@ -60,7 +60,9 @@ class Plan:
         scalar = zip(coded, scalar_tensors(list(coded.values())), strict=True)
         return cls({n: LayerPlan(c.nonzeros / max(c.codes.numel(), 1), len(c.values)) for n, c in scalar})
 
-    def apply(self, weights: Iterable[tuple[str, Tensor]], starts: Sequence[Tensor] | None = None) -> list[CodedTensor]:
+    def apply(
+        self, weights: Iterable[tuple[str, Tensor]], starts: Sequence[Tensor] | None = None
+    ) -> list[QuantizedTensor]:
         """Returns each tensor with its largest weights kept, as values fitted to them by k-means.
 
         Args:

@@ -16,11 +16,11 @@ from torch import Tensor
 from autocompress.constraints.constraint import FileWriter, Method, Network, Projection, Rule, relative_error
 from autocompress.constraints.weight_bits import squared_error
 from autocompress.network.compressed_tensors import (
-    CodedTensor,
     CompressedState,
-    SideGrid,
+    QuantizedTensor,
+    VectorGrid,
     WeightTensor,
-    coded_tensor,
+    quantized_tensor,
     scalar_tensors,
 )
 from autocompress.network.selection import original_bytes
@@ -74,14 +74,14 @@ class PlanMethod:
         """Returns None: between two projections V follows by magnitude."""
         return None
 
-    def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
-        return self._projected(self._repair(targets).coded, targets)
+    def project_last(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
+        return self._projected(self._repair(targets).quantized, targets)
 
     def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         return self._writer.fit(coded, sides)
 
-    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
-        return self._writer.side_grids(sides)
+    def vector_grids(self, sides: Mapping[str, Tensor]) -> dict[str, VectorGrid]:
+        return self._writer.vector_grids(sides)
 
     @property
     def _writer(self) -> FileWriter:
@@ -99,7 +99,7 @@ class PlanMethod:
         self.writer = self.fitted.writer
         return self.fitted
 
-    def _projected(self, coded: list[CodedTensor], targets: Sequence[Tensor]) -> Projection:
+    def _projected(self, coded: list[QuantizedTensor], targets: Sequence[Tensor]) -> Projection:
         self.codebooks = [tensor.values for tensor in coded]
         error = squared_error(coded, targets)
         return Projection(coded, None, error, relative_error(error, targets), 0.0)
@@ -134,7 +134,7 @@ class GradualMethod(PlanMethod):
         # One value: only the mask is used. What the estimate had too few of could not come back in the end.
         return LayerPlan(cubic_schedule(min(1.0, HEADROOM * layer.keep_fraction), min(1.0, share)), 1)
 
-    def _projected(self, coded: list[CodedTensor], targets: Sequence[Tensor]) -> Projection:
+    def _projected(self, coded: list[QuantizedTensor], targets: Sequence[Tensor]) -> Projection:
         found = super()._projected(coded, targets)
         self.codebooks = None
         return found
@@ -167,25 +167,25 @@ class PricedMethod:
             return None
         return [_ScaledTables(rule, scale) for rule, scale in zip(rules, self.scales, strict=True)]
 
-    def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
-        return self._unscaled(self.inner.close(weights, self._scaled(targets)), targets)
+    def project_last(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
+        return self._unscaled(self.inner.project_last(weights, self._scaled(targets)), targets)
 
     def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         return self.inner.fit(coded, sides)
 
-    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
-        return self.inner.side_grids(sides)
+    def vector_grids(self, sides: Mapping[str, Tensor]) -> dict[str, VectorGrid]:
+        return self.inner.vector_grids(sides)
 
     def _scaled(self, targets: Sequence[Tensor]) -> list[Tensor]:
         return [target * scale for target, scale in zip(targets, self.scales, strict=True)]
 
     def _unscaled(self, found: Projection, targets: Sequence[Tensor]) -> Projection:
         coded = [
-            coded_tensor(tensor.codes, tensor.values / scale)
-            for tensor, scale in zip(scalar_tensors(found.coded), self.scales, strict=True)
+            quantized_tensor(tensor.codes, tensor.values / scale)
+            for tensor, scale in zip(scalar_tensors(found.quantized), self.scales, strict=True)
         ]
         error = squared_error(coded, targets)
-        return Projection(coded, None, error, relative_error(error, targets), found.price, found.greedy)
+        return Projection(coded, None, error, relative_error(error, targets), found.multiplier, found.greedy)
 
     def state_dict(self) -> dict[str, Any]:
         return {"values": dict(self.values), "inner": self.inner.state_dict()}

@@ -39,20 +39,20 @@ from torch import Tensor
 
 from autocompress.constraints.rate_distortion.rates import Counts, as_matrix, code_length
 from autocompress.errors import InfeasibleTargetError
-from autocompress.network.compressed_tensors import CodedTensor
+from autocompress.network.compressed_tensors import QuantizedTensor
 from baselines.fitting import Budget, Fitted
 from baselines.plan import LayerPlan, Plan
 
 ENCODINGS = 6  # real ones at most, after which the largest that fits is taken
 TOLERANCE_FRACTION = 0.004  # of the limit, that may be left unused
 HALVINGS = 50
-SMALLEST_LOG_KEEP = -40.0
+MIN_LOG_KEEP = -40.0
 LOG2_E = math.log2(math.e)
 # Places on a path: 0 is the proposal, below it is looser, above it tighter.
 LOOSEST, TIGHTEST = -20.0, 60.0
 FIRST_MULTIPLIER = math.exp(-40.0)
 PLACE_TOLERANCE = 1e-5
-LARGEST_CODEBOOK = 256
+MAX_CODEBOOK = 256
 # The proposal itself is coded where its estimated size is so close to the limit, as a part of it.
 WORTH_A_LOOK = 0.3
 # An estimate so near an end of the bracket, as a part of it, would give the plan of that end once more.
@@ -103,7 +103,7 @@ def path_of(groups: Sequence[Group], names: Sequence[str], budget: Budget) -> Pl
 
 def grown(codebook: int, factor: float) -> int:
     """Returns a codebook's size times a factor above 1, as far as sizes go."""
-    return min(LARGEST_CODEBOOK, int(codebook * max(factor, 1.0)))
+    return min(MAX_CODEBOOK, int(codebook * max(factor, 1.0)))
 
 
 def to_border(
@@ -138,7 +138,7 @@ def to_border(
 
     def fitted(place: float) -> Fitted:
         found = applied(place)
-        size, writer = budget.measure(found.coded)
+        size, writer = budget.measure(found.quantized)
         sizes.correct(found.plan, place, size)
         return replace(found, size=size, writer=writer)
 
@@ -210,7 +210,7 @@ class _Sizes:
         self._shares: dict[tuple[str, int], NDArray[np.floating[Any]]] = {}  # by layer and size of its codebook
         self._known: dict[float, float] = {}  # place -> true size over estimate, both without what is fixed
 
-    def learn(self, plan: Plan, coded: Sequence[CodedTensor]) -> None:
+    def learn(self, plan: Plan, coded: Sequence[QuantizedTensor]) -> None:
         for (name, layer), tensor in zip(plan.layers.items(), coded, strict=True):
             counts = Counts.of_codes(as_matrix(tensor.codes), len(tensor.values)).codes
             self._shares[name, layer.codebook] = counts / max(counts.sum(), 1)
@@ -276,7 +276,7 @@ def _shrunk(group: Group, multiplier: float, budget: Budget) -> float:
     if group.keep_fraction == 0.0:
         return group.keep_fraction
     z = high = start = math.log(group.keep_fraction)
-    low = SMALLEST_LOG_KEEP
+    low = MIN_LOG_KEEP
     for _ in range(HALVINGS):
         parts = [_cost(numel, math.exp(z), group.codebook, budget) for _, numel in group.layers]
         over = z + multiplier * sum(part[1] for part in parts) - start

@@ -29,14 +29,14 @@ from baselines.repair import Group, PlanAt, Weights, grown, path_of, to_border
 
 Layers = tuple[tuple[str, int], ...]  # (name, number of weights)
 
-MOST_BITS = 6  # a codebook of 64 values; the entropy coder takes back most of what a larger one would cost
+MAX_BITS = 6  # a codebook of 64 values; the entropy coder takes back most of what a larger one would cost
 START_BITS = 3
 # Keep fractions reach from that of the first proposal over this factor to it times this factor. Over the whole range,
 # most random proposals empty some layer and no search of a few dozen trials comes back to where people begin.
 KEEP_RANGE = 8.0
-LOWEST_KEEP = 1e-5
+MIN_KEEP = 1e-5
 # A layer's error may count this much more or less than another's in the price space.
-LARGEST_MULTIPLIER = 16.0
+MAX_MULTIPLIER = 16.0
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class GroupedSpace:
     def parameters(self) -> tuple[Parameter, ...]:
         found: list[Parameter] = []
         for (name, _), start in zip(self.groups, self.start_keeps, strict=True):
-            low, high = max(start / KEEP_RANGE, LOWEST_KEEP), min(start * KEEP_RANGE, 1.0)
+            low, high = max(start / KEEP_RANGE, MIN_KEEP), min(start * KEEP_RANGE, 1.0)
             found.append(Parameter(f"{name}.keep_fraction", low, high, log=True))
-            found.append(Parameter(f"{name}.bits", 1, MOST_BITS, integer=True))
+            found.append(Parameter(f"{name}.bits", 1, MAX_BITS, integer=True))
         return tuple(found)
 
     @property
@@ -102,7 +102,7 @@ class PriceSpace:
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        low, high = 1 / LARGEST_MULTIPLIER, LARGEST_MULTIPLIER
+        low, high = 1 / MAX_MULTIPLIER, MAX_MULTIPLIER
         return tuple(Parameter(f"{name}.multiplier", low, high, log=True) for name, _ in self.layers)
 
     @property
@@ -130,7 +130,7 @@ class _BitsSpace:
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        return (Parameter("bits", 1, MOST_BITS, integer=True),)
+        return (Parameter("bits", 1, MAX_BITS, integer=True),)
 
     @property
     def start(self) -> Values:
@@ -214,7 +214,7 @@ def make_space(name: str, network: Network, budget: Budget) -> PlanSpace:
 def one_price_plan(network: Network, budget: Budget) -> Plan:
     """Returns the compressor's own plan for a network as it is: the same price of a bit in every layer."""
     weights = [weight.detach().float().clone() for weight in network.weights]
-    found = scalar_tensors(budget.method(DEFAULTS).close(weights, weights).coded)
+    found = scalar_tensors(budget.method(DEFAULTS).project_last(weights, weights).quantized)
     return Plan.of(dict(zip([name for name, _ in network.selection.weights], found, strict=True)))
 
 
@@ -226,7 +226,7 @@ def _grouped(name: str, grouping: Callable[[Layers], Mapping[str, Layers]]) -> C
             sum(magnitude[name].keep_fraction * numel for name, numel in members) / sum(numel for _, numel in members)
             for _, members in groups
         ]
-        space = GroupedSpace(name, groups, tuple(min(max(keep, LOWEST_KEEP), 1.0) for keep in starts))
+        space = GroupedSpace(name, groups, tuple(min(max(keep, MIN_KEEP), 1.0) for keep in starts))
         uniform = fit(UniformSpace(layers), {"bits": START_BITS}, network, budget).plan
         return replace(space, more_starts=(space.clipped(uniform), space.clipped(one_price_plan(network, budget))))
 

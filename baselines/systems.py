@@ -8,7 +8,7 @@ from typing import Any
 
 from autocompress.constraints.constraint import Network
 from autocompress.solver.result import Result
-from autocompress.targets import AccuracyDrop, FileSize, Target, hold_together
+from autocompress.targets import AccuracyDrop, FileSize, Target, combined
 from baselines.condensa.final import train_density
 from baselines.condensa.goal import parse_asked
 from baselines.condensa.objective import CondensaObjective
@@ -45,7 +45,7 @@ def system_of(method: str) -> System:
 
 
 def _only_target(words: Sequence[str]) -> Target:
-    return hold_together(words).only
+    return combined(words).only
 
 
 def _check_plans(network: Network, target: Target, space: str) -> None:

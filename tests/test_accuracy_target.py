@@ -21,9 +21,9 @@ import autocompress as ac
 from autocompress.cli import main
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.network.selection import original_bytes
-from autocompress.solver.budget_search import BudgetController, SizeSearch
+from autocompress.solver.budget_controller import BudgetController, SizeSearch
 from autocompress.solver.quality_constraint import STAGES
-from autocompress.targets import AccuracyDrop, FileSize, LossIncrease, WeightBits, hold_together, parse_target
+from autocompress.targets import AccuracyDrop, FileSize, LossIncrease, WeightBits, combined, parse_target
 from studies.experiments import promises as accuracy_target
 
 # --- what may be asked --------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def test_the_text_of_a_promise_round_trips(amount, kind):
     amount = Fraction(round(1000 * amount), 1000)
     promise = kind(amount)
     assert parse_target(str(promise)) == promise
-    assert hold_together(str(hold_together([promise, "50KB"]))) == hold_together([promise, "50KB"])
+    assert combined(str(combined([promise, "50KB"]))) == combined([promise, "50KB"])
 
 
 @given(st.floats(0.5, 1), st.floats(0, 10))
@@ -105,12 +105,12 @@ def test_a_loss_that_nothing_is_a_part_of(reference):
 
 
 def test_targets_together():
-    both = hold_together(["50KB", "drop:0.5"])
-    assert both == hold_together("50KB and drop:0.5") == hold_together(both)
+    both = combined(["50KB", "drop:0.5"])
+    assert both == combined("50KB and drop:0.5") == combined(both)
     assert both.each == (FileSize("50KB"), AccuracyDrop(0.5))
-    assert hold_together(["drop:1", "drop:0.5"]).promise == AccuracyDrop(0.5)
-    assert hold_together("weights:10x").promise is None
-    assert hold_together(["50KB", FileSize(50_000)]).only == FileSize("50KB")
+    assert combined(["drop:1", "drop:0.5"]).promise == AccuracyDrop(0.5)
+    assert combined("weights:10x").promise is None
+    assert combined(["50KB", FileSize(50_000)]).only == FileSize("50KB")
 
 
 @pytest.mark.parametrize(
@@ -128,12 +128,12 @@ def test_targets_together():
 )
 def test_targets_that_do_not_go_together(targets, reason):
     with pytest.raises(InvalidInputError, match=reason):
-        hold_together(targets)
+        combined(targets)
 
 
 def test_only_one_where_one_alone_can_be_met():
     with pytest.raises(InvalidInputError, match="one target alone"):
-        _ = hold_together(["50KB", "drop:0.5"]).only
+        _ = combined(["50KB", "drop:0.5"]).only
 
 
 # --- the control --------------------------------------------------------------------------------------------------

@@ -5,20 +5,20 @@ import math
 import pytest
 import torch
 
-from autocompress.constraints.rate_distortion.projection import project_priced
-from autocompress.network.compressed_tensors import CodedTensor
+from autocompress.constraints.rate_distortion.projection import project_to_bits
+from autocompress.network.compressed_tensors import QuantizedTensor
 from autocompress.solver.admm import Admm, proximal_strength
 
 CONTRACTION = 0.5
 
 
-def coded(dense: list[list[float]]) -> CodedTensor:
+def coded(dense: list[list[float]]) -> QuantizedTensor:
     matrix = torch.tensor(dense)
     values = matrix[matrix != 0].unique()
     codes = torch.zeros(matrix.shape, dtype=torch.int16)
     for i, value in enumerate(values):
         codes[matrix == value] = i + 1
-    return CodedTensor(codes, values)
+    return QuantizedTensor(codes, values)
 
 
 def test_two_updates_by_hand() -> None:
@@ -41,7 +41,7 @@ def test_two_updates_by_hand() -> None:
 def test_the_contraction_between_two_updates_is_what_was_said() -> None:
     w = torch.ones(3, 3)
     admm = Admm([w], 100, CONTRACTION)
-    admm.anchors[0].zero_()
+    admm.centers[0].zero_()
     for _ in range(100):
         admm.follow(1.0)
     assert float(w[0, 0]) == pytest.approx(1 - CONTRACTION, abs=0.01)
@@ -69,7 +69,7 @@ def test_a_convex_quadratic_reaches_its_constrained_optimum(seed: int) -> None:
         if step % 20 == 0:
             dense = admm.points()[0].clamp(min=0)
             codes = torch.where(dense > 0, torch.arange(1, 17, dtype=torch.int16).view(4, 4), 0).to(torch.int16)
-            residual = admm.update([CodedTensor(codes, dense.flatten())])
+            residual = admm.update([QuantizedTensor(codes, dense.flatten())])
     torch.testing.assert_close(w, c.clamp(min=0), atol=2e-3, rtol=0)
     assert residual < 1e-3
 
@@ -86,9 +86,9 @@ def test_a_sparse_quadratic_keeps_the_right_weights() -> None:
         w -= 0.1 * (w - c)
         admm.follow(1.0)
         if step % 10 == 0:
-            projection = project_priced(admm.points(), 132)
-            admm.update(projection.coded)
-    kept = projection.coded[0].codes.flatten().nonzero().flatten()
+            projection = project_to_bits(admm.points(), 132)
+            admm.update(projection.quantized)
+    kept = projection.quantized[0].codes.flatten().nonzero().flatten()
     assert set(kept.tolist()) == set(chosen.tolist())
 
 
@@ -97,4 +97,4 @@ def test_the_state_round_trips() -> None:
     admm.update([coded([[1.0, 0.0], [0.5, 0.0]])])
     other.load_state_dict(admm.state_dict())
     assert torch.equal(other.duals[0], admm.duals[0])
-    assert torch.equal(other.anchors[0], admm.anchors[0])
+    assert torch.equal(other.centers[0], admm.centers[0])

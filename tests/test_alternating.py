@@ -7,7 +7,7 @@ import torch
 
 from autocompress.constraints.weight_bits import WeightBitsState, project_plan, project_weight_bits, squared_error
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.network.compressed_tensors import CodedTensor
+from autocompress.network.compressed_tensors import QuantizedTensor
 from autocompress.network.tensor_sizes import smallest_weight_data_bits, weight_data_bits, weight_data_factor
 
 SHAPES = [(6, 1, 3, 3), (40, 54), (10, 40)]
@@ -26,13 +26,13 @@ def test_is_feasible_and_consistent(seed, budget):
     state = None
     for _ in range(3):
         result = project_weight_bits(weights, targets, budget, state)
-        assert weight_data_bits(result.coded) == result.used_bits <= budget
-        assert result.nonzeros == [tensor.nonzeros for tensor in result.coded]
+        assert weight_data_bits(result.quantized) == result.used_bits <= budget
+        assert result.nonzeros == [tensor.nonzeros for tensor in result.quantized]
         assert min(result.nonzeros) >= 1
-        assert result.bits == [tensor.bits for tensor in result.coded]
+        assert result.bits == [tensor.bits for tensor in result.quantized]
         assert result.exact
-        assert result.squared_error == pytest.approx(squared_error(result.coded, targets))
-        for weight, pruned, coded in zip(weights, result.pruned, result.coded, strict=True):
+        assert result.squared_error == pytest.approx(squared_error(result.quantized, targets))
+        for weight, pruned, coded in zip(weights, result.pruned, result.quantized, strict=True):
             kept = coded.codes != 0
             assert torch.equal(pruned, weight * kept)
         state = result.state
@@ -43,9 +43,9 @@ def test_is_feasible_and_consistent(seed, budget):
 def test_is_idempotent(seed, budget):
     weights = draw(seed)
     first = project_weight_bits(weights, weights, budget)
-    compressed = [tensor.dense() for tensor in first.coded]
+    compressed = [tensor.dense() for tensor in first.quantized]
     again = project_weight_bits(compressed, compressed, budget, first.state)
-    assert all(torch.equal(a.dense(), b) for a, b in zip(again.coded, compressed, strict=True))
+    assert all(torch.equal(a.dense(), b) for a, b in zip(again.quantized, compressed, strict=True))
     assert again.squared_error == 0
 
 
@@ -99,8 +99,8 @@ def test_a_layer_of_zeros_and_half_precision():
     weights = [torch.zeros(4, 4), torch.randn(5, 5).to(torch.bfloat16)]
     result = project_weight_bits(weights, weights, 30)
     assert result.pruned[1].dtype == torch.bfloat16
-    assert result.coded[0].nonzeros == 1
-    assert float(result.coded[0].dense().abs().max()) < 1e-30
+    assert result.quantized[0].nonzeros == 1
+    assert float(result.quantized[0].dense().abs().max()) < 1e-30
 
 
 def test_infeasible_budget_names_the_smallest():
@@ -147,8 +147,8 @@ def test_a_bad_plan():
 
 
 def test_weight_data_is_bits_times_nonzeros():
-    ternary = CodedTensor(torch.tensor([[0, 1], [2, 2]], dtype=torch.int16), torch.tensor([-1.0, 1.0]))
-    five = CodedTensor(torch.arange(6, dtype=torch.int16).view(2, 3), torch.arange(1.0, 6.0))
+    ternary = QuantizedTensor(torch.tensor([[0, 1], [2, 2]], dtype=torch.int16), torch.tensor([-1.0, 1.0]))
+    five = QuantizedTensor(torch.arange(6, dtype=torch.int16).view(2, 3), torch.arange(1.0, 6.0))
     assert weight_data_bits([ternary, five]) == 3 * 1 + 5 * 3
     assert weight_data_factor([ternary, five]) == pytest.approx(32 * 10 / 18)
 
@@ -161,5 +161,5 @@ def test_the_same_on_a_gpu(budget):
     moved = [weight.cuda() for weight in weights]
     on_gpu = project_weight_bits(moved, moved, budget)
     assert on_gpu.used_bits <= budget
-    assert on_gpu.coded[0].codes.is_cuda
+    assert on_gpu.quantized[0].codes.is_cuda
     assert on_gpu.squared_error == pytest.approx(on_cpu.squared_error, rel=1e-3)

@@ -19,7 +19,7 @@ from autocompress.codec.file import Payload, decode_state, encode_state, load, p
 from autocompress.codec.layout import fingerprint, layout_of, shared_names
 from autocompress.codec.size_report import size_report
 from autocompress.errors import CorruptArtifactError, InvalidInputError
-from autocompress.network.compressed_tensors import CodedTensor, CompressedState, round_codebook, to_grid
+from autocompress.network.compressed_tensors import CompressedState, QuantizedTensor, round_codebook, to_grid
 from autocompress.network.network_state import fill
 from autocompress.network.selection import original_bytes
 
@@ -40,7 +40,7 @@ def random_state(module: nn.Module, seed: int = 0, keep: float = 0.2, size: int 
             codes = torch.randint(1, size + 1, tensor.shape, generator=generator)
             codes *= torch.rand(tensor.shape, generator=generator) < keep
             values = round_codebook(torch.sort(torch.randn(size, generator=generator)).values)
-            state.coded[name] = CodedTensor(codes.to(torch.int16), values)
+            state.quantized[name] = QuantizedTensor(codes.to(torch.int16), values)
         else:
             state.grid[name] = to_grid(torch.randn(tensor.shape, generator=generator), 2**-6)
     return state
@@ -48,13 +48,13 @@ def random_state(module: nn.Module, seed: int = 0, keep: float = 0.2, size: int 
 
 def assert_same(a: CompressedState, b: CompressedState) -> None:
     """Asserts that two states hold the same bits."""
-    assert list(a.coded) == list(b.coded)
+    assert list(a.quantized) == list(b.quantized)
     assert list(a.grid) == list(b.grid)
     assert list(a.raw) == list(b.raw)
     assert a.aliases == b.aliases
-    for name, coded in a.coded.items():
-        assert torch.equal(coded.codes, b.coded[name].codes)
-        assert torch.equal(coded.values, b.coded[name].values)
+    for name, coded in a.quantized.items():
+        assert torch.equal(coded.codes, b.quantized[name].codes)
+        assert torch.equal(coded.values, b.quantized[name].values)
     for name, grid in a.grid.items():
         assert torch.equal(grid.levels, b.grid[name].levels)
         assert grid.step == b.grid[name].step
@@ -256,7 +256,7 @@ def test_load_keeps_dtype_and_leaves_the_module_alone_when_it_fails(tmp_path):
     load(tmp_path / "net.safetensors", half)
     assert half[0].weight.dtype == torch.bfloat16
     state = read_state(tmp_path / "net.safetensors", model)
-    assert torch.equal(half[0].weight, state.coded["0.weight"].dense().to(torch.bfloat16))
+    assert torch.equal(half[0].weight, state.quantized["0.weight"].dense().to(torch.bfloat16))
     before = model[0].weight.clone()
     (tmp_path / "bad.safetensors").write_bytes(data[:-1])
     with pytest.raises(CorruptArtifactError):
@@ -309,9 +309,9 @@ def test_the_report_adds_up():
     assert layers + report.parts["header"] + report.overhead_bytes == pytest.approx(report.file_bytes)
     assert report.weight_data_bytes == sum(layer.bits * layer.kept for layer in report.layers) / 8
     assert report.compressible_weights == 6 * 9 + 8 * 6 * 9 + 320
-    assert [layer["name"] for layer in report.to_json()["layers"]] == list(state.coded)
+    assert [layer["name"] for layer in report.to_json()["layers"]] == list(state.quantized)
     text = str(report)
-    assert all(name in text for name in [*state.coded, "container and header", "weight data", "entropy", "file"])
+    assert all(name in text for name in [*state.quantized, "container and header", "weight data", "entropy", "file"])
 
 
 def test_the_golden_file_of_version_1_stays_readable():
@@ -325,9 +325,9 @@ def test_the_golden_file_of_version_1_stays_readable():
 
 def test_what_is_read_without_a_model_is_bounded_by_the_files_size():
     model = nn.Linear(8192, 8192, bias=False)
-    codes = CodedTensor(torch.zeros(8192, 8192, dtype=torch.int16), torch.zeros(0))
+    codes = QuantizedTensor(torch.zeros(8192, 8192, dtype=torch.int16), torch.zeros(0))
     data = encode_state(CompressedState({"weight": codes}, {}, {}, {}), names=True)
     assert len(data) < 200
     with pytest.raises(CorruptArtifactError, match=r"announces 67,108,864 elements; without a model at most 65,536"):
         decode_state(data)
-    assert decode_state(data, layout_of(model)).coded["weight"].shape == (8192, 8192)
+    assert decode_state(data, layout_of(model)).quantized["weight"].shape == (8192, 8192)

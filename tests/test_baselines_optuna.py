@@ -36,7 +36,7 @@ from baselines.interface import (
     go_on,
 )
 from baselines.optuna_search import OptunaSearcher
-from baselines.optuna_search.samplers import LEAST_TRIALS, SAMPLERS, cmaes_sampler, distributions, grid, quiet_optuna
+from baselines.optuna_search.samplers import MIN_TRIALS, SAMPLERS, cmaes_sampler, distributions, grid, quiet_optuna
 from baselines.optuna_search.storage import database_url
 
 ROOT = Path(__file__).parent.parent
@@ -102,7 +102,7 @@ def without_seconds(outcome: SearchOutcome) -> list[dict[str, Any]]:
 class TestSamplers(SearcherContract):
     @pytest.fixture
     def searcher(self, name: str) -> Searcher:
-        self.trials = max(6, LEAST_TRIALS.get(name, 1))
+        self.trials = max(6, MIN_TRIALS.get(name, 1))
         return OptunaSearcher(name)
 
     def search(self, searcher: Searcher, objective: Objective, **changes: Any) -> SearchOutcome:
@@ -137,7 +137,7 @@ class TestTwoWorkers(SearcherContract):
 @pytest.mark.parametrize("name", ["random", "optuna-cmaes", "optuna-gp", "optuna-nsga2"])
 def test_every_sampler_begins_at_the_start_and_stays_in_its_ranges(name: str) -> None:
     objective = FakeObjective()
-    settings = replace(SETTINGS, trials=max(6, LEAST_TRIALS.get(name, 1)))
+    settings = replace(SETTINGS, trials=max(6, MIN_TRIALS.get(name, 1)))
     trials = OptunaSearcher(name).search(objective, settings).trials
     assert trials[0].values == pytest.approx(objective.space.start)
     assert len({trial.values["a.keep_fraction"] for trial in trials}) > 3

@@ -21,7 +21,7 @@ from searcher_contract import SearcherContract, evaluations_in
 from autocompress.errors import InvalidInputError
 from baselines.interface import Evaluation, Parameter, Report, SearchSettings, Values, go_on
 from baselines.ray_search import RayAsha, RayOptuna, RayPbt
-from baselines.ray_search.callback import MOST_LOSSES, Recorder
+from baselines.ray_search.callback import MAX_LOSSES, Recorder
 from baselines.ray_search.cluster import connected, quiet
 from baselines.ray_search.folder_lock import owned
 from baselines.ray_search.population import Mutation
@@ -300,10 +300,10 @@ def test_a_lost_process_is_no_failure_but_not_for_ever(tmp_path):
     pickled.write_bytes(ray.cloudpickle.dumps(RayActorError()))
     config = {"proposal": {"number": 0, "values": {}}}
     trial = SimpleNamespace(trial_id="x", error_file=None, config=config, pickled_error_file=str(pickled))
-    for _ in range(MOST_LOSSES):
+    for _ in range(MAX_LOSSES):
         recorder.on_trial_error(0, [], trial)
     history = SearchFolder(tmp_path).histories()[0]
-    assert (history.failures, history.losses, history.state) == (0, MOST_LOSSES, None)
+    assert (history.failures, history.losses, history.state) == (0, MAX_LOSSES, None)
     recorder.on_trial_error(0, [], trial)
     assert SearchFolder(tmp_path).histories()[0].state == "failed"
 

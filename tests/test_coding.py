@@ -16,32 +16,32 @@ from autocompress.codec.range_coder import ONE, Decoder, Encoder, Meter
 from autocompress.codec.state_coder import code_length, decode_stream, encode_stream, entries_of
 from autocompress.errors import CorruptArtifactError, InvalidInputError
 from autocompress.network.compressed_tensors import (
-    CodedTensor,
     CompressedState,
     GridTensor,
-    coded_tensor,
+    QuantizedTensor,
+    quantized_tensor,
     round_codebook,
     to_grid,
 )
 
 
 def coded(shape, keep=0.2, size=5, seed=0):
-    """Returns a random CodedTensor."""
+    """Returns a random QuantizedTensor."""
     generator = torch.Generator().manual_seed(seed)
     codes = torch.zeros(shape, dtype=torch.int64)
     if size:
         codes = torch.randint(1, size + 1, shape, generator=generator)
         codes *= torch.rand(shape, generator=generator) < keep
     values = torch.sort(torch.randn(size, generator=generator)).values
-    return CodedTensor(codes.to(torch.int16), round_codebook(values))
+    return QuantizedTensor(codes.to(torch.int16), round_codebook(values))
 
 
 def assert_round_trip(state):
     back = decode_stream(encode_stream(state), entries_of(state), state.aliases)
-    for name, tensor in state.coded.items():
-        assert torch.equal(back.coded[name].codes, tensor.codes)
-        assert back.coded[name].codes.dtype == torch.int16
-        assert torch.equal(back.coded[name].values, tensor.values)
+    for name, tensor in state.quantized.items():
+        assert torch.equal(back.quantized[name].codes, tensor.codes)
+        assert back.quantized[name].codes.dtype == torch.int16
+        assert torch.equal(back.quantized[name].values, tensor.values)
     for name, tensor in state.grid.items():
         assert torch.equal(back.grid[name].levels, tensor.levels)
         assert back.grid[name].levels.dtype == torch.int32
@@ -69,7 +69,7 @@ def test_random_states_come_back_exactly(shapes, keep, size, step, seed):
     generator = torch.Generator().manual_seed(seed)
     state = CompressedState()
     for i, shape in enumerate(shapes):
-        state.coded[f"l{i}.weight"] = coded(shape, keep, size, seed + i)
+        state.quantized[f"l{i}.weight"] = coded(shape, keep, size, seed + i)
         state.grid[f"l{i}.bias"] = to_grid(torch.randn(shape[0], generator=generator) * 50 * step, step)
     state.raw["n"] = torch.tensor(seed)
     state.raw["x"] = torch.randn(3, 4, generator=generator)
@@ -80,8 +80,8 @@ def test_extreme_grids_and_codebooks_come_back_exactly():
     levels = torch.tensor([0, 1, -1, 32767, -32767, 2, 255, -256], dtype=torch.int32)
     wide = round_codebook(torch.sort(torch.randn(2000, generator=torch.Generator().manual_seed(0))).values)
     codes = torch.arange(0, 2000).reshape(40, 50).to(torch.int16)
-    one = CodedTensor(torch.ones(2, 2, dtype=torch.int16), round_codebook(torch.tensor([-1e-30])))
-    state = CompressedState({"a": CodedTensor(codes, wide), "b": one}, {"g": GridTensor(levels, 2.0**10)})
+    one = QuantizedTensor(torch.ones(2, 2, dtype=torch.int16), round_codebook(torch.tensor([-1e-30])))
+    state = CompressedState({"a": QuantizedTensor(codes, wide), "b": one}, {"g": GridTensor(levels, 2.0**10)})
     assert_round_trip(state)
 
 
@@ -110,7 +110,7 @@ def test_batch_norm_constants_are_nearly_free():
     for i in range(20):
         raw |= {f"bn{i}.running_mean": torch.zeros(64), f"bn{i}.running_var": torch.full((64,), 1 - 1e-5)}
         raw[f"bn{i}.num_batches_tracked"] = torch.tensor(0)
-    assert len(encode_stream(CompressedState(plain.coded, raw=raw))) - len(encode_stream(plain)) <= 8
+    assert len(encode_stream(CompressedState(plain.quantized, raw=raw))) - len(encode_stream(plain)) <= 8
 
 
 def test_the_stream_is_as_long_as_its_ideal_length():
@@ -132,14 +132,14 @@ def test_dead_rows_columns_and_channels_cost_little():
     generator = torch.Generator().manual_seed(1)
     rows, columns = torch.rand(200, generator=generator) < 0.2, torch.rand(300, generator=generator) < 0.2
     first = coded((200, 300), 0.2)
-    first = CodedTensor(first.codes * rows[:, None] * columns, first.values)
+    first = QuantizedTensor(first.codes * rows[:, None] * columns, first.values)
     n, cells = first.nonzeros, int(rows.sum()) * int(columns.sum())
     q = n / cells
     known = -cells * (q * math.log2(q) + (1 - q) * math.log2(1 - q))  # if live rows and columns were known
     booked = code_length(CompressedState({"a": first}))
     assert booked["positions", "a"] <= known + 0.73 * 500 + 1.3 * 500
     second = coded((10, 200), 0.9)
-    second = CodedTensor(second.codes * rows, second.values)
+    second = QuantizedTensor(second.codes * rows, second.values)
     alone = code_length(CompressedState({"b": second}))["positions", "b"]
     after = code_length(CompressedState({"a": first, "b": second}))["positions", "b"]
     assert after <= 0.75 * alone
@@ -196,7 +196,7 @@ def test_values_that_become_equal_make_a_codebook_that_can_be_written(values, tw
     some = torch.randn(values, generator=generator)
     some[:twins] = some[-twins:]
     codes = torch.cat([torch.arange(values + 1), torch.randint(0, values + 1, (999 - values,), generator=generator)])
-    tensor = coded_tensor(codes.view(25, 40), some)
+    tensor = quantized_tensor(codes.view(25, 40), some)
     assert tensor.values.numel() <= values - twins
     assert_round_trip(CompressedState({"w": tensor}))
     wanted = torch.cat([torch.zeros(1), some])[codes].view(25, 40)
@@ -204,10 +204,10 @@ def test_values_that_become_equal_make_a_codebook_that_can_be_written(values, tw
 
 
 def test_values_off_the_grid_are_refused():
-    bad = CodedTensor(torch.ones(2, 2, dtype=torch.int16), torch.tensor([0.1, 0.23456]))
+    bad = QuantizedTensor(torch.ones(2, 2, dtype=torch.int16), torch.tensor([0.1, 0.23456]))
     with pytest.raises(InvalidInputError, match="rounded by round_codebook"):
         encode_stream(CompressedState({"w": bad}))
-    bad = CodedTensor(torch.full((2, 2), 3, dtype=torch.int16), round_codebook(torch.tensor([0.1])))
+    bad = QuantizedTensor(torch.full((2, 2), 3, dtype=torch.int16), round_codebook(torch.tensor([0.1])))
     with pytest.raises(InvalidInputError, match=r"codes must be in 0\.\.1"):
         encode_stream(CompressedState({"w": bad}))
     with pytest.raises(InvalidInputError, match="bfloat16"):

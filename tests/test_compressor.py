@@ -294,7 +294,7 @@ def test_any_optimizer(optimizer) -> None:
     result = compressor.finish(train=BATCHES)
     assert result.file_bytes <= 400
     assert result.gradient_steps == 10
-    assert any(c.nonzeros for c in result.state.coded.values())
+    assert any(c.nonzeros for c in result.state.quantized.values())
 
 
 def test_gradient_accumulation_counts_optimizer_steps() -> None:
@@ -376,7 +376,7 @@ def test_wrapped_models_give_plain_names_and_modules(wrap) -> None:
     train(plain, compressor, range(10))  # the wrapper's own forward is torch's affair
     result = compressor.finish()
     assert type(result.model) is Net
-    assert list(result.state.coded) == ["first.weight", "second.weight"]
+    assert list(result.state.quantized) == ["first.weight", "second.weight"]
     assert "head.weight" in result.state.raw
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from autocompress.constraints.constraint import Network
 from autocompress.energy.channel_graph import shrink
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.network.compressed_tensors import CodedTensor
+from autocompress.network.compressed_tensors import QuantizedTensor
 from autocompress.network.selection import select
 from autocompress.solver.admm import Admm, proximal_strength
 from autocompress.targets import AccuracyDrop, FileSize
@@ -182,7 +182,7 @@ def coded(dense):
     values = dense[dense != 0].unique()
     codes = torch.zeros(dense.shape, dtype=torch.int16)
     codes[dense != 0] = (torch.searchsorted(values, dense[dense != 0]) + 1).to(torch.int16)
-    return CodedTensor(codes, values)
+    return QuantizedTensor(codes, values)
 
 
 def test_lc_is_admm_on_a_quadratic_when_the_penalty_is_constant():
@@ -199,7 +199,7 @@ def test_lc_is_admm_on_a_quadratic_when_the_penalty_is_constant():
     mu = proximal_strength(4, 0.5, 1.0) / rate
     lc = LearnCompress({"w": x}, scheme, mu, factor=1.0)
     v = scheme.compress({"w": w})["w"]
-    admm.anchors[0].copy_(v)  # L-C begins at theta = pi(w), lambda = 0; ADMM at V = W
+    admm.centers[0].copy_(v)  # L-C begins at theta = pi(w), lambda = 0; ADMM at V = W
     for _ in range(12):
         for _ in range(400):
             w -= rate * a * (w - c)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from autocompress.constraints.constraint import Constraint, Network, Projection
 from autocompress.constraints.factory import count_energy, make_constraint
-from autocompress.network.network_state import side_tensors
+from autocompress.network.network_state import vector_tensors
 from autocompress.network.selection import original_bytes, select
-from autocompress.targets import hold_together
+from autocompress.targets import combined
 
 TARGETS = [
     "600B",
@@ -28,7 +28,7 @@ def make(target: str) -> tuple[Constraint, Network]:
     """Returns the constraint of a target for a small network."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
-    network, targets = Network(model, select(model)), hold_together(target)
+    network, targets = Network(model, select(model)), combined(target)
     energy = count_energy(targets, network, torch.zeros(1, 1, 6, 6), None)
     return make_constraint(targets, network, original_bytes(model), energy), network
 
@@ -40,9 +40,9 @@ def points(network: Network, seed: int) -> list[Tensor]:
 
 
 def assert_same(one: Projection, other: Projection) -> None:
-    for mine, yours in zip(one.coded, other.coded, strict=True):
+    for mine, yours in zip(one.quantized, other.quantized, strict=True):
         assert torch.equal(mine.dense(), yours.dense())
-    assert (one.error, one.price, one.greedy) == (other.error, other.price, other.greedy)
+    assert (one.error, one.multiplier, one.greedy) == (other.error, other.multiplier, other.greedy)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -57,7 +57,7 @@ def test_asking_changes_nothing(target):
     for _ in range(2):  # twice the same question from the same state
         nearer, _ = constraint.project(points(network, 2), constraint.budget(0.4), state, points(network, 2))
         last, end = constraint.project_last(points(network, 3), constraint.budget(1.0), state, points(network, 3))
-        _, data = constraint.writer(end).fit(last.coded, side_tensors(network.selection))
+        _, data = constraint.writer(end).fit(last.quantized, vector_tensors(network.selection))
         asked.append((nearer, last, data))
     assert_same(asked[0][0], asked[1][0])
     assert_same(asked[0][1], asked[1][1])
@@ -80,8 +80,8 @@ def test_a_state_goes_on_from_a_checkpoint(target, tmp_path):
         for each in (state, back)
     ]
     assert_same(ends[0][0], ends[1][0])
-    sides = side_tensors(network.selection)
-    files = [constraint.writer(end).fit(found.coded, sides)[1] for found, end in ends]
+    sides = vector_tensors(network.selection)
+    files = [constraint.writer(end).fit(found.quantized, sides)[1] for found, end in ends]
     assert files[0] == files[1]
 
 

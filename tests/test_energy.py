@@ -15,7 +15,7 @@ from autocompress.cli import main
 from autocompress.energy.accelerator import LayerShape, WeightEnergy
 from autocompress.energy.network_energy import network_energy
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.targets import Energy, FileSize, hold_together, parse_target
+from autocompress.targets import Energy, FileSize, combined, parse_target
 from autocompress.task.named_models import make_model
 from baselines.fitting import make_budget
 
@@ -120,9 +120,9 @@ def test_nothing_to_count() -> None:
 def test_the_target_in_words() -> None:
     assert parse_target("energy:40%") == Energy(fraction=0.4) == Energy(0.4)
     assert str(Energy(0.125)) == "energy:12.5%"
-    both = hold_together("50KB and ENERGY:40%")
-    assert both == hold_together([FileSize("50KB"), Energy(0.4)])
-    assert hold_together(str(both)) == both
+    both = combined("50KB and ENERGY:40%")
+    assert both == combined([FileSize("50KB"), Energy(0.4)])
+    assert combined(str(both)) == both
 
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.1, float("nan"), float("inf"), True, "0.4", None])
@@ -142,7 +142,7 @@ def test_what_is_no_fraction(fraction) -> None:
 )
 def test_what_does_not_go_together(text: str) -> None:
     with pytest.raises(InvalidInputError, match=r"not supported together|are two methods"):
-        hold_together(text)
+        combined(text)
 
 
 def test_a_search_does_not_take_energy() -> None:

@@ -20,12 +20,12 @@ from autocompress.constraints.rate_distortion.assignment import (
     bits_under_tables,
     energy_at,
 )
-from autocompress.constraints.rate_distortion.energy_multiplier import find_prices
-from autocompress.constraints.rate_distortion.projection import project_priced
+from autocompress.constraints.rate_distortion.energy_multiplier import find_multipliers
+from autocompress.constraints.rate_distortion.projection import project_to_bits
 from autocompress.constraints.rate_distortion.rates import CodeLengths, Counts, as_matrix, code_length
 from autocompress.energy.accelerator import WEIGHT_CACHE_WORDS, EnergyBudget, WeightEnergy
 from autocompress.errors import InfeasibleTargetError
-from autocompress.network.compressed_tensors import CodedTensor
+from autocompress.network.compressed_tensors import QuantizedTensor
 
 COSTS = (WeightEnergy(7, 0), WeightEnergy(31, 12), WeightEnergy(210, 0), WeightEnergy(492, 1000))
 
@@ -130,15 +130,15 @@ def small_layer(matrix: torch.Tensor, energy: WeightEnergy, generator: torch.Gen
 
 
 @pytest.mark.parametrize("seed", range(10))
-@pytest.mark.parametrize("energy_price", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize("energy_multiplier", [0.0, 0.02, 0.1])
 def test_assignment_at_two_prices_against_every_choice(
-    seed: int, energy_price: float, monkeypatch: pytest.MonkeyPatch
+    seed: int, energy_multiplier: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(priced_assignment, "WEIGHT_CACHE_WORDS", 3)
     generator = torch.Generator().manual_seed(seed)
     matrix, price = torch.randn(2, 3, generator=generator), 0.05
     layer = small_layer(matrix, WeightEnergy(3, 4), generator)
-    layer.energy_price = energy_price
+    layer.energy_multiplier = energy_multiplier
     kept = layer.assign(price)
 
     def objective(codes: torch.Tensor) -> float:
@@ -148,7 +148,7 @@ def test_assignment_at_two_prices_against_every_choice(
         each = torch.cat([torch.zeros(1), layer.tables.lengths.code_bits])[codes] + layer.tables.lengths.position_bits()
         spent = layer.zero_bits + float(each[nonzero].sum())
         energy = 3 * count + 4 * max(0, count - 3)
-        return float((matrix - values).square().sum()) + price * spent + energy_price * energy
+        return float((matrix - values).square().sum()) + price * spent + energy_multiplier * energy
 
     choices = (torch.tensor(c).view(2, 3) for c in itertools.product(range(3), repeat=6))
     best = min(objective(codes) for codes in choices if bool(codes.any()))
@@ -158,7 +158,7 @@ def test_assignment_at_two_prices_against_every_choice(
     assert float(kept.bits.sum()) <= 6 * 10
 
 
-def _error(coded: list[CodedTensor], targets: list[torch.Tensor]) -> float:
+def _error(coded: list[QuantizedTensor], targets: list[torch.Tensor]) -> float:
     return sum(float((c.dense() - x).square().sum()) for c, x in zip(coded, targets, strict=True))
 
 
@@ -172,12 +172,12 @@ def test_prices_hold_both_budgets_and_no_more(seed: int) -> None:
     free = (bits_under_tables(layers, 1e-6), energy_at(layers, 1e-6))
     for part in (0.3, 0.6):
         budgets = free[0] * 0.7, free[1] * part
-        price, energy_price = find_prices(layers, *budgets, (0.01, 0.0), bits_under_tables)
+        price, energy_multiplier = find_multipliers(layers, *budgets, (0.01, 0.0), bits_under_tables)
         assert bits_under_tables(layers, price) <= budgets[0]
         assert energy_at(layers, price) <= budgets[1]
         assert bits_under_tables(layers, price) > 0.95 * budgets[0] or energy_at(layers, price) > 0.95 * budgets[1]
-        warm = find_prices(layers, *budgets, (price, energy_price), bits_under_tables)
-        assert warm[1] == pytest.approx(energy_price, rel=0.05)
+        warm = find_multipliers(layers, *budgets, (price, energy_multiplier), bits_under_tables)
+        assert warm[1] == pytest.approx(energy_multiplier, rel=0.05)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -188,17 +188,17 @@ def test_projection_holds_both(seed: int, part: float) -> None:
     dense = EnergyBudget(costs, 0).used([x.numel() for x in targets])
     energy = EnergyBudget(costs, part * dense)
     bits = 1500.0
-    free = project_priced(targets, bits)
-    found = project_priced(targets, bits, None, energy)
-    warm = project_priced(targets, bits, found.state, energy)
+    free = project_to_bits(targets, bits)
+    found = project_to_bits(targets, bits, None, energy)
+    warm = project_to_bits(targets, bits, found.state, energy)
     for each in (found, warm):
-        counts = [c.nonzeros for c in each.coded]
+        counts = [c.nonzeros for c in each.quantized]
         assert min(counts) >= 1
-        assert each.error == pytest.approx(_error(each.coded, targets))
+        assert each.error == pytest.approx(_error(each.quantized, targets))
         assert energy.holds(counts)
-        assert sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in each.coded) <= bits
+        assert sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in each.quantized) <= bits
     assert found.error >= free.error * 0.97
-    if energy.holds([c.nonzeros for c in free.coded]):
+    if energy.holds([c.nonzeros for c in free.quantized]):
         assert found.error == pytest.approx(free.error, rel=0.03)
     else:
-        assert energy.used([c.nonzeros for c in found.coded]) > 0.9 * energy.limit
+        assert energy.used([c.nonzeros for c in found.quantized]) > 0.9 * energy.limit

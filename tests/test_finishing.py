@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.network.compressed_tensors import CodedTensor, SideGrid, coded_tensor, round_codebook
+from autocompress.network.compressed_tensors import QuantizedTensor, VectorGrid, quantized_tensor, round_codebook
 from autocompress.solver.constants import DEFAULTS
 from autocompress.solver.fine_tuning import FineTuning
 
@@ -22,12 +22,12 @@ def phase_of(
     coded = []
     for shape in SHAPES:
         codes = torch.randint(0, 4, shape, generator=generator)
-        coded.append(coded_tensor(codes, torch.randn(3, generator=generator)))
+        coded.append(quantized_tensor(codes, torch.randn(3, generator=generator)))
     if empty:
-        coded[1] = CodedTensor(torch.zeros(SHAPES[1], dtype=torch.int16), torch.zeros(0))
+        coded[1] = QuantizedTensor(torch.zeros(SHAPES[1], dtype=torch.int16), torch.zeros(0))
     weights = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
     sides = [nn.Parameter(torch.randn(4, generator=generator)) for _ in range(2)]
-    return weights, sides, FineTuning(weights, coded, sides, [SideGrid(0.25, 0.3), None], steps)
+    return weights, sides, FineTuning(weights, coded, sides, [VectorGrid(0.25, 0.3), None], steps)
 
 
 def loss_of(tensors: list[torch.Tensor], seed: int) -> torch.Tensor:
@@ -36,9 +36,9 @@ def loss_of(tensors: list[torch.Tensor], seed: int) -> torch.Tensor:
 
 
 def step(phase: FineTuning, seed: int) -> None:
-    for tensor in phase.weights + phase.sides:
+    for tensor in phase.weights + phase.vectors:
         tensor.grad = None
-    loss_of(phase.weights + phase.sides, seed).backward()
+    loss_of(phase.weights + phase.vectors, seed).backward()
     phase.step()
 
 
@@ -64,12 +64,12 @@ def test_assignments_never_change_and_parameters_hold_what_the_file_will_hold(em
     start = [values.clone() for values in phase.values]
     for number in range(10):
         step(phase, number)
-        for weight, coded in zip(weights, phase.coded, strict=True):
+        for weight, coded in zip(weights, phase.quantized, strict=True):
             torch.testing.assert_close(weight.detach(), coded.dense(), rtol=0, atol=0)
-        torch.testing.assert_close(sides[0].detach(), SideGrid(0.25, 0.3).round(phase.latents[0]).dense())
+        torch.testing.assert_close(sides[0].detach(), VectorGrid(0.25, 0.3).round(phase.latents[0]).dense())
         torch.testing.assert_close(sides[1].detach(), phase.latents[1], rtol=0, atol=0)
     assert all(torch.equal(a, b) for a, b in zip(before, phase.codes, strict=True))
-    for coded, codes in zip(phase.coded, before, strict=True):
+    for coded, codes in zip(phase.quantized, before, strict=True):
         assert torch.equal(coded.codes != 0, codes != 0)
     assert any(not torch.equal(a, b) for a, b in zip(start, phase.values, strict=True))
 
@@ -88,7 +88,7 @@ def test_what_the_users_optimizer_did_is_overwritten() -> None:
 def test_a_step_with_a_gradient_that_is_not_finite_is_skipped(bad: float) -> None:
     weights, _, phase = phase_of(1)
     before = [v.clone() for v in phase.values + phase.latents]
-    loss_of(phase.weights + phase.sides, 0).backward()
+    loss_of(phase.weights + phase.vectors, 0).backward()
     weights[1].grad[0, 0] = bad
     assert not phase.step()
     assert all(torch.equal(a, b) for a, b in zip(before, phase.values + phase.latents, strict=True))

@@ -52,7 +52,7 @@ def test_values_beyond_float32_are_refused() -> None:
     name, grid = next(iter(state.grid.items()))
     assert int(grid.levels.abs().max()) > 1
     spoilt = grid.__class__(grid.levels, 2.0**127)
-    data = file.encode_state(state.__class__(state.coded, state.grid | {name: spoilt}, state.raw, state.aliases))
+    data = file.encode_state(state.__class__(state.quantized, state.grid | {name: spoilt}, state.raw, state.aliases))
     with pytest.raises(CorruptArtifactError, match=f"'{name}' has values beyond"):
         file.decode_state(data, loader.LAYOUT)
 
@@ -73,7 +73,7 @@ def test_a_state_with_infinite_values_is_no_sound_state(monkeypatch) -> None:
     monkeypatch.setattr(
         loader,
         "decode_state",
-        lambda data, layout: state.__class__(state.coded, state.grid | {name: spoilt}, state.raw, state.aliases),
+        lambda data, layout: state.__class__(state.quantized, state.grid | {name: spoilt}, state.raw, state.aliases),
     )
     assert not bool(torch.isfinite(spoilt.dense()).all())
     with pytest.raises(AssertionError, match=name):

@@ -15,12 +15,18 @@ from torch import nn
 import autocompress as ac
 from autocompress.codec.file import decode_state, encode_state, unpack
 from autocompress.codec.state_coder import Entry, code_length, decode_stream, encode_stream, entries_of
-from autocompress.constraints import codebook_choices as code_choices_module
+from autocompress.constraints import codebook_kinds as code_choices_module
 from autocompress.constraints.code_bits import allocate_choices, project_code_bits
-from autocompress.constraints.codebook_choices import KERNELS, SCALARS, code_choices
+from autocompress.constraints.codebook_kinds import KERNELS, SCALARS, code_choices
 from autocompress.constraints.constraint import Network
 from autocompress.errors import CorruptArtifactError, InfeasibleTargetError, InvalidInputError
-from autocompress.network.compressed_tensors import CodedTensor, CompressedState, coded_tensor, scalar_tensors, to_grid
+from autocompress.network.compressed_tensors import (
+    CompressedState,
+    QuantizedTensor,
+    quantized_tensor,
+    scalar_tensors,
+    to_grid,
+)
 from autocompress.network.kernel_tensor import KernelTensor, kernel_levels, kernel_tensor, vector_lengths
 from autocompress.network.selection import select
 from autocompress.network.tensor_sizes import code_bits, position_bits, scalar_code_bits
@@ -67,7 +73,7 @@ def test_positions_cost_the_logarithm_of_the_number_of_masks(elements, nonzeros)
 
 
 def test_the_count_of_a_scalar_codebook():
-    tensor = coded_tensor(torch.tensor([[0, 1, 2, 3], [0, 0, 1, 0]]), torch.tensor([-1.0, 0.5, 2.0]))
+    tensor = quantized_tensor(torch.tensor([[0, 1, 2, 3], [0, 0, 1, 0]]), torch.tensor([-1.0, 0.5, 2.0]))
     assert code_bits([tensor]) == math.ceil(math.log2(math.comb(8, 4))) + 4 * 2 + 8 * 3
     assert scalar_code_bits(1000, 1000, 200) == 1000 * 8 + 16 * 200
 
@@ -167,7 +173,7 @@ def test_both_kinds_together_are_never_worse_than_either_alone(seed, rate):
     errors = {kinds: result.allocation.error for kinds, result in found.items()}
     assert errors[SCALARS | KERNELS] <= min(errors[SCALARS], errors[KERNELS]) * (1 + 1e-12)
     for result in found.values():
-        assert result.used_bits == code_bits(result.coded) <= result.allocation.cost <= budget
+        assert result.used_bits == code_bits(result.quantized) <= result.allocation.cost <= budget
         assert result.squared_error == pytest.approx(result.allocation.error, rel=0.02)
 
 
@@ -175,7 +181,7 @@ def test_the_bits_used_are_those_of_the_formulas():
     weights = draw(2)
     result = project_code_bits(weights, int(1.3 * dense_bits(weights)))
     by_hand = 0
-    for tensor in result.coded:
+    for tensor in result.quantized:
         if isinstance(tensor, KernelTensor):
             used = len(torch.unique(tensor.codes))
             by_hand += len(tensor.codes) * math.ceil(math.log2(used)) + 6 * used * tensor.levels.shape[1]
@@ -184,7 +190,7 @@ def test_the_bits_used_are_those_of_the_formulas():
             masks = math.comb(tensor.codes.numel(), kept)
             by_hand += math.ceil(math.log2(masks)) + kept * math.ceil(math.log2(used)) + 8 * used
     assert result.used_bits == by_hand
-    assert {type(tensor) for tensor in result.coded} == {CodedTensor, KernelTensor}
+    assert {type(tensor) for tensor in result.quantized} == {QuantizedTensor, KernelTensor}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -224,7 +230,7 @@ def test_a_warm_start_is_no_worse_and_pure():
     second = project_code_bits(weights, budget, first.starts)
     again = project_code_bits(weights, budget, first.starts)
     assert second.squared_error <= 1.02 * first.squared_error
-    for a, b in zip(second.coded, again.coded, strict=True):
+    for a, b in zip(second.quantized, again.quantized, strict=True):
         assert torch.equal(a.dense(), b.dense())
     closed = project_code_bits(weights, budget, first.starts, closing=True)
     assert closed.squared_error <= second.squared_error * (1 + 1e-6)
@@ -233,8 +239,8 @@ def test_a_warm_start_is_no_worse_and_pure():
 
 def test_a_layer_without_vectors_stays_scalar():
     result = project_code_bits(draw(0), 3 * dense_bits(draw(0)), kinds=KERNELS)
-    kinds = [type(tensor) for tensor in result.coded]
-    assert kinds == [KernelTensor, KernelTensor, CodedTensor, KernelTensor, KernelTensor]
+    kinds = [type(tensor) for tensor in result.quantized]
+    assert kinds == [KernelTensor, KernelTensor, QuantizedTensor, KernelTensor, KernelTensor]
 
 
 def test_bad_input_of_the_projection():
@@ -250,10 +256,10 @@ def test_bad_input_of_the_projection():
 
 def test_what_takes_scalar_codes_only_says_so():
     weights = draw(0)
-    coded = project_code_bits(weights, 3 * dense_bits(weights), kinds=KERNELS).coded
+    coded = project_code_bits(weights, 3 * dense_bits(weights), kinds=KERNELS).quantized
     with pytest.raises(InvalidInputError, match="are for codes: targets"):
         scalar_tensors(coded)
-    scalar = project_code_bits(weights, 3 * dense_bits(weights), kinds=SCALARS).coded
+    scalar = project_code_bits(weights, 3 * dense_bits(weights), kinds=SCALARS).quantized
     assert scalar_tensors(scalar) == scalar
 
 
@@ -300,7 +306,7 @@ def kernels_only(monkeypatch):
     monkeypatch.setitem(code_choices_module.KINDS, "both", KERNELS)
 
 
-@pytest.mark.parametrize(("codebooks", "kinds"), [("scalar", {CodedTensor}), ("kernel", {KernelTensor})])
+@pytest.mark.parametrize(("codebooks", "kinds"), [("scalar", {QuantizedTensor}), ("kernel", {KernelTensor})])
 def test_a_study_says_which_kinds_a_layer_may_have(codebooks, kinds):
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -308,7 +314,7 @@ def test_a_study_says_which_kinds_a_layer_may_have(codebooks, kinds):
     compressor = ac.Compressor(model, optimizer, target="codes:20x", total_steps=5, constants=constants)
     train(model, optimizer, 5, compressor)
     result = compressor.finish(train=[(INPUTS, LABELS)])
-    assert {type(tensor) for tensor in result.state.coded.values()} == kinds
+    assert {type(tensor) for tensor in result.state.quantized.values()} == kinds
 
 
 def test_another_kind_is_refused():
@@ -320,18 +326,18 @@ def test_a_whole_run_within_its_bits_and_back_from_its_file(kernels_only, tmp_pa
     model, optimizer, compressor = start()
     train(model, optimizer, 20, compressor)
     result = compressor.finish(train=[(INPUTS, LABELS)])
-    assert [type(tensor) for tensor in result.state.coded.values()] == [KernelTensor] * 3
-    weights = sum(math.prod(tensor.shape) for tensor in result.state.coded.values())
-    assert code_bits(result.state.coded.values()) <= 32 * weights / 20
+    assert [type(tensor) for tensor in result.state.quantized.values()] == [KernelTensor] * 3
+    weights = sum(math.prod(tensor.shape) for tensor in result.state.quantized.values())
+    assert code_bits(result.state.quantized.values()) <= 32 * weights / 20
     result.save(tmp_path / "net.safetensors")
     loaded = ac.load(tmp_path / "net.safetensors", into=make_model())
     with torch.no_grad():
         assert torch.equal(loaded(INPUTS), result.model(INPUTS))
     record = result.to_json()
-    assert record["code_bytes"] == pytest.approx(code_bits(result.state.coded.values()) / 8, abs=0.1)
+    assert record["code_bytes"] == pytest.approx(code_bits(result.state.quantized.values()) / 8, abs=0.1)
     kernels = record["layers"][1]
     assert (kernels["kind"], kernels["length"]) == ("kernel", 9)
-    assert kernels["codebook"] == result.state.coded["3.weight"].codewords
+    assert kernels["codebook"] == result.state.quantized["3.weight"].codewords
     assert f"{kernels['codebook']} of 9" in result.report()
     assert "positions, codes and codebooks, fixed length" in result.report()
 
@@ -369,7 +375,7 @@ def test_finishing_trains_whole_kernels_under_fixed_assignments():
     for _ in range(5):
         weight.grad = slope.clone()
         phase.step()
-    (after,) = phase.coded
+    (after,) = phase.quantized
     assert torch.equal(weight.detach(), after.dense())
     same = tensor.codes[:, None] == tensor.codes
     vectors = after.dense().reshape(-1, 9)
@@ -395,9 +401,9 @@ def patterned_kernels(shape, length, codewords) -> KernelTensor:
 def mixed_state() -> CompressedState:
     codes = torch.arange(48).reshape(6, 8) % 4
     return CompressedState(
-        coded={
+        quantized={
             "a.weight": patterned_kernels((16, 8, 3, 3), 9, 20),
-            "b.weight": coded_tensor(codes, torch.tensor([-0.5, 0.25, 1.0])),
+            "b.weight": quantized_tensor(codes, torch.tensor([-0.5, 0.25, 1.0])),
             "c.weight": patterned_kernels((12, 16), 4, 7),
             "d.weight": patterned_kernels((4, 8, 1, 1), 8, 1),
             "e.weight": patterned_kernels((6, 3, 5), 5, 18),
@@ -408,8 +414,8 @@ def mixed_state() -> CompressedState:
 
 
 def assert_same(a: CompressedState, b: CompressedState) -> None:
-    assert list(a.coded) == list(b.coded)
-    for mine, other in zip(a.coded.values(), b.coded.values(), strict=True):
+    assert list(a.quantized) == list(b.quantized)
+    for mine, other in zip(a.quantized.values(), b.quantized.values(), strict=True):
         assert type(mine) is type(other)
         assert mine.shape == other.shape
         assert torch.equal(mine.codes, other.codes)
@@ -439,7 +445,7 @@ def test_a_file_of_both_kinds_comes_back_exactly():
 @settings(max_examples=30, deadline=None)
 def test_random_kernels_come_back_exactly(tensors, seed):
     coded = {f"l{i}": random_kernels(*shape, k, seed + i) for i, (shape, k) in enumerate(tensors)}
-    state = CompressedState(coded=coded)
+    state = CompressedState(quantized=coded)
     assert_same(state, decode_stream(encode_stream(state), entries_of(state), {}, kernels=True))
 
 
@@ -453,7 +459,7 @@ def test_the_stream_takes_little_more_than_the_count():
 def test_a_file_without_kernels_is_of_version_1_still():
     state = mixed_state()
     assert unpack(encode_state(state)).version == 2
-    scalar = CompressedState({"b.weight": state.coded["b.weight"]}, state.grid, state.raw)
+    scalar = CompressedState({"b.weight": state.quantized["b.weight"]}, state.grid, state.raw)
     assert unpack(encode_state(scalar)).version == 1
 
 

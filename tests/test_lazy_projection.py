@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from autocompress.constraints.rate_distortion.fixed_tables import fixed_tables
-from autocompress.constraints.rate_distortion.projection import project_priced
-from autocompress.network.compressed_tensors import CodedTensor, coded_tensor
+from autocompress.constraints.rate_distortion.projection import project_to_bits
+from autocompress.network.compressed_tensors import QuantizedTensor, quantized_tensor
 from autocompress.network.kernel_tensor import kernel_tensor
 from autocompress.solver.lazy_projection import LazyProjection, Nearest, NearestKernel, nearest_rule
 
 
-def coded(dense: list[list[float]]) -> CodedTensor:
+def coded(dense: list[list[float]]) -> QuantizedTensor:
     matrix = torch.tensor(dense)
     values = matrix[matrix != 0].unique()
-    return CodedTensor(((torch.bucketize(matrix, values) + 1) * (matrix != 0)).to(torch.int16), values)
+    return QuantizedTensor(((torch.bucketize(matrix, values) + 1) * (matrix != 0)).to(torch.int16), values)
 
 
 def test_two_steps_by_hand() -> None:
@@ -54,8 +54,8 @@ def test_the_distance_of_w_from_v_is_forgotten() -> None:
 def test_a_step_that_the_optimizer_skips_moves_nothing(dtype: torch.dtype) -> None:
     w = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
     lazy = LazyProjection([w], 0.3)
-    found = project_priced(lazy.points(), 150)
-    lazy.update(found.coded)
+    found = project_to_bits(lazy.points(), 150)
+    lazy.update(found.quantized)
     before = lazy.hidden[0].clone()
     for _ in range(3):
         lazy.follow(1.0)
@@ -76,12 +76,12 @@ def test_a_sparse_quadratic_keeps_the_right_weights_under_noise() -> None:
         w -= 0.1 * (1 - step / 400) * (w - c + 0.3 * torch.randn(20, 20, generator=generator))
         lazy.follow(1.0) if state else None
         if step % 10 == 1:
-            found = project_priced(lazy.points(), 140, state)
+            found = project_to_bits(lazy.points(), 140, state)
             state = found.state
-            lazy.update(found.coded, rules=fixed_tables(state, None, w.device))
+            lazy.update(found.quantized, rules=fixed_tables(state, None, w.device))
         else:
             lazy.between()
-    kept = found.coded[0].codes.flatten().nonzero().flatten()
+    kept = found.quantized[0].codes.flatten().nonzero().flatten()
     assert set(kept.tolist()) == set(chosen.tolist())
     assert float((w - c).abs().max()) < 0.15
 
@@ -93,12 +93,12 @@ def test_a_sparse_quadratic_keeps_the_right_weights_under_noise() -> None:
 def test_fixed_tables_assign_by_least_error_and_bits(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(6, 9, generator=generator) ** 3
-    state = project_priced([x], 120).state
+    state = project_to_bits([x], 120).state
     moved = x + 0.05 * torch.randn(6, 9, generator=generator)
     (rule,) = fixed_tables(state, None, x.device)
     index, values = rule.assign(moved)
     found = torch.zeros(54).index_put((index,), values).view(6, 9)
-    tables, price = state.tables[0], state.price
+    tables, price = state.tables[0], state.multiplier
     for row, column in itertools.product(range(6), range(9)):
         weight = float(moved[row, column])
         position = float(tables.lengths.row_bits[row] + tables.lengths.column_bits[column])
@@ -111,7 +111,7 @@ def test_fixed_tables_assign_by_least_error_and_bits(seed: int) -> None:
 
 def test_a_layer_of_fixed_tables_never_loses_its_largest_weight() -> None:
     x = torch.randn(5, 5, generator=torch.Generator().manual_seed(1))
-    (rule,) = fixed_tables(project_priced([x], 100).state, None, x.device)
+    (rule,) = fixed_tables(project_to_bits([x], 100).state, None, x.device)
     index, values = rule.assign(x * 1e-4)
     assert index.tolist() == [int(x.abs().argmax())]
     assert bool(values.all())
@@ -119,7 +119,7 @@ def test_a_layer_of_fixed_tables_never_loses_its_largest_weight() -> None:
 
 def test_by_magnitude_v_stays_where_w_stays() -> None:
     w = torch.tensor([[0.9, -0.7, 0.2], [0.1, 0.5, -0.3]])
-    tensor = coded_tensor(torch.tensor([[2, 1, 0], [0, 2, 0]]), torch.tensor([-0.7, 0.7]))
+    tensor = quantized_tensor(torch.tensor([[2, 1, 0], [0, 2, 0]]), torch.tensor([-0.7, 0.7]))
     rule = nearest_rule(tensor, w)
     assert isinstance(rule, Nearest)
     assert rule.threshold == pytest.approx(0.4)
@@ -131,7 +131,7 @@ def test_by_magnitude_v_stays_where_w_stays() -> None:
 
 def test_where_magnitude_did_not_decide_the_support_stays() -> None:
     w = torch.tensor([[0.9, 0.1], [0.8, 0.7]])
-    tensor = coded_tensor(torch.tensor([[1, 1], [0, 0]]), torch.tensor([0.5]))  # a whole row went
+    tensor = quantized_tensor(torch.tensor([[1, 1], [0, 0]]), torch.tensor([0.5]))  # a whole row went
     rule = nearest_rule(tensor, w)
     assert isinstance(rule, Nearest)
     assert rule.threshold is None
@@ -155,9 +155,9 @@ def test_the_state_round_trips(own: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(6, 7, generator=generator)
     one, other = LazyProjection([w.clone()], 0.3), LazyProjection([torch.zeros(6, 7)], 0.3)
-    found = project_priced(one.points(), 150)
+    found = project_to_bits(one.points(), 150)
     rules = fixed_tables(found.state, None, w.device) if own else None
-    one.update(found.coded, rules=rules)
+    one.update(found.quantized, rules=rules)
     other.load_state_dict(one.state_dict(), rules)
     other.weights[0].copy_(one.weights[0])
     step = torch.randn(6, 7, generator=generator)

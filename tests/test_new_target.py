@@ -14,7 +14,7 @@ import autocompress as ac
 from autocompress.constraints import factory
 from autocompress.constraints.constraint import Network, Projection, relative_error
 from autocompress.constraints.file_writer import WeightsAlone
-from autocompress.network.compressed_tensors import CodedTensor
+from autocompress.network.compressed_tensors import QuantizedTensor
 from autocompress.numerics.kmeans import encode, fit_codebook, sort_values
 from autocompress.solver.constants import SolverConstants, bits_on_path
 from autocompress.targets import kinds
@@ -63,9 +63,9 @@ class NonzerosConstraint(WeightsAlone):
         error = sum(float((each - c.dense()).square().sum()) for each, c in zip(x, coded, strict=True))
         return Projection(coded, None, error, relative_error(error, x), 0.0), None
 
-    def _coded(self, x: Tensor, mask: Tensor) -> CodedTensor:
+    def _coded(self, x: Tensor, mask: Tensor) -> QuantizedTensor:
         if not mask.any():
-            return CodedTensor(torch.zeros(x.shape, dtype=torch.int16), torch.zeros(0))
+            return QuantizedTensor(torch.zeros(x.shape, dtype=torch.int16), torch.zeros(0))
         return encode(x, mask, fit_codebook(sort_values(x[mask]), 16).centroids)
 
     project_last = project

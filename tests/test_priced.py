@@ -11,10 +11,10 @@ from autocompress.constraints.rate_distortion.assignment import (
     LayerTables,
     Weights,
     bits_under_tables,
-    find_price,
+    find_multiplier,
     lower_envelope,
 )
-from autocompress.constraints.rate_distortion.projection import PricedProjection, project_priced
+from autocompress.constraints.rate_distortion.projection import BitsProjection, project_to_bits
 from autocompress.constraints.rate_distortion.rates import (
     CodeLengths,
     Counts,
@@ -92,7 +92,7 @@ def test_price_is_the_least_that_fits() -> None:
         Weights(matrix),
         LayerTables(torch.tensor([-1.0, 1.0]), estimate_code_lengths(Counts.of_codes((matrix.abs() > 1).short(), 2))),
     )
-    price = find_price([layer], 1500.0, 1e-3)
+    price = find_multiplier([layer], 1500.0, 1e-3)
     assert bits_under_tables([layer], price) <= 1500.0
     assert bits_under_tables([layer], price / 1.02) > 1500.0 * 0.99
 
@@ -101,20 +101,20 @@ def test_price_is_the_least_that_fits() -> None:
 @pytest.mark.parametrize("budget_bits", [10, 150, 400, 1000, 3000, 50_000])
 def test_projection_is_feasible_and_says_what_it_used(seed: int, budget_bits: int) -> None:
     layers = random_layers(seed, 2 + seed % 4)
-    found = project_priced(layers, budget_bits)
-    counted = sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in found.coded)
+    found = project_to_bits(layers, budget_bits)
+    counted = sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in found.quantized)
     assert found.bits == pytest.approx(counted, rel=1e-6)
-    assert found.bits <= budget_bits or all(c.nonzeros == 0 for c in found.coded)
-    error = sum(float((c.dense() - x).square().sum()) for c, x in zip(found.coded, layers, strict=True))
+    assert found.bits <= budget_bits or all(c.nonzeros == 0 for c in found.quantized)
+    error = sum(float((c.dense() - x).square().sum()) for c, x in zip(found.quantized, layers, strict=True))
     assert found.error == pytest.approx(error, rel=1e-4)
-    for coded in found.coded:
+    for coded in found.quantized:
         assert int(coded.codes.max()) <= coded.values.numel()
         torch.testing.assert_close(round_codebook(coded.values), coded.values, rtol=0, atol=0)
 
 
 def test_error_falls_as_the_budget_grows() -> None:
     layers = random_layers(0, 4)
-    errors = [project_priced(layers, bits).error for bits in (300, 600, 1200, 2400, 4800)]
+    errors = [project_to_bits(layers, bits).error for bits in (300, 600, 1200, 2400, 4800)]
     assert all(later < earlier for earlier, later in itertools.pairwise(errors))
 
 
@@ -122,26 +122,26 @@ def test_most_of_the_budget_is_used() -> None:
     generator = torch.Generator().manual_seed(0)
     layers = [torch.randn(100, 200, generator=generator) ** 3, torch.randn(50, 100, generator=generator) * 0.3]
     for budget in (2_000, 8_000, 30_000):
-        assert project_priced(layers, budget).bits > 0.97 * budget
+        assert project_to_bits(layers, budget).bits > 0.97 * budget
 
 
 def test_a_warm_start_is_no_worse_than_what_it_starts_from() -> None:
     layers = random_layers(1, 4)
-    first = project_priced(layers, 1500)
-    second = project_priced(layers, 1500, first.state)
+    first = project_to_bits(layers, 1500)
+    second = project_to_bits(layers, 1500, first.state)
     assert second.error <= first.error * 1.02
 
 
 def test_no_tensor_goes_dead_while_there_is_room() -> None:
     generator = torch.Generator().manual_seed(0)
     layers = [torch.randn(50, 60, generator=generator), torch.randn(30, 30, generator=generator) * 1e-3]
-    assert all(c.nonzeros >= 1 for c in project_priced(layers, 1000).coded)
+    assert all(c.nonzeros >= 1 for c in project_to_bits(layers, 1000).quantized)
 
 
 def test_all_zero_and_constant_tensors_pass() -> None:
-    found = project_priced([torch.zeros(4, 5), torch.full((3, 3), 0.5)], 500)
-    assert torch.equal(found.coded[0].dense(), torch.zeros(4, 5)) or found.coded[0].nonzeros == 1
-    torch.testing.assert_close(found.coded[1].dense(), torch.full((3, 3), 0.5), rtol=0.01, atol=0)
+    found = project_to_bits([torch.zeros(4, 5), torch.full((3, 3), 0.5)], 500)
+    assert torch.equal(found.quantized[0].dense(), torch.zeros(4, 5)) or found.quantized[0].nonzeros == 1
+    torch.testing.assert_close(found.quantized[1].dense(), torch.full((3, 3), 0.5), rtol=0.01, atol=0)
 
 
 def test_a_structured_tensor_costs_less_than_a_scattered_one() -> None:
@@ -153,9 +153,12 @@ def test_a_structured_tensor_costs_less_than_a_scattered_one() -> None:
     )
 
 
-def assert_same(first: PricedProjection, second: PricedProjection) -> None:
-    assert (first.state.price, first.state.energy_price) == (second.state.price, second.state.energy_price)
-    for one, other in zip(first.coded, second.coded, strict=True):
+def assert_same(first: BitsProjection, second: BitsProjection) -> None:
+    assert (first.state.multiplier, first.state.energy_multiplier) == (
+        second.state.multiplier,
+        second.state.energy_multiplier,
+    )
+    for one, other in zip(first.quantized, second.quantized, strict=True):
         assert torch.equal(one.codes, other.codes)
         assert torch.equal(one.values, other.values)
 
@@ -171,27 +174,27 @@ def test_a_projection_with_its_own_state_changes_nothing(
     if energy_part is not None:
         costs = (WeightEnergy(500, 100), WeightEnergy(210, 0), WeightEnergy(210, 0))
         energy = EnergyBudget(costs, energy_part * EnergyBudget(costs, 0).used([x.numel() for x in layers]))
-    first = project_priced(layers, budget_bits, None, energy)
-    assert_same(first, project_priced(layers, budget_bits, first.state, energy))
+    first = project_to_bits(layers, budget_bits, None, energy)
+    assert_same(first, project_to_bits(layers, budget_bits, first.state, energy))
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("budget_bits", [400, 1500, 4000])
 def test_what_is_projected_is_its_own_projection(seed: int, budget_bits: int) -> None:
-    first = project_priced(random_layers(seed), budget_bits)
-    assert_same(first, project_priced([c.dense() for c in first.coded], budget_bits, first.state))
+    first = project_to_bits(random_layers(seed), budget_bits)
+    assert_same(first, project_to_bits([c.dense() for c in first.quantized], budget_bits, first.state))
 
 
 def test_nearly_the_same_weights_have_nearly_the_same_price() -> None:
     generator = torch.Generator().manual_seed(0)
     x = [torch.randn(100, 200, generator=generator) ** 3, torch.randn(50, 100, generator=generator) * 0.3]
-    found = project_priced(x, 8000)
-    prices = [found.state.price]
+    found = project_to_bits(x, 8000)
+    prices = [found.state.multiplier]
     for _ in range(12):
         x = [w + 0.01 * w.norm() * (d := torch.randn(w.shape, generator=generator)) / d.norm() for w in x]
-        found = project_priced(x, 8000, found.state)
+        found = project_to_bits(x, 8000, found.state)
         assert found.bits <= 8000
-        prices.append(found.state.price)
+        prices.append(found.state.multiplier)
     moves = sorted(abs(later / earlier - 1) for earlier, later in itertools.pairwise(prices))
     assert moves[len(moves) // 2] < 0.02
 
@@ -207,6 +210,6 @@ def test_error_against_every_pair_of_values_and_choice_of_zeros(seed: int) -> No
         if known and code_length(Counts.of_codes(codes, size)) <= budget:
             means = torch.tensor([0.0] + [float(x[codes == k + 1].mean()) for k in range(size)])
             best = min(best, float((x - means[codes.long()]).square().sum()))
-    found = project_priced([x], budget)
+    found = project_to_bits([x], budget)
     assert found.bits <= budget
     assert best * 0.999 <= found.error <= best * 1.05

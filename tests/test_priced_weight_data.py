@@ -27,11 +27,11 @@ def trained_like_layers(seed: int) -> list[torch.Tensor]:
 
 def check(layers: list[torch.Tensor], budget_bits: int) -> float:
     alternating = project_weight_bits(layers, layers, budget_bits)
-    used = sum(c.weight_data_bits for c in alternating.coded)
-    priced = improve_weight_data(layers, alternating.coded, used)
+    used = sum(c.weight_data_bits for c in alternating.quantized)
+    priced = improve_weight_data(layers, alternating.quantized, used)
     assert sum(c.weight_data_bits for c in priced) <= used
     assert all(c.nonzeros >= 1 for c in priced)
-    before, after = squared_error(alternating.coded, layers), squared_error(priced, layers)
+    before, after = squared_error(alternating.quantized, layers), squared_error(priced, layers)
     assert after <= before
     return after / before
 

@@ -62,7 +62,7 @@ def test_feasible_and_idempotent(target, proposal):
     logs, bits = proposal[:3], proposal[3:]
     first = fit(logs, bits, target)
     assert first.size <= budget(target).limit
-    assert first.size == budget(target).measure(first.coded)[0]
+    assert first.size == budget(target).measure(first.quantized)[0]
     again = fit(logs_of(first), bits, target)
     assert again.size >= first.size
     if first.size >= budget(target).limit - 4:  # at the border: repairing twice is repairing once
@@ -121,7 +121,7 @@ def test_few_files_are_encoded(monkeypatch):
     )
     assert not counted
     assert about.writer is None
-    assert measure(budget("500B"), about.coded)[0] == pytest.approx(500, rel=0.15)
+    assert measure(budget("500B"), about.quantized)[0] == pytest.approx(500, rel=0.15)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -195,9 +195,9 @@ def test_a_target_that_no_plan_meets():
 
 def test_the_size_is_that_of_the_written_file():
     fitted = fit((-1.0, -2.0, 0.0), (3, 2, 5), "500B")
-    from autocompress.network.network_state import side_tensors
+    from autocompress.network.network_state import vector_tensors
 
-    state, data = fitted.writer.fit(fitted.coded, side_tensors(network().selection))
+    state, data = fitted.writer.fit(fitted.quantized, vector_tensors(network().selection))
     assert len(data) == fitted.size
-    for coded, kept in zip(fitted.coded, state.coded.values(), strict=True):
+    for coded, kept in zip(fitted.quantized, state.quantized.values(), strict=True):
         assert torch.equal(coded.codes, kept.codes)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 
 import autocompress as ac
 from autocompress.errors import InvalidInputError, TrainingDivergedError
-from autocompress.network.compressed_tensors import CodedTensor
+from autocompress.network.compressed_tensors import QuantizedTensor
 from autocompress.network.live_network import storage_key
 from autocompress.network.reparametrized import WHOLE, KeepsParts, keep_parts, normalized, prune_masks
 from autocompress.network.selection import select
@@ -105,13 +105,13 @@ def test_which_tensors_are_divided_by_norms_and_along_what() -> None:
 def test_an_empty_part_gets_the_weight_that_points_farthest_by_hand() -> None:
     codes = torch.tensor([[0, 1, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.int16)
     weights = torch.tensor([[0.0, 1.0, 0.0], [0.1, -0.3, 0.2], [0.0, 0.0, 0.0]])
-    kept = keep_parts(CodedTensor(codes, torch.tensor([-1.0, 1.0])), weights, 0)
+    kept = keep_parts(QuantizedTensor(codes, torch.tensor([-1.0, 1.0])), weights, 0)
     assert kept.dense().sign().tolist() == [[0.0, -1.0, 0.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]
-    upwards = keep_parts(CodedTensor(codes, torch.tensor([1.0])), weights, 0)  # no code points down
+    upwards = keep_parts(QuantizedTensor(codes, torch.tensor([1.0])), weights, 0)  # no code points down
     assert upwards.dense().sign().tolist() == [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
-    columns = keep_parts(CodedTensor(codes, torch.tensor([1.0])), weights, 1)
+    columns = keep_parts(QuantizedTensor(codes, torch.tensor([1.0])), weights, 1)
     assert columns.dense().sign().tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
-    none = CodedTensor(torch.zeros(2, 2, dtype=torch.int16), torch.zeros(0))
+    none = QuantizedTensor(torch.zeros(2, 2, dtype=torch.int16), torch.zeros(0))
     whole = keep_parts(none, torch.tensor([[0.5, -2.0], [1.0, 0.5]]), WHOLE)
     assert whole.dense().sign().tolist() == [[0.0, -1.0], [0.0, 0.0]]
 
@@ -167,7 +167,7 @@ def test_a_mask_costs_nothing_and_what_it_prunes_neither() -> None:
     sizes = []
     for model in (plain, masked):
         compressor = Compressor(model, torch.optim.SGD(model.parameters(), 0.1), target="700B", total_steps=0)
-        coded = compressor.finish().state.coded
+        coded = compressor.finish().state.quantized
         sizes.append([compressor.method.constraint.file.smallest, sum(tensor.nonzeros for tensor in coded.values())])
     assert sizes[1][0] - sizes[0][0] <= 16  # its name and that it is constant
     assert sizes[1][1] >= 0.95 * sizes[0][1]

@@ -8,8 +8,8 @@ from torch import nn
 
 from autocompress.codec.layout import shared_names
 from autocompress.errors import InvalidInputError
-from autocompress.network.compressed_tensors import CodedTensor
-from autocompress.network.network_state import build_state, fill, filled_copy, side_grids, side_tensors
+from autocompress.network.compressed_tensors import QuantizedTensor
+from autocompress.network.network_state import build_state, fill, filled_copy, vector_grids, vector_tensors
 from autocompress.network.selection import folded_parameters, original_bytes, select, unwrap
 
 
@@ -32,7 +32,7 @@ class Everything(nn.Module):
 
 def places(model: nn.Module, **kwargs) -> list[str]:
     found = select(model, **kwargs)
-    return [n for n, _ in found.weights] + [n for n, _ in found.sides] + list(found.raw) + list(found.aliases)
+    return [n for n, _ in found.weights] + [n for n, _ in found.vectors] + list(found.raw) + list(found.aliases)
 
 
 @pytest.mark.parametrize("ignore", [[], ["norm"], [nn.Embedding], ["*.bias", "convolution"]])
@@ -44,7 +44,7 @@ def test_every_tensor_is_in_exactly_one_place(ignore) -> None:
 def test_what_goes_where() -> None:
     found = select(Everything())
     assert [name for name, _ in found.weights] == ["embedding.weight", "convolution.weight"]
-    assert [name for name, _ in found.sides] == ["norm.weight", "norm.bias", "output.bias"]
+    assert [name for name, _ in found.vectors] == ["norm.weight", "norm.bias", "output.bias"]
     assert [name for name, _ in found.folded] == ["norm"]
     assert found.aliases["output.weight"] == "embedding.weight"
     assert found.aliases["same_norm.running_mean"] == "norm.running_mean"
@@ -144,11 +144,11 @@ def test_the_state_of_a_folded_network_gives_its_outputs(share: str) -> None:
     model, x = Norms(share).eval(), torch.randn(5, 3)
     expected = model(x)
     found = select(model)
-    sides = side_tensors(found)
-    grids = side_grids(sides, set(sides), price=0.0, relative_error=0.0, coarsening=1e-2)
+    sides = vector_tensors(found)
+    grids = vector_grids(sides, set(sides), multiplier=0.0, relative_error=0.0, coarsening=1e-2)
     values = model.linear.weight.detach().unique()
     codes = torch.searchsorted(values, model.linear.weight.detach()) + 1
-    state = build_state(model, found, [CodedTensor(codes.short(), values)], sides, grids)
+    state = build_state(model, found, [QuantizedTensor(codes.short(), values)], sides, grids)
     torch.testing.assert_close(filled_copy(model, state)(x), expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)  # the network itself is left alone
     torch.testing.assert_close(fill(model, state)(x), expected, rtol=1e-3, atol=1e-3)

@@ -32,7 +32,7 @@ def closed(space, budget, values):
     """Returns (size of the file or the weight data, coded tensors) of the network pruned and quantized at once."""
     method = make_plan_method(network(), budget, space, values, DEFAULTS)
     weights = [weight.detach().clone() for weight in network().weights]
-    coded = method.close(network().weights, weights).coded
+    coded = method.project_last(network().weights, weights).quantized
     return budget.measure(coded)[0], coded
 
 

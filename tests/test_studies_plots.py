@@ -208,7 +208,7 @@ def test_poor_records_are_drawn_too():
 
 
 def test_many_targets_go_to_several_figures_and_many_layers_are_not_numbered(monkeypatch):
-    monkeypatch.setattr("studies.report.plots.MOST_PANELS", 1)
+    monkeypatch.setattr("studies.report.plots.MAX_PANELS", 1)
     records = make_study(methods=("compressor", "uniform"), targets=("5KB", "4KB"), seeds=[0], tasks=("net_1-data",))
     layer = {"shape": [9, 9], "kept": 9, "codebook": 3, "bits": 2, "bytes": 9.0}
     layers = [{"name": f"layer1.block.{i}.weight", **layer} for i in range(22)]

@@ -28,10 +28,10 @@ def test_in_place_prunes_w_to_the_zeros_of_v() -> None:
     net = network()
     projection = Projector(InPlaceWeightBitsConstraint(net, 300)).project(weights(net), weights(net), 0.0)
     assert projection.pruned is not None
-    for pruned, coded, before in zip(projection.pruned, projection.coded, weights(net), strict=True):
+    for pruned, coded, before in zip(projection.pruned, projection.quantized, weights(net), strict=True):
         kept = coded.codes != 0
         assert torch.equal(pruned, before * kept)
-    assert sum(c.weight_data_bits for c in projection.coded) <= 300
+    assert sum(c.weight_data_bits for c in projection.quantized) <= 300
 
 
 def test_dense_follows_the_path_and_ends_at_the_target() -> None:
@@ -39,11 +39,11 @@ def test_dense_follows_the_path_and_ends_at_the_target() -> None:
     method = Projector(WeightBitsConstraint(net, 60))
     start = method.project(weights(net), weights(net), 0.0)
     assert start.pruned is None
-    assert 60 < sum(c.weight_data_bits for c in start.coded) <= 60 * DEFAULTS.path_start
+    assert 60 < sum(c.weight_data_bits for c in start.quantized) <= 60 * DEFAULTS.path_start
     end = method.project(weights(net), weights(net), DEFAULTS.path_fraction)
-    assert sum(c.weight_data_bits for c in end.coded) <= 60
-    closed = method.close(weights(net), weights(net))
-    assert sum(c.weight_data_bits for c in closed.coded) <= 60
+    assert sum(c.weight_data_bits for c in end.quantized) <= 60
+    closed = method.project_last(weights(net), weights(net))
+    assert sum(c.weight_data_bits for c in closed.quantized) <= 60
     assert closed.error <= end.error * (1 + 1e-6)
 
 

@@ -16,7 +16,7 @@ from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.errors import InvalidInputError
 from autocompress.solver.compression import compress
 from autocompress.solver.compressor import check_target
-from autocompress.targets import Targets, hold_together
+from autocompress.targets import Targets, combined
 from autocompress.task import load_task
 from autocompress.training.reference import starting_network
 
@@ -34,7 +34,7 @@ def compress_command(options: Namespace) -> str:
     Raises:
         InvalidInputError, InfeasibleTargetError: the command asks for what cannot be.
     """
-    target = hold_together(options.target)
+    target = combined(options.target)
     check_output(options.out, (".safetensors",), inputs=(options.weights,))
     task = load_task(options.model, options.data, device=options.device, seed=options.seed)
     check_target(

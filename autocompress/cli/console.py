@@ -155,7 +155,7 @@ PROBE_BYTES = 65536
 
 
 def check_output(path: Path, suffixes: tuple[str, ...], inputs: tuple[Path | None, ...] = ()) -> None:
-    """Returns if `path` can be written: its name says what it is, its folder takes files, no input is overwritten.
+    """Checks that `path` can be written: its name says what it is, its folder takes files, no input is overwritten.
 
     Raises:
         InvalidInputError: otherwise, naming what is wrong.
@@ -176,7 +176,7 @@ def check_output(path: Path, suffixes: tuple[str, ...], inputs: tuple[Path | Non
 
 
 def check_folder(folder: Path, what: str) -> None:
-    """Returns if files can be created in `folder`.
+    """Checks that files can be created in `folder`.
 
     Raises:
         InvalidInputError: there is no such folder, or it takes no file; `what` names the option.

@@ -27,7 +27,7 @@ from autocompress.training.evaluation import evaluate
 
 # Measurements of `energy fit`; fewer than the last say nothing of the error on those held out.
 MEASURED_SAMPLES = 60
-FEWEST_SAMPLES = 10
+MIN_SAMPLES = 10
 
 # One image of the networks known by name, without the batch. A function of the user's own needs --data or the shape.
 INPUT_SHAPES = {"lenet5": (1, 28, 28), "alexnet": (3, 32, 32), "resnet": (3, 32, 32), "torchvision:": (3, 224, 224)}
@@ -47,8 +47,8 @@ def inspect_command(options: Namespace) -> str:
 def original_bytes(state: CompressedState) -> int:
     """Returns 4 bytes per floating-point element of the network that a state came from, shared storage once."""
     raw = sum(tensor.numel() for tensor in state.raw.values() if tensor.is_floating_point())
-    coded = sum(math.prod(tensor.shape) for tensor in state.coded.values())
-    return 4 * (raw + coded + sum(tensor.levels.numel() for tensor in state.grid.values()))
+    quantized = sum(math.prod(tensor.shape) for tensor in state.quantized.values())
+    return 4 * (raw + quantized + sum(tensor.levels.numel() for tensor in state.grid.values()))
 
 
 def evaluate_command(options: Namespace) -> str:
@@ -147,8 +147,8 @@ def fit_command(options: Namespace) -> str:
     if options.out is not None:
         check_output(options.out, (".json",))
     samples = options.samples or (ANALYTIC_SAMPLES if options.meter == "analytic" else MEASURED_SAMPLES)
-    if samples < FEWEST_SAMPLES:
-        raise InvalidInputError(f"--samples is {samples}; it must be at least {FEWEST_SAMPLES}")
+    if samples < MIN_SAMPLES:
+        raise InvalidInputError(f"--samples is {samples}; it must be at least {MIN_SAMPLES}")
     meter = None if options.meter == "analytic" else make_meter(options.meter)
     model, example = network_and_example(options)
     if options.input_shape is not None:

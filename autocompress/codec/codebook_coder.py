@@ -15,7 +15,7 @@ from autocompress.errors import CorruptArtifactError, InvalidInputError
 from autocompress.network.compressed_tensors import NARROW_CODEBOOK, codebook_step
 
 # The smallest normal number, in float32 and in bfloat16.
-SMALLEST_STEP = 2.0**-126
+MIN_STEP = 2.0**-126
 
 
 @dataclass
@@ -66,7 +66,7 @@ def code_step(coder: Coder, step: float, models: CodebookModels, *, narrow: bool
         InvalidInputError: the step is not a positive normal float32 number.
         CorruptArtifactError: the same, when decoding.
     """
-    if coder.chooses and not SMALLEST_STEP <= step < math.inf:
+    if coder.chooses and not MIN_STEP <= step < math.inf:
         raise InvalidInputError(f"step {step} must be a finite number of at least 2**-126")
     pattern = int(np.array(step, np.float32).view(np.uint32))
     upper = models.last_step + models.steps.code_one(coder, (pattern >> 16) - models.last_step)

@@ -1,6 +1,4 @@
-"""From a state to the bytes of a file and back.
-
-The outside of the file: a safetensors container with one uint8 tensor, and a checksum.
+"""From a state to the bytes of a file and back: a safetensors container with one uint8 tensor, and a checksum.
 
 Layout of the tensor: 1 byte (format version * 2 + whether a name table follows), 4 bytes CRC-32 of all the rest of
 the tensor and that byte, 4 bytes fingerprint of names and shapes, the name table if any (its length as a varint), the
@@ -175,7 +173,7 @@ def decode_state(data: bytes, layout: Layout | None = None) -> CompressedState:
             raise CorruptArtifactError("the name table does not belong to the rest of the file")
         raise InvalidInputError(f"the file was written for another network: {_difference(layout, table)}")
     state = decode_stream(payload.stream, ordered, chosen.aliases, kernels=payload.version > 1)
-    values = {name: tensor.values for name, tensor in state.coded.items()}
+    values = {name: tensor.values for name, tensor in state.quantized.items()}
     for name, tensor in (values | {name: grid.dense() for name, grid in state.grid.items()}).items():
         if not bool(tensor.isfinite().all()):
             raise CorruptArtifactError(f"{name!r} has values beyond what a float32 number holds")

@@ -145,7 +145,7 @@ def size_report(state: CompressedState, data: bytes, module: nn.Module | None = 
         of_tensor[name] += bits / 8
     layers = tuple(
         LayerSize(name, t.shape, t.nonzeros, len(t.values), t.bits, *_kind_of(t), of_tensor[name])
-        for name, t in state.coded.items()
+        for name, t in state.quantized.items()
     )
     others = [(name, "grid", of_tensor[name]) for name in state.grid]
     others += [(name, _kind(tensor), of_tensor[name]) for name, tensor in state.raw.items()]
@@ -153,11 +153,11 @@ def size_report(state: CompressedState, data: bytes, module: nn.Module | None = 
     entropy_bytes = sum(booked.values()) / 8
     return SizeReport(
         weight_data_bytes=state.weight_data_bits / 8,
-        code_bytes=code_bits(state.coded.values()) / 8,
+        code_bytes=code_bits(state.quantized.values()) / 8,
         entropy_bytes=entropy_bytes,
         file_bytes=len(data),
         original_bytes=original_bytes(module) if module and module.state_dict() else _state_bytes(state),
-        compressible_weights=sum(math.prod(t.shape) for t in state.coded.values()),
+        compressible_weights=sum(math.prod(t.shape) for t in state.quantized.values()),
         layers=layers,
         others=tuple(others),
         parts={key: parts[key] for key in ("positions", "codes", "codebook", "grid", "raw", "header")},
@@ -177,7 +177,7 @@ def _kind(tensor: Tensor) -> str:
 
 def _state_bytes(state: CompressedState) -> int:
     """Returns 4 bytes per floating-point element of a state."""
-    counted = [math.prod(tensor.shape) for tensor in state.coded.values()]
+    counted = [math.prod(tensor.shape) for tensor in state.quantized.values()]
     counted += [tensor.levels.numel() for tensor in state.grid.values()]
     return 4 * sum(counted + [tensor.numel() for tensor in state.raw.values() if tensor.is_floating_point()])
 

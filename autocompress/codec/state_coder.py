@@ -17,7 +17,7 @@ from autocompress.codec.kernel_coder import KernelModels, code_kernels, code_kin
 from autocompress.codec.range_coder import Array, Coder, Decoder, Encoder, Meter
 from autocompress.codec.weight_coder import Choice, WeightModels, code_weight
 from autocompress.errors import CorruptArtifactError, InvalidInputError
-from autocompress.network.compressed_tensors import CodedTensor, CompressedState, GridTensor
+from autocompress.network.compressed_tensors import CompressedState, GridTensor, QuantizedTensor
 from autocompress.network.kernel_tensor import KernelTensor
 
 CODED, GRID, RAW = range(3)
@@ -46,14 +46,14 @@ class Entry:
 
 def entries_of(state: CompressedState) -> list[Entry]:
     """Returns the entries of a state in the order of the stream: coded, grid, raw."""
-    coded = [Entry(name, tensor.shape) for name, tensor in state.coded.items()]
+    quantized = [Entry(name, tensor.shape) for name, tensor in state.quantized.items()]
     grid = [Entry(name, tuple(tensor.levels.shape)) for name, tensor in state.grid.items()]
-    return coded + grid + [Entry(name, tuple(tensor.shape)) for name, tensor in state.raw.items()]
+    return quantized + grid + [Entry(name, tuple(tensor.shape)) for name, tensor in state.raw.items()]
 
 
 def has_kernels(state: CompressedState) -> bool:
     """Says whether any tensor has a codebook of kernels; then each says of which kind its own is."""
-    return any(isinstance(tensor, KernelTensor) for tensor in state.coded.values())
+    return any(isinstance(tensor, KernelTensor) for tensor in state.quantized.values())
 
 
 def encode_stream(state: CompressedState, choices: dict[str, Choice] | None = None) -> bytes:
@@ -115,7 +115,7 @@ def _code_kinds(coder: Coder, entries: list[Entry], state: CompressedState | Non
         guess = RAW if entry.name.endswith(_BUFFERS) else CODED if len(entry.shape) > 1 else GRID
         kind = CODED
         if state is not None:
-            kind = CODED if entry.name in state.coded else GRID if entry.name in state.grid else RAW
+            kind = CODED if entry.name in state.quantized else GRID if entry.name in state.grid else RAW
         kinds[entry.name] = int(models[guess].code(coder, np.array([kind], np.int64))[0])
     return kinds
 
@@ -143,15 +143,15 @@ def _code_state(
     raws = _RawModels()
     kernel_models = KernelModels()
     for entry in (entry for entry in entries if kinds[entry.name] == CODED):
-        tensor = state.coded[entry.name] if state else None
+        tensor = state.quantized[entry.name] if state else None
         if kernels and code_kind(coder, entry.name, tensor, kernel_models):
             given = tensor if isinstance(tensor, KernelTensor) else None
             found = code_kernels(coder, entry.name, entry.shape, given, kernel_models, weights)
-            result.coded[entry.name] = found
+            result.quantized[entry.name] = found
         else:
-            scalar = tensor if isinstance(tensor, CodedTensor) else None
-            result.coded[entry.name] = code_weight(coder, entry.name, entry.shape, scalar, weights)
-    live = dict(zip(result.coded, weights.live, strict=True))
+            scalar = tensor if isinstance(tensor, QuantizedTensor) else None
+            result.quantized[entry.name] = code_weight(coder, entry.name, entry.shape, scalar, weights)
+    live = dict(zip(result.quantized, weights.live, strict=True))
     for entry in (entry for entry in entries if kinds[entry.name] == GRID):
         rows = live.get(entry.name.rpartition(".")[0] + ".weight")
         result.grid[entry.name] = grids.code(coder, entry, state.grid[entry.name] if state else None, rows)

@@ -23,7 +23,7 @@ from autocompress.codec.positions import (
 )
 from autocompress.codec.range_coder import Array, Coder, Codes, Flags, Meter
 from autocompress.errors import CorruptArtifactError, InvalidInputError
-from autocompress.network.compressed_tensors import CodedTensor
+from autocompress.network.compressed_tensors import QuantizedTensor
 
 # Kernels with more taps than this are seen as columns without neighbours.
 _MAX_TAPS = 256
@@ -125,8 +125,8 @@ class WeightModels:
 
 
 def code_weight(
-    coder: Coder, name: str, shape: tuple[int, ...], tensor: CodedTensor | None, models: WeightModels
-) -> CodedTensor:
+    coder: Coder, name: str, shape: tuple[int, ...], tensor: QuantizedTensor | None, models: WeightModels
+) -> QuantizedTensor:
     """Codes one tensor; `tensor` is None when decoding. Returns it.
 
     Raises:
@@ -144,7 +144,7 @@ def code_weight(
         codes = _code_elements(coder, name, codes, integers, models)
     rows = shape[0] if shape else 1
     models.live.append(np.count_nonzero(codes.reshape(rows, codes.size // max(1, rows)), axis=1))
-    return CodedTensor(torch.from_numpy(codes.copy()), values)
+    return QuantizedTensor(torch.from_numpy(codes.copy()), values)
 
 
 def _code_elements(coder: Coder, name: str, codes: Codes, integers: Array, models: WeightModels) -> Codes:

@@ -1,11 +1,9 @@
-"""`CodeBits`: scalar codebooks or codebooks of kernels, whichever errs less for its bits in each layer.
-
-The projection onto the networks of at most so many code bits: the kind and size of each layer's codebook.
+"""`CodeBits`: scalar codebooks or codebooks of kernels, whichever has less error for its bits in each layer.
 
     minimise  sum_l ||V_l - X_l||^2   subject to   sum_l code_bits(V_l) <= budget
 
 Every layer has a list of choices (`code_choices`), each fitted by k-means; the multiple-choice knapsack over them is
-solved exactly where `allocation` finishes.
+solved exactly where `multiple_choice_knapsack` finishes.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autocompress.constraints.codebook_choices import EITHER, KINDS, CodeChoice, WarmStart, code_choices
+from autocompress.constraints.codebook_kinds import EITHER, KINDS, CodeChoice, WarmStart, code_choices
 from autocompress.constraints.constraint import Network, Projection, relative_error
 from autocompress.constraints.file_writer import WeightsAlone
 from autocompress.constraints.weight_bits import squared_error
@@ -34,14 +32,14 @@ class CodeBitsProjection:
     """The result of one update.
 
     Attributes:
-        coded: V, one per layer.
+        quantized: V, one per layer.
         used_bits: its code bits, at most the budget.
         squared_error: ||V - X||^2.
         allocation: of the choices.
         starts: for the next update.
     """
 
-    coded: list[WeightTensor]
+    quantized: list[WeightTensor]
     used_bits: int
     squared_error: float
     allocation: Allocation
@@ -62,7 +60,7 @@ def project_code_bits(
         targets: X, one floating tensor with elements per layer, any shapes, any device.
         budget_bits: most code bits.
         starts: what the last update returned.
-        kinds: SCALARS, KERNELS or EITHER of `codebook_choices`.
+        kinds: SCALARS, KERNELS or EITHER of `codebook_kinds`.
         closing: take more care with the codebooks chosen.
 
     Raises:
@@ -81,12 +79,12 @@ def project_code_bits(
     ]
     choices = [found for found, _ in layers]
     allocation = allocate_choices(choices, budget_bits)
-    coded = [
+    quantized = [
         row[choice].encode(target, closing=closing)
         for row, choice, target in zip(choices, allocation.choices, targets, strict=True)
     ]
-    error = squared_error(coded, targets)
-    return CodeBitsProjection(coded, code_bits(coded), error, allocation, [start for _, start in layers])
+    error = squared_error(quantized, targets)
+    return CodeBitsProjection(quantized, code_bits(quantized), error, allocation, [start for _, start in layers])
 
 
 def allocate_choices(choices: Sequence[Sequence[CodeChoice]], budget_bits: int) -> Allocation:
@@ -137,7 +135,7 @@ class CodeBitsConstraint(WeightsAlone):
         """Returns V; with `last` codebooks of kernels are fitted to all vectors."""
         found = project_code_bits(x, budget, state, closing=last, kinds=KINDS[self.constants.codebooks])
         error, greedy = found.squared_error, not found.allocation.exact
-        return Projection(found.coded, None, error, relative_error(error, x), 0.0, greedy=greedy), found.starts
+        return Projection(found.quantized, None, error, relative_error(error, x), 0.0, greedy=greedy), found.starts
 
     def project_last(
         self, x: Sequence[Tensor], budget: int, state: list[WarmStart] | None, w: Sequence[Tensor] | None = None

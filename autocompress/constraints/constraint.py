@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from autocompress.network.compressed_tensors import CompressedState, SideGrid, WeightTensor
+from autocompress.network.compressed_tensors import CompressedState, VectorGrid, WeightTensor
 from autocompress.network.selection import Selection
 
 State = TypeVar("State")
@@ -20,19 +20,19 @@ class Projection:
     """V, and what became of W.
 
     Attributes:
-        coded: V, one per compressed tensor.
+        quantized: V, one per compressed tensor.
         pruned: the new W where the method projects W, too, else None.
         error: ||V - X||^2, where X is what was projected: W, or W + U under ADMM.
         relative_error: ||V - X|| / ||X||.
-        price: squared error per bit at the solution; 0 where the method has none.
+        multiplier: squared error per bit at the solution; 0 where the method has none.
         greedy: whether a greedy rule gave the answer where an exact one was looked for.
     """
 
-    coded: Sequence[WeightTensor]
+    quantized: Sequence[WeightTensor]
     pruned: list[Tensor] | None
     error: float
     relative_error: float
-    price: float
+    multiplier: float
     greedy: bool = False
 
 
@@ -46,10 +46,10 @@ class Rule(Protocol):
 class FileWriter(Protocol):
     """Turns assignments into a file within a target; asking it changes nothing."""
 
-    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
+    def vector_grids(self, vectors: Mapping[str, Tensor]) -> dict[str, VectorGrid]:
         """Returns the grids of the one-dimensional tensors."""
 
-    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+    def fit(self, quantized: Sequence[WeightTensor], vectors: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         """Returns the state and the file, tightened where the values have grown over the target."""
 
 
@@ -98,13 +98,13 @@ class Method(Protocol):
     def rules(self) -> Sequence[Rule] | None:
         """Returns how V follows W between two projections, by the last one's tables; None = by magnitude."""
 
-    def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
+    def project_last(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
         """Returns the last projection, the one that is fine-tuned."""
 
-    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+    def fit(self, quantized: Sequence[WeightTensor], vectors: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         """Returns the state and the file after fine-tuning."""
 
-    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
+    def vector_grids(self, vectors: Mapping[str, Tensor]) -> dict[str, VectorGrid]:
         """Returns the grids of the one-dimensional tensors that belong to the last projection."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class Projector(Generic[State]):
         found, self.state = self.constraint.project(targets, self.budget_at(fraction), self.state, weights)
         return found
 
-    def close(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
+    def project_last(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
         """Returns the projection that is fine-tuned."""
         found, self.state = self.constraint.project_last(targets, self.budget_at(1.0), self.state, weights)
         return found
@@ -140,13 +140,13 @@ class Projector(Generic[State]):
     def rules(self) -> Sequence[Rule] | None:
         return self.constraint.rules(self.state)
 
-    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+    def fit(self, quantized: Sequence[WeightTensor], vectors: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         """Returns the state and the file."""
-        return self.constraint.writer(self.state).fit(coded, sides)
+        return self.constraint.writer(self.state).fit(quantized, vectors)
 
-    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
+    def vector_grids(self, vectors: Mapping[str, Tensor]) -> dict[str, VectorGrid]:
         """Returns the grids of the one-dimensional tensors."""
-        return self.constraint.writer(self.state).side_grids(sides)
+        return self.constraint.writer(self.state).vector_grids(vectors)
 
     def state_dict(self) -> dict[str, Any]:
         return self.constraint.to_plain(self.state)
@@ -167,8 +167,8 @@ class Network:
         return [parameter for _, parameter in self.selection.weights]
 
     @property
-    def sides(self) -> list[nn.Parameter]:
-        return [parameter for _, parameter in self.selection.sides]
+    def vectors(self) -> list[nn.Parameter]:
+        return [parameter for _, parameter in self.selection.vectors]
 
 
 def relative_error(error: float, targets: Sequence[Tensor]) -> float:

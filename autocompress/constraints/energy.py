@@ -1,15 +1,15 @@
 """`Energy`: the weighted knapsack on a path of budgets; values as fine as a codebook of the file allows.
 
-Which weights to keep within an energy: a 0-1 knapsack whose items have the energy of a weight of their layer.
+A 0-1 knapsack whose items have the energy of a weight of their layer.
 
     minimise  sum of the squares of the zeroed weights   subject to   sum_l E_l(nonzeros_l) <= limit,
               nonzeros_l >= 1,      E_l(k) = each_l k + overflow_l max(0, k - cache)       (Yang et al. 2019, ICLR)
 
 E_l is convex and a layer's k largest weights are its best, so the layer splits into two of one cost each: its `cache`
-largest weights, and the rest, which are smaller and cost more and are therefore never kept before them. At a price the
-greedy (keep w iff w^2 > price * cost) is an exact optimum for the energy it uses. What is left of the limit is filled
-with the next weights that fit; the error is above the optimum by at most one weight's square, and `bound` is a lower
-bound of it. Cost: one sort per layer.
+largest weights, and the rest, which are smaller and cost more and are therefore never kept before them. At a multiplier
+the greedy (keep w iff w^2 > multiplier * cost) is an exact optimum for the energy it uses. What is left of the limit is
+filled with the next weights that fit; the error is above the optimum by at most one weight's square, and `bound` is a
+lower bound of it. Cost: one sort per layer.
 """
 
 from __future__ import annotations
@@ -138,9 +138,9 @@ class ValuedMasks(WeightsAlone):
             fit_codebook(sort_values(each[mask]), FINEST_CODEBOOK, start).centroids
             for each, mask, start in zip(x, masks, starts, strict=True)
         ]
-        coded = [encode(each, mask, values) for each, mask, values in zip(x, masks, centroids, strict=True)]
-        error = squared_error(coded, x)
-        return Projection(coded, None, error, relative_error(error, x), 0.0), centroids
+        quantized = [encode(each, mask, values) for each, mask, values in zip(x, masks, centroids, strict=True)]
+        error = squared_error(quantized, x)
+        return Projection(quantized, None, error, relative_error(error, x), 0.0), centroids
 
     def to_plain(self, state: list[Tensor] | None) -> dict[str, Any]:
         return {"centroids": state}

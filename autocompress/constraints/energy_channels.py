@@ -1,19 +1,17 @@
 """`Energy(channels=True)`: whole channels within an energy that is bilinear in their numbers.
 
-How many channels each group keeps within an energy that is bilinear in them.
-
     minimise  sum_g D_g(s_g)   subject to   psi(s) <= limit,   1 <= s_g <= c_g integers        (Yang et al. 2019, CVPR)
 
 D_g(s) is what group g loses when only its s channels of largest saliency stay: convex, falling. Two methods, neither
 exact, because the constraint is bilinear:
 
-    priced   at a price of energy, each group in turn takes its best width given the others (exact, by trying all),
-             until none moves; the price by bisection; what is left of the limit goes to the channels worth most
-    greedy   all channels at first; the one that loses least per energy it saves goes, until the limit holds
+    multiplier  at a multiplier of energy, each group in turn takes its best width given the others (exact, by trying
+                all), until none moves; the multiplier by bisection; the rest of the limit to the channels worth most
+    greedy      all channels at first; the one that loses least per energy it saves goes, until the limit holds
 
 The first is the multiplier of the paper with its gradient steps replaced by exact ones. The better of both is improved
 by exchanges: 1, 2, 4, ... channels of a group go, and what is then free is filled again.
-Cost: O(prices * sweeps * channels), and O(channels * groups) for the greedy.
+Cost: O(multipliers * sweeps * channels), and O(channels * groups) for the greedy.
 """
 
 from __future__ import annotations
@@ -35,11 +33,11 @@ from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.solver.constants import DEFAULTS, SolverConstants, left_of_path
 
 Widths = npt.NDArray[np.int64]
-PRICE_TOLERANCE = 0.01  # relative width of the bracket at which the bisection stops
+MULTIPLIER_TOLERANCE = 0.01  # relative width of the bracket at which the bisection stops
 SWEEPS = 30
 
 
-def losses_of(saliencies: Sequence[Floats]) -> list[Floats]:
+def saliency_lost_of(saliencies: Sequence[Floats]) -> list[Floats]:
     """Returns for each group what it loses at 0 ... c kept channels, [c + 1], falling to 0."""
     return [np.concatenate([np.cumsum(np.sort(s))[::-1], [0.0]]) for s in saliencies]
 
@@ -63,7 +61,7 @@ def choose_widths(losses: Sequence[Floats], energy: ChannelEnergy, limit: float)
     smallest = float(energy.of(np.ones(len(losses))))
     if smallest > limit:
         raise InfeasibleTargetError(f"one channel per group takes {smallest:.6g}, more than {limit:.6g}", smallest)
-    found = [method(losses, energy, limit) for method in (widths_by_price, widths_by_greedy)]
+    found = [method(losses, energy, limit) for method in (widths_by_multiplier, widths_by_greedy)]
     return _exchanged(losses, energy, limit, min(found, key=lambda widths: loss_at(losses, widths)))
 
 
@@ -84,35 +82,35 @@ def _exchanged(losses: Sequence[Floats], energy: ChannelEnergy, limit: float, wi
     return widths
 
 
-def widths_by_price(losses: Sequence[Floats], energy: ChannelEnergy, limit: float) -> Widths:
-    """Returns widths within the limit, by a price of energy."""
+def widths_by_multiplier(losses: Sequence[Floats], energy: ChannelEnergy, limit: float) -> Widths:
+    """Returns widths within the limit, by a multiplier of energy."""
     full = np.array(energy.channels)
     if energy.of(full) <= limit:
         return full
     best = np.ones(len(losses), dtype=np.int64)
     low, high = 1e-12, 1e12  # of the whole loss per dense energy
     scale = max(sum(float(loss[0]) for loss in losses), 1e-30) / energy.dense
-    while high / low > 1 + PRICE_TOLERANCE:
-        price = float(np.sqrt(low * high))
-        widths = _descend(losses, energy, price * scale, full)
+    while high / low > 1 + MULTIPLIER_TOLERANCE:
+        multiplier = float(np.sqrt(low * high))
+        widths = _descend(losses, energy, multiplier * scale, full)
         if energy.of(widths) <= limit:
-            high = price
+            high = multiplier
             if loss_at(losses, widths) < loss_at(losses, best):
                 best = widths
         else:
-            low = price
+            low = multiplier
     return _filled(losses, energy, limit, best)
 
 
-def _descend(losses: Sequence[Floats], energy: ChannelEnergy, price: float, start: Widths) -> Widths:
-    """Returns widths none of which alone has a smaller loss + price * energy."""
+def _descend(losses: Sequence[Floats], energy: ChannelEnergy, multiplier: float, start: Widths) -> Widths:
+    """Returns widths none of which alone has a smaller loss + multiplier * energy."""
     widths = start.copy()
     for _ in range(SWEEPS):
         before = widths.copy()
         for group, loss in enumerate(losses):
             tried = np.repeat(widths[None], len(loss) - 1, axis=0)
             tried[:, group] = np.arange(1, len(loss))
-            widths = tried[int(np.argmin(loss[1:] + price * energy.of(tried)))]
+            widths = tried[int(np.argmin(loss[1:] + multiplier * energy.of(tried)))]
         if np.array_equal(before, widths):
             break
     return widths
@@ -184,7 +182,7 @@ class ChannelEnergyConstraint(ValuedMasks):
         """Returns V."""
         named = {name: each for (name, _), each in zip(self.network.selection.weights, x, strict=True)}
         saliencies = self.graph.saliencies(named)
-        widths = choose_widths(losses_of(saliencies), self.energy, budget)
+        widths = choose_widths(saliency_lost_of(saliencies), self.energy, budget)
         keep = []
         for saliency, width in zip(saliencies, widths, strict=True):
             kept = torch.zeros(len(saliency), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Which constraint is that of which targets."""
+"""From targets to the constraint that holds them."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ ALONE: dict[type[Target], Callable[[Sequence[Any], Network, int, SolverConstants
 
 
 def _check_reparametrized(targets: Targets, network: Network) -> None:
-    """Returns if no weights are divided by norms of their rows, of which only a file's projection keeps one in each.
+    """Checks that no weights are divided by norms of their rows, of which only a file's projection keeps one in each.
 
     Raises:
         InvalidInputError: naming the tensor; or a mask is to be folded into codebooks of kernels.

@@ -1,6 +1,6 @@
-"""`FileSize`: the priced projection inside, the real coder outside, and the loop between them.
+"""`FileSize`: the rate-distortion projection inside, the real coder outside, and the loop between them.
 
-With an energy beside it the same projection holds both: one more price.
+With an energy beside it the same projection holds both: one more multiplier.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from autocompress.constraints.constraint import Network, Projection, Rule, relat
 from autocompress.constraints.file_writer import FileFit
 from autocompress.constraints.rate_distortion.assignment import LayerTables
 from autocompress.constraints.rate_distortion.fixed_tables import fixed_tables
-from autocompress.constraints.rate_distortion.projection import PricedState, project_priced
+from autocompress.constraints.rate_distortion.projection import WarmStart, project_to_bits
 from autocompress.constraints.rate_distortion.rates import CodeLengths, Counts, as_matrix, code_length
 from autocompress.energy.accelerator import EnergyBudget
-from autocompress.network.compressed_tensors import CodedTensor, scalar_tensors
-from autocompress.network.network_state import side_tensors
+from autocompress.network.compressed_tensors import QuantizedTensor, scalar_tensors
+from autocompress.network.network_state import vector_tensors
 from autocompress.network.reparametrized import KeepsParts, keep_all_parts
 from autocompress.solver.constants import DEFAULTS, Path, SolverConstants, budget_on_path, energy_on_path
 
@@ -57,30 +57,32 @@ class FileBudget:
 
 @dataclass(frozen=True)
 class FileState:
-    """What a projection leaves for the next: file bits = other_bits + ratio * estimated bits of the coded tensors.
+    """What a projection leaves for the next: file bits = other_bits + ratio * estimated bits of the quantized tensors.
 
     Attributes:
         file: writes the file of the last projection.
-        other_bits: all but the coded tensors.
+        other_bits: all but the quantized tensors.
         ratio: of the real coder to the estimate.
         next_calibration: part of the run at which both are measured anew.
-        priced: tables and prices; None before the first projection.
+        warm_start: tables and multipliers; None before the first projection.
     """
 
     file: FileFit
     other_bits: float
     ratio: float = 1.0
     next_calibration: float = 0.0
-    priced: PricedState | None = None
+    warm_start: WarmStart | None = None
 
     def estimated_bits(self, file_bytes: float) -> float:
-        """Returns what the coded tensors may take, by the estimate, in a file of so many bytes."""
+        """Returns what the quantized tensors may take, by the estimate, in a file of so many bytes."""
         return max((8 * file_bytes - self.other_bits) / self.ratio, 0.0)
 
-    def projected(self, priced: PricedState | None, error: float) -> FileState:
-        """Returns the state after a projection with a relative error: biases are rounded at its price."""
-        price = None if priced is None else priced.price
-        return replace(self, priced=priced, file=replace(self.file, price=price, relative_error=error))
+    def projected(self, warm_start: WarmStart | None, error: float) -> FileState:
+        """Returns the state after a projection with a relative error: biases are rounded at its multiplier."""
+        multiplier = None if warm_start is None else warm_start.multiplier
+        return replace(
+            self, warm_start=warm_start, file=replace(self.file, multiplier=multiplier, relative_error=error)
+        )
 
 
 class FileSizeConstraint:
@@ -126,55 +128,57 @@ class FileSizeConstraint:
             target, self.path(target, self.ceiling_bytes, fraction, self.constants), energy, fraction, moved
         )
 
-    def aimed(self, state: FileState, target_bytes: int) -> FileState:
+    def with_target(self, state: FileState, target_bytes: int) -> FileState:
         """Returns the state for another target; what was rounded more coarsely to meet the last one is not any more."""
-        return replace(state, file=replace(state.file, budget_bytes=target_bytes, side_factor=1.0))
+        return replace(state, file=replace(state.file, budget_bytes=target_bytes, vector_factor=1.0))
 
     def project(
         self, x: Sequence[Tensor], budget: FileBudget, state: FileState, w: Sequence[Tensor] | None = None
     ) -> tuple[Projection, FileState]:
         """Returns V for the budget of this moment; corrects the estimate by a real encoding now and then."""
         if budget.moved:
-            state = self.aimed(state, budget.target_bytes)
-        projection, state = self._priced(x, state.estimated_bits(budget.file_bytes), budget.energy, state)
+            state = self.with_target(state, budget.target_bytes)
+        projection, state = self._projected(x, state.estimated_bits(budget.file_bytes), budget.energy, state)
         if budget.fraction >= state.next_calibration:
-            _, state = self._calibrated(scalar_tensors(projection.coded), state)
+            _, state = self._calibrated(scalar_tensors(projection.quantized), state)
             state = replace(state, next_calibration=budget.fraction + 1 / CALIBRATIONS)
         return projection, state
 
     def writer(self, state: FileState) -> FileFit:
-        """Returns what writes the file, with biases rounded at the price of the last projection."""
+        """Returns what writes the file, with biases rounded at the multiplier of the last projection."""
         return state.file
 
     def rules(self, state: FileState) -> Sequence[Rule] | None:
-        """Returns how V follows W between two projections, by the last one's tables and price."""
-        if state.priced is None:
+        """Returns how V follows W between two projections, by the last one's tables and multiplier."""
+        if state.warm_start is None:
             return None
         dims = self.network.selection.normalized
-        fixed = fixed_tables(state.priced, self.energy, self.network.weights[0].device)
+        fixed = fixed_tables(state.warm_start, self.energy, self.network.weights[0].device)
         return [
             KeepsParts(rule.assign, weight.shape, dims[name], rule.smallest) if name in dims else rule
             for rule, (name, weight) in zip(fixed, self.network.selection.weights, strict=True)
         ]
 
-    def _priced(
+    def _projected(
         self, x: Sequence[Tensor], bits: float, energy: EnergyBudget | None, state: FileState
     ) -> tuple[Projection, FileState]:
-        found = project_priced(x, bits, state.priced, energy)
+        found = project_to_bits(x, bits, state.warm_start, energy)
         error = relative_error(found.error, x)
         selection = self.network.selection
-        coded = keep_all_parts(found.coded, x, [name for name, _ in selection.weights], selection.normalized)
-        return Projection(coded, None, found.error, error, found.state.price), state.projected(found.state, error)
+        quantized = keep_all_parts(found.quantized, x, [name for name, _ in selection.weights], selection.normalized)
+        return Projection(quantized, None, found.error, error, found.state.multiplier), state.projected(
+            found.state, error
+        )
 
     def _calibrated(
-        self, coded: Sequence[CodedTensor], state: FileState, choices: dict[str, Choice] | None = None
+        self, quantized: Sequence[QuantizedTensor], state: FileState, choices: dict[str, Choice] | None = None
     ) -> tuple[int, FileState]:
         """Measures what the estimate leaves out; returns the bytes of the real file too, with the coder's choices."""
-        sides = side_tensors(self.network.selection)
-        other_bytes, file = state.file.bytes_without_weights(sides)
+        vectors = vector_tensors(self.network.selection)
+        other_bytes, file = state.file.bytes_without_weights(vectors)
         other_bits, ratio = 8.0 * other_bytes, state.ratio
-        size = len(file.encode(coded, sides, choices)[1])
-        estimate = sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in coded)
+        size = len(file.encode(quantized, vectors, choices)[1])
+        estimate = sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in quantized)
         if estimate > 0:
             low, high = RATIO_RANGE
             ratio = min(max((8.0 * size - other_bits) / estimate, low), high)
@@ -190,22 +194,22 @@ class FileSizeConstraint:
         one file is too large and one is not, then by interpolation between the two.
         """
         if budget.moved:
-            state = self.aimed(state, budget.target_bytes)
+            state = self.with_target(state, budget.target_bytes)
         allowed = state.file.allowed_bytes
         slack = max(2, int(CLOSING_SLACK * allowed))
         bits = state.estimated_bits(allowed)
         fits: tuple[float, int] | None = None
         exceeds: tuple[float, int] | None = None
-        best, kept, size = None, state.priced, -1
+        best, kept, size = None, state.warm_start, -1
         choices: dict[str, Choice] = {}
         for _ in range(CLOSING_ROUNDS):
-            projection, state = self._priced(x, bits, self.energy, state)
+            projection, state = self._projected(x, bits, self.energy, state)
             before = size
-            size, state = self._calibrated(scalar_tensors(projection.coded), state, choices)
+            size, state = self._calibrated(scalar_tensors(projection.quantized), state, choices)
             logger.debug("last projection: %.0f estimated bits, file %d, allowed %d", bits, size, allowed)
             if size <= allowed:
                 if best is None or projection.error < best.error:
-                    best, kept = projection, state.priced
+                    best, kept = projection, state.warm_start
                 if size >= allowed - slack or size == before:  # filled, or there is room that the weights do not want
                     break
                 fits = (bits, size)
@@ -222,20 +226,20 @@ class FileSizeConstraint:
         return best, state.projected(kept, best.relative_error)
 
     def to_plain(self, state: FileState) -> dict[str, Any]:
-        priced, file = state.priced, state.file
-        tables = [] if priced is None else priced.tables
+        warm_start, file = state.warm_start, state.file
+        tables = [] if warm_start is None else warm_start.tables
         return {
-            "price": None if priced is None else priced.price,
-            "energy_price": 0.0 if priced is None else priced.energy_price,
+            "price": None if warm_start is None else warm_start.multiplier,
+            "energy_multiplier": 0.0 if warm_start is None else warm_start.energy_multiplier,
             "tables": [[t.values, t.lengths.code_bits, t.lengths.row_bits, t.lengths.column_bits] for t in tables],
             "numbers": [state.ratio, state.other_bits, state.next_calibration],
-            "file": [file.relative_error, file.side_factor, file.budget_bytes],
+            "file": [file.relative_error, file.vector_factor, file.budget_bytes],
         }
 
     def from_plain(self, saved: dict[str, Any]) -> FileState:
         ratio, other_bits, next_calibration = saved["numbers"]
-        error, side_factor, budget_bytes = saved["file"]
+        error, vector_factor, budget_bytes = saved["file"]
         tables = [LayerTables(v, CodeLengths(c, r, k)) for v, c, r, k in saved["tables"]]
-        priced = None if saved["price"] is None else PricedState(saved["price"], tables, saved["energy_price"])
-        file = replace(self.file, side_factor=side_factor, budget_bytes=budget_bytes)
-        return FileState(file, other_bits, ratio, next_calibration).projected(priced, error)
+        warm_start = None if saved["price"] is None else WarmStart(saved["price"], tables, saved["energy_multiplier"])
+        file = replace(self.file, vector_factor=vector_factor, budget_bytes=budget_bytes)
+        return FileState(file, other_bits, ratio, next_calibration).projected(warm_start, error)

@@ -15,16 +15,22 @@ from autocompress.codec.state_coder import code_length as stream_length
 from autocompress.codec.weight_coder import Choice
 from autocompress.constraints.constraint import Network
 from autocompress.constraints.rate_distortion.assignment import LayerTables
-from autocompress.constraints.rate_distortion.projection import PricedState, project_priced
+from autocompress.constraints.rate_distortion.projection import WarmStart, project_to_bits
 from autocompress.constraints.rate_distortion.rates import Counts, as_matrix, code_length, estimate_code_lengths
 from autocompress.energy.accelerator import EnergyBudget
 from autocompress.errors import InfeasibleTargetError
-from autocompress.network.compressed_tensors import CodedTensor, CompressedState, SideGrid, WeightTensor, scalar_tensors
+from autocompress.network.compressed_tensors import (
+    CompressedState,
+    QuantizedTensor,
+    VectorGrid,
+    WeightTensor,
+    scalar_tensors,
+)
 from autocompress.network.network_state import (
     build_state,
     empty_state,
     norm_parameters,
-    side_grids,
+    vector_grids,
     zero_state,
 )
 from autocompress.network.reparametrized import keep_all_parts
@@ -68,10 +74,10 @@ class FileFit:
         network: whose file.
         budget_bytes: the limit.
         energy: what is projected again stays within it.
-        price: squared error per bit at which the weights were projected; biases are rounded at the same. None = not
-            yet projected: biases on their finest grid.
+        multiplier: squared error per bit at which the weights were projected; biases are rounded at the same. None =
+            not yet projected: biases on their finest grid.
         relative_error: ||V - X|| / ||X|| of that projection.
-        side_factor: factor on the steps of all grids.
+        vector_factor: factor on the steps of all grids.
         smallest: bytes of the smallest file; 0 = to be found out, and the budget checked against it.
 
     Raises:
@@ -81,9 +87,9 @@ class FileFit:
     network: Network
     budget_bytes: int
     energy: EnergyBudget | None = None
-    price: float | None = None
+    multiplier: float | None = None
     relative_error: float = 1.0
-    side_factor: float = 1.0
+    vector_factor: float = 1.0
     smallest: int = 0
 
     def __post_init__(self) -> None:
@@ -113,48 +119,51 @@ class FileFit:
         """Returns a budget less its reserve."""
         return budget_bytes - RESERVE_BYTES - int(budget_bytes * RESERVE_FRACTION)
 
-    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
-        """Returns the grids at the price of the last projection."""
-        return side_grids(sides, self.norms, self.price or 0.0, self.relative_error, self.side_factor)
+    def vector_grids(self, vectors: Mapping[str, Tensor]) -> dict[str, VectorGrid]:
+        """Returns the grids at the multiplier of the last projection."""
+        return vector_grids(vectors, self.norms, self.multiplier or 0.0, self.relative_error, self.vector_factor)
 
     def encode(
-        self, coded: Sequence[CodedTensor], sides: Mapping[str, Tensor], choices: dict[str, Choice] | None = None
+        self,
+        quantized: Sequence[QuantizedTensor],
+        vectors: Mapping[str, Tensor],
+        choices: dict[str, Choice] | None = None,
     ) -> tuple[CompressedState, bytes]:
         """Returns the state and its file, whatever its size; with the coder's choices for one much like it."""
-        grids = self.side_grids(sides)
-        coded = self._with_parts(coded)
-        state = build_state(self.network.model, self.network.selection, coded, sides, grids)
+        grids = self.vector_grids(vectors)
+        quantized = self._with_parts(quantized)
+        state = build_state(self.network.model, self.network.selection, quantized, vectors, grids)
         return state, encode_state(state, choices=choices)
 
-    def _with_parts(self, coded: Sequence[CodedTensor]) -> Sequence[CodedTensor]:
+    def _with_parts(self, quantized: Sequence[QuantizedTensor]) -> Sequence[QuantizedTensor]:
         """Returns the tensors with no part empty that is divided by its norm."""
         selection = self.network.selection
         if not selection.normalized:
-            return coded
+            return quantized
         names = [name for name, _ in selection.weights]
-        return scalar_tensors(keep_all_parts(coded, self.network.weights, names, selection.normalized))
+        return scalar_tensors(keep_all_parts(quantized, self.network.weights, names, selection.normalized))
 
-    def bytes_without_weights(self, sides: Mapping[str, Tensor]) -> tuple[int, FileFit]:
-        """Returns the bytes of the file with all weights at zero, the sides rounded until they take their share.
+    def bytes_without_weights(self, vectors: Mapping[str, Tensor]) -> tuple[int, FileFit]:
+        """Returns the bytes of the file with all weights at zero, the vectors rounded until they take their share.
 
         And the writer that rounds them so.
         """
         weights, file = self.network.weights, self
-        empty = [CodedTensor(torch.zeros(w.shape, dtype=torch.int16), torch.zeros(0)) for w in weights]
-        state, without_weights = file.encode(empty, sides)
+        empty = [QuantizedTensor(torch.zeros(w.shape, dtype=torch.int16), torch.zeros(0)) for w in weights]
+        state, without_weights = file.encode(empty, vectors)
         nothing = len(encode_state(zero_state(state)))
         for _ in range(COARSENINGS):
             if len(without_weights) - nothing <= SIDE_SHARE * self.budget_bytes:
                 break
             file = file.coarser(COARSENING)
-            without_weights = file.encode(empty, sides)[1]
+            without_weights = file.encode(empty, vectors)[1]
         return len(without_weights), file
 
     def coarser(self, factor: float) -> FileFit:
         """Returns the writer that rounds all one-dimensional tensors more coarsely."""
-        return replace(self, side_factor=self.side_factor * factor)
+        return replace(self, vector_factor=self.vector_factor * factor)
 
-    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+    def fit(self, quantized: Sequence[WeightTensor], vectors: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         """Returns a state and a file within the budget, always.
 
         What is over is first taken from the weights, projected again onto ever smaller budgets, then from everything:
@@ -163,27 +172,27 @@ class FileFit:
         Raises:
             InfeasibleTargetError: not even that, because whole numbers that are kept as they are have changed.
         """
-        coded = scalar_tensors(coded)
+        quantized = scalar_tensors(quantized)
         choices: dict[str, Choice] = {}
         file = self
-        state, data = file.encode(coded, sides, choices)
-        dense = [c.dense() for c in coded]
-        estimate = sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in coded)
-        warm = self._tables(coded)
+        state, data = file.encode(quantized, vectors, choices)
+        dense = [c.dense() for c in quantized]
+        estimate = sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in quantized)
+        warm = self._tables(quantized)
         for attempt in range(24):
             if len(data) <= self.budget_bytes:
                 return state, data
             estimate -= 1.1 * 8 * (len(data) - self.budget_bytes) + 8
             if estimate <= 0:
                 break
-            tightened = project_priced(dense, estimate, warm if attempt < 4 else None, self.energy).coded
+            tightened = project_to_bits(dense, estimate, warm if attempt < 4 else None, self.energy).quantized
             if attempt >= 8:
                 file = file.coarser(COARSENING)
-            state, data = file.encode(tightened, sides, choices)
+            state, data = file.encode(tightened, vectors, choices)
         while len(data) > self.budget_bytes and any(bool(g.levels.any()) for g in state.grid.values()):
             file = file.coarser(2)
-            empty = [CodedTensor(torch.zeros_like(c.codes), c.values[:0]) for c in coded]
-            state, data = file.encode(empty, sides)
+            empty = [QuantizedTensor(torch.zeros_like(c.codes), c.values[:0]) for c in quantized]
+            state, data = file.encode(empty, vectors)
         if len(data) > self.budget_bytes and not self.network.selection.normalized:
             state = zero_state(state)
             data = encode_state(state)
@@ -195,15 +204,15 @@ class FileFit:
             )
         return state, data
 
-    def _tables(self, coded: Sequence[CodedTensor]) -> PricedState | None:
-        """Returns the last price with the finished codebooks."""
-        if self.price is None or any(not c.values.numel() for c in coded):
+    def _tables(self, quantized: Sequence[QuantizedTensor]) -> WarmStart | None:
+        """Returns the last multiplier with the finished codebooks."""
+        if self.multiplier is None or any(not c.values.numel() for c in quantized):
             return None
         tables = [
             LayerTables(c.values, estimate_code_lengths(Counts.of_codes(as_matrix(c.codes), c.values.numel())))
-            for c in coded
+            for c in quantized
         ]
-        return PricedState(self.price, tables)
+        return WarmStart(self.multiplier, tables)
 
 
 class WeightsAlone:
@@ -224,11 +233,11 @@ class WeightsAlone:
         """Returns nothing: V follows W by magnitude."""
         return None
 
-    def side_grids(self, sides: Mapping[str, Tensor]) -> dict[str, SideGrid]:
+    def vector_grids(self, vectors: Mapping[str, Tensor]) -> dict[str, VectorGrid]:
         """Returns the finest grids: what is not counted is not rounded away."""
-        return side_grids(sides, self.norms, 0.0, 0.0)
+        return vector_grids(vectors, self.norms, 0.0, 0.0)
 
-    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+    def fit(self, quantized: Sequence[WeightTensor], vectors: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         """Returns the state and its file; finishing changes values, not how many there are."""
-        state = build_state(self.network.model, self.network.selection, coded, sides, self.side_grids(sides))
+        state = build_state(self.network.model, self.network.selection, quantized, vectors, self.vector_grids(vectors))
         return state, encode_state(state)

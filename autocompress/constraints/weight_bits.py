@@ -1,9 +1,7 @@
-"""`WeightBits`: the two knapsacks of Yang et al. (2020), with W left dense or pruned in place as published.
+"""`WeightBits`: the two knapsacks of Yang et al. (2020), with W left dense or pruned in place as they do.
 
-The weight-data projection of Yang et al. (2020): one update of W's nonzeros and V's bits and codebooks.
-
-    A:  W <- the weights kept by a 0-1 knapsack at the present bits                           (`knapsack`)
-    B:  V <- W + U coded where A kept weights, bits by a multiple-choice knapsack             (`kmeans`, `allocation`)
+    A:  W <- the weights kept by a 0-1 knapsack at the present bits                (`knapsack`)
+    B:  V <- W + U quantized where A kept weights, bits by a multiple-choice knapsack  (`multiple_choice_knapsack`)
 
 W is the network in training, V its compressed twin, U the scaled dual variable. Before the first update there are no
 bits; they are then found together with the nonzeros (`weight_bits_search`).
@@ -22,7 +20,7 @@ from autocompress.constraints.constraint import Network, Projection, relative_er
 from autocompress.constraints.file_writer import WeightsAlone
 from autocompress.constraints.weight_bits_search import BIT_CHOICES, allocate_bits, improve_weight_data, joint_bits
 from autocompress.errors import InvalidInputError
-from autocompress.network.compressed_tensors import CodedTensor, WeightTensor, scalar_tensors
+from autocompress.network.compressed_tensors import QuantizedTensor, WeightTensor, scalar_tensors
 from autocompress.network.tensor_sizes import check_weight_data_budget, weight_data_bits
 from autocompress.numerics.kmeans import encode, fit_codebook, fit_codebooks, sort_values
 from autocompress.numerics.knapsack import prune, rank_weights
@@ -49,7 +47,7 @@ class WeightBitsProjection:
     """The result of one update.
 
     Attributes:
-        coded: V, one per layer.
+        quantized: V, one per layer.
         pruned: W with the weights that A dropped set to zero, in W's dtype.
         bits: of each layer as V uses them.
         nonzeros: of each layer.
@@ -59,7 +57,7 @@ class WeightBitsProjection:
         state: for the next update.
     """
 
-    coded: list[CodedTensor]
+    quantized: list[QuantizedTensor]
     pruned: list[Tensor]
     bits: list[int]
     nonzeros: list[int]
@@ -103,23 +101,25 @@ def project_weight_bits(
         for target, mask, start in zip(targets, masks, starts, strict=True)
     ]
     allocation = allocate_bits(books, pruning.nonzeros, budget_bits)
-    coded = [
+    quantized = [
         encode(target, mask, book[choice].centroids)
         for target, mask, book, choice in zip(targets, masks, books, allocation.choices, strict=True)
     ]
     return WeightBitsProjection(
-        coded=coded,
+        quantized=quantized,
         pruned=[weight.detach() * mask for weight, mask in zip(weights, masks, strict=True)],
-        bits=[tensor.bits for tensor in coded],
+        bits=[tensor.bits for tensor in quantized],
         nonzeros=pruning.nonzeros,
-        used_bits=weight_data_bits(coded),
-        squared_error=squared_error(coded, targets),
+        used_bits=weight_data_bits(quantized),
+        squared_error=squared_error(quantized, targets),
         exact=allocation.exact,
-        state=WeightBitsState([tensor.bits for tensor in coded], [[book.centroids for book in row] for row in books]),
+        state=WeightBitsState(
+            [tensor.bits for tensor in quantized], [[book.centroids for book in row] for row in books]
+        ),
     )
 
 
-def project_plan(tensor: Tensor, keep_fraction: float, codebook: int, start: Tensor | None = None) -> CodedTensor:
+def project_plan(tensor: Tensor, keep_fraction: float, codebook: int, start: Tensor | None = None) -> QuantizedTensor:
     """Returns `tensor` with its largest share kept, as at most `codebook` values fitted by k-means.
 
     Args:
@@ -141,10 +141,10 @@ def project_plan(tensor: Tensor, keep_fraction: float, codebook: int, start: Ten
     return encode(tensor, mask, fit_codebook(sort_values(tensor.detach()[mask]), codebook, warm).centroids)
 
 
-def squared_error(coded: Sequence[WeightTensor], targets: Sequence[Tensor]) -> float:
+def squared_error(quantized: Sequence[WeightTensor], targets: Sequence[Tensor]) -> float:
     """Returns the sum over all layers of squared differences between V and its target, in float64."""
     differences = (
-        code.dense().double() - target.detach().double() for code, target in zip(coded, targets, strict=True)
+        code.dense().double() - target.detach().double() for code, target in zip(quantized, targets, strict=True)
     )
     return sum(float(difference.square().sum()) for difference in differences)
 
@@ -193,11 +193,11 @@ class WeightBitsConstraint(WeightsAlone):
     def project_last(
         self, x: Sequence[Tensor], budget: int, state: WeightBitsState | None, w: Sequence[Tensor] | None = None
     ) -> tuple[Projection, WeightBitsState | None]:
-        """Returns the projection, improved by the priced mode at the same bits."""
+        """Returns the projection, improved by a multiplier search at the same bits."""
         projection, state = self.project(x, budget, state)
-        coded = improve_weight_data(x, scalar_tensors(projection.coded), budget)
-        error = squared_error(coded, x)
-        return replace(projection, coded=coded, error=error, relative_error=relative_error(error, x)), state
+        quantized = improve_weight_data(x, scalar_tensors(projection.quantized), budget)
+        error = squared_error(quantized, x)
+        return replace(projection, quantized=quantized, error=error, relative_error=relative_error(error, x)), state
 
     def to_plain(self, state: WeightBitsState | None) -> dict[str, Any]:
         return {"bits": None} if state is None else {"bits": state.bits, "centroids": state.centroids}
@@ -229,4 +229,4 @@ class InPlaceWeightBitsConstraint(WeightBitsConstraint):
 
 def _projection(found: WeightBitsProjection, x: Sequence[Tensor]) -> Projection:
     error = found.squared_error
-    return Projection(found.coded, None, error, relative_error(error, x), 0.0, greedy=not found.exact)
+    return Projection(found.quantized, None, error, relative_error(error, x), 0.0, greedy=not found.exact)

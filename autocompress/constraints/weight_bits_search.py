@@ -1,17 +1,18 @@
 """The first bits of a weight-data projection: nonzeros and bits solved for together, with no bit-width to choose.
 
-Candidates are, for prices per bit closing in on the budget by bisection, the bits with which each layer's
-error + price * bits * nonzeros is least, and every uniform bit-width. Projections A and B alternate from the best one
-until the error stops falling, so the start is never worse than the best uniform one.
+Candidates are, for multipliers per bit closing in on the budget by bisection, the bits with which each layer's
+error + multiplier * bits * nonzeros is least, and every uniform bit-width. Projections A and B alternate from the best
+one until the error stops falling, so the start is never worse than the best uniform one.
 
-The priced projection for weight data: one price for bits times nonzeros, positions free.
+Its last projection is a rate-distortion one: one multiplier for bits times nonzeros, positions free.
 
 Problem:  minimise  sum_l ||V_l - X_l||^2   subject to   sum_l b_l ||V_l||_0 <= budget_bits,   b_l fixed.
 
-With codebooks fixed a weight is kept iff what its nearest value takes off its squared error is worth b_l at the price;
-what the bisection leaves of the budget is filled with the weights next in line, and centroids are re-estimated. The
-alternating mode (`weight_bits`) prunes by the weight's own square, as if it were kept exactly, which is never better;
-started from its result this is therefore a descent. Exact for fixed codebooks up to the last weight that fits.
+With codebooks fixed a weight is kept iff what its nearest value takes off its squared error is worth b_l at the
+multiplier; what the bisection leaves of the budget is filled with the weights next in line, and centroids are
+re-estimated. The alternating mode (`weight_bits`) prunes by the weight's own square, as if it were kept exactly, which
+is never better; started from its result this is therefore a descent. Exact for fixed codebooks up to the last weight
+that fits.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autocompress.network.compressed_tensors import CodedTensor, coded_tensor
+from autocompress.network.compressed_tensors import QuantizedTensor, quantized_tensor
 from autocompress.numerics.kmeans import Codebook, fit_codebook, fit_codebooks, prepare_sorted, sort_values
 from autocompress.numerics.knapsack import RankedWeights, prune, rank_weights
 from autocompress.numerics.multiple_choice_knapsack import Allocation, allocate
 
 BIT_CHOICES = tuple(range(1, 9))
-PRICE_ROUNDS = 12  # of the bisection: neighbouring prices then differ by less than their effect on the bits
-CLOSE = 0.005  # share of the budget within which the price is found: projection A spends the rest
-PRICE_CANDIDATES = 3  # prices nearest the budget whose bits are tried
+MULTIPLIER_ROUNDS = 12  # of the bisection: neighbouring multipliers then differ by less than their effect on the bits
+BUDGET_TOLERANCE = 0.005  # share of the budget within which the multiplier is found: projection A spends the rest
+MULTIPLIER_CANDIDATES = 3  # multipliers nearest the budget whose bits are tried
 ALTERNATIONS = 6  # at most, of A and B from one candidate; two or three are usual
 
 
@@ -43,7 +44,9 @@ class _Layer:
     ranked: RankedWeights
     ordered: Tensor  # float64 [n], ascending
     fitted: dict[int, list[Codebook]] = field(default_factory=dict)
-    latest: dict[int, Tensor] = field(default_factory=dict)  # bits -> centroids at the last price, for a warm start
+    latest: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # bits -> centroids at the last multiplier, for a warm start
 
     def codebooks(self, nonzeros: int) -> list[Codebook]:
         """Returns codebooks of 2^1 .. 2^8 values for the `nonzeros` largest magnitudes."""
@@ -82,7 +85,9 @@ def joint_bits(targets: Sequence[Tensor], budget_bits: int) -> list[int]:
     """
     flats = [target.detach().flatten() for target in targets]
     layers = [_Layer(flat, rank_weights(flat), flat.sort().values.double()) for flat in flats]
-    starts = _priced_bits(layers, budget_bits)  # the best usually come first and spare the others their codebooks
+    starts = _bits_at_multiplier(
+        layers, budget_bits
+    )  # the best usually come first and spare the others their codebooks
     starts += [[bit] * len(layers) for bit in BIT_CHOICES if bit * len(layers) <= budget_bits]
     best, best_bits, next_bits = float("inf"), starts[0], starts[0]
     for bits in starts:
@@ -108,44 +113,46 @@ def _update(layers: Sequence[_Layer], bits: list[int], budget_bits: int, limit: 
     return pruned.squared_error + allocation.error, [BIT_CHOICES[choice] for choice in allocation.choices]
 
 
-def _priced_bits(layers: Sequence[_Layer], budget_bits: int) -> list[list[int]]:
-    """Returns the bits of the prices nearest the budget, each layer choosing its own least error + price * cost."""
+def _bits_at_multiplier(layers: Sequence[_Layer], budget_bits: int) -> list[list[int]]:
+    """Returns the bits at the multipliers nearest the budget, each layer's of least error + multiplier * cost."""
     peak = max(float(layer.ranked.squares[-1]) for layer in layers)
     low, high = np.log(max(peak, 1e-300)) - 30, np.log(max(peak, 1e-300))
     seen: list[tuple[float, list[int]]] = []
-    for _ in range(PRICE_ROUNDS):
+    for _ in range(MULTIPLIER_ROUNDS):
         middle = (low + high) / 2
         choices = [_cheapest(layer, float(np.exp(middle))) for layer in layers]
         used_bits = sum(bit * count for bit, count in choices)
         bits = [bit for bit, _ in choices]
         if sum(bits) <= budget_bits and all(bits != other for _, other in seen):
             seen.append((abs(np.log(used_bits / budget_bits)), bits))
-        if abs(used_bits - budget_bits) <= CLOSE * budget_bits:
+        if abs(used_bits - budget_bits) <= BUDGET_TOLERANCE * budget_bits:
             break
         low, high = (low, middle) if used_bits <= budget_bits else (middle, high)
-    return [bits for _, bits in sorted(seen)[:PRICE_CANDIDATES]]
+    return [bits for _, bits in sorted(seen)[:MULTIPLIER_CANDIDATES]]
 
 
-def _cheapest(layer: _Layer, price: float) -> tuple[int, int]:
-    """Returns the (bits, nonzeros) of least error + price * bits * nonzeros, keeping w^2 > price * bits."""
-    roots = (price * torch.tensor(BIT_CHOICES, dtype=torch.float64, device=layer.flat.device)).sqrt()
+def _cheapest(layer: _Layer, multiplier: float) -> tuple[int, int]:
+    """Returns the (bits, nonzeros) of least error + multiplier * bits * nonzeros, keeping w^2 > multiplier * bits."""
+    roots = (multiplier * torch.tensor(BIT_CHOICES, dtype=torch.float64, device=layer.flat.device)).sqrt()
     below = torch.searchsorted(layer.ordered, -roots)
     above = layer.flat.numel() - torch.searchsorted(layer.ordered, roots, right=True)
-    best = (layer.ranked.dropped_square(1) + price, 1, 1)
+    best = (layer.ranked.dropped_square(1) + multiplier, 1, 1)
     for bit, low, high in zip(BIT_CHOICES, below.tolist(), above.tolist(), strict=True):
         count = low + high
         if count == 0 or (bit > 1 and count <= 2 ** (bit - 1)):
             break  # fewer bits already give every kept weight its own value
         error = layer.ranked.dropped_square(count) + layer.fit_tails(bit, low, high).squared_error
-        best = min(best, (error + price * bit * count, bit, count))
+        best = min(best, (error + multiplier * bit * count, bit, count))
     return best[1], best[2]
 
 
 ROUNDS = 4
 
 
-def improve_weight_data(targets: Sequence[Tensor], start: Sequence[CodedTensor], budget_bits: int) -> list[CodedTensor]:
-    """Returns coded tensors of no more weight data than the budget and no more error than the ones to start from.
+def improve_weight_data(
+    targets: Sequence[Tensor], start: Sequence[QuantizedTensor], budget_bits: int
+) -> list[QuantizedTensor]:
+    """Returns quantized tensors of no more weight data than the budget and no more error than the ones to start from.
 
     Args:
         targets: X, one per layer, any shape.
@@ -158,15 +165,15 @@ def improve_weight_data(targets: Sequence[Tensor], start: Sequence[CodedTensor],
     for _ in range(ROUNDS):
         kept = _keep(targets, values, bits, budget_bits)
         values = [_centroids(x, mask, v) for x, mask, v in zip(targets, kept, values, strict=True)]
-        coded = [_encode(x, mask, v) for x, mask, v in zip(targets, kept, values, strict=True)]
-        error = _error(targets, coded)
-        if error < best_error and sum(c.weight_data_bits for c in coded) <= budget_bits:
-            best, best_error = coded, error
+        quantized = [_encode(x, mask, v) for x, mask, v in zip(targets, kept, values, strict=True)]
+        error = _error(targets, quantized)
+        if error < best_error and sum(c.weight_data_bits for c in quantized) <= budget_bits:
+            best, best_error = quantized, error
     return best
 
 
-def _error(targets: Sequence[Tensor], coded: Sequence[CodedTensor]) -> float:
-    return sum(float((c.dense() - x).double().square().sum()) for c, x in zip(coded, targets, strict=True))
+def _error(targets: Sequence[Tensor], quantized: Sequence[QuantizedTensor]) -> float:
+    return sum(float((c.dense() - x).double().square().sum()) for c, x in zip(quantized, targets, strict=True))
 
 
 def _nearest(x: Tensor, values: Tensor) -> Tensor:
@@ -203,6 +210,6 @@ def _centroids(x: Tensor, mask: Tensor, values: Tensor) -> Tensor:
     return torch.where(count > 0, total / count.clamp(min=1), values.double()).float().sort().values
 
 
-def _encode(x: Tensor, mask: Tensor, values: Tensor) -> CodedTensor:
+def _encode(x: Tensor, mask: Tensor, values: Tensor) -> QuantizedTensor:
     codes = torch.where(mask, _nearest(x, values) + 1, 0)
-    return coded_tensor(codes, values)
+    return quantized_tensor(codes, values)

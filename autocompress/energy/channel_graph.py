@@ -228,7 +228,7 @@ class ChannelCount:
 
     def use(self, state: CompressedState) -> EnergyUse:
         """Returns the energy before and after, by the channels that are still taken."""
-        weights = {name: tensor.codes for name, tensor in state.coded.items()}
+        weights = {name: tensor.codes for name, tensor in state.quantized.items()}
         widths = [int(kept.sum()) for kept in self.graph.kept(weights)]
         return EnergyUse(self.energy.dense, float(self.energy.of(widths)), self.energy.unit)
 

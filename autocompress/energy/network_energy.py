@@ -51,7 +51,7 @@ class NetworkEnergy:
 
     def use(self, state: CompressedState) -> EnergyUse:
         """Returns the energy before and after, counted on what a network's file holds."""
-        return EnergyUse(self.dense, self.used({name: tensor.nonzeros for name, tensor in state.coded.items()}))
+        return EnergyUse(self.dense, self.used({name: tensor.nonzeros for name, tensor in state.quantized.items()}))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What a compressed tensor is: codes into a small codebook, or integer levels on a uniform grid.
 
-`CodedTensor` or `KernelTensor` holds a weight tensor (two or more dimensions), `GridTensor` a bias or norm parameter
-(one dimension), `CompressedState` a whole network. These are what projections return, what finishing trains and what
-the artifact writes; their values are always exactly those that the file reproduces.
+`QuantizedTensor` or `KernelTensor` holds a weight tensor (two or more dimensions), `GridTensor` a bias or norm
+parameter (one dimension), `CompressedState` a whole network. These are what projections return, what finishing trains
+and what the artifact writes; their values are always exactly those that the file reproduces.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NARROW_CODEBOOK = 127
 
 
 @dataclass(frozen=True)
-class CodedTensor:
+class QuantizedTensor:
     """A tensor whose elements are zero or one of the K values of its codebook.
 
     Attributes:
@@ -38,8 +38,8 @@ class CodedTensor:
         table = torch.cat([self.values.new_zeros(1), self.values])
         return table[self.codes.long()]
 
-    def cpu(self) -> CodedTensor:
-        return CodedTensor(self.codes.cpu(), self.values.cpu())
+    def cpu(self) -> QuantizedTensor:
+        return QuantizedTensor(self.codes.cpu(), self.values.cpu())
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,7 +62,7 @@ class CodedTensor:
 
 
 # One code per weight, or one per kernel.
-WeightTensor = CodedTensor | KernelTensor
+WeightTensor = QuantizedTensor | KernelTensor
 
 
 @dataclass(frozen=True)
@@ -87,27 +87,27 @@ class CompressedState:
     """Every tensor of a network's state_dict, shared storage once.
 
     Attributes:
-        coded: compressed weight tensors by state_dict name.
+        quantized: compressed weight tensors by state_dict name.
         grid: one-dimensional float tensors by name.
         raw: all others (ignored layers, integer buffers), kept bit for bit.
         aliases: name of a shared tensor -> the name that holds it.
     """
 
-    coded: dict[str, WeightTensor] = field(default_factory=dict)
+    quantized: dict[str, WeightTensor] = field(default_factory=dict)
     grid: dict[str, GridTensor] = field(default_factory=dict)
     raw: dict[str, Tensor] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
 
     def dense(self) -> dict[str, Tensor]:
         """Returns a plain state_dict, aliases included."""
-        state = {name: tensor.dense() for name, tensor in self.coded.items()}
+        state = {name: tensor.dense() for name, tensor in self.quantized.items()}
         state |= {name: tensor.dense() for name, tensor in self.grid.items()}
         state |= self.raw
         return state | {name: state[target] for name, target in self.aliases.items()}
 
     @property
     def weight_data_bits(self) -> int:
-        return sum(tensor.weight_data_bits for tensor in self.coded.values())
+        return sum(tensor.weight_data_bits for tensor in self.quantized.values())
 
 
 def codebook_step(values: Tensor) -> tuple[float, int]:
@@ -129,8 +129,9 @@ def round_codebook(values: Tensor) -> Tensor:
     return torch.where(integers == 0, away_from_zero, integers) * step
 
 
-def coded_tensor(codes: Tensor, values: Tensor) -> CodedTensor:
-    """Returns a coded tensor of any codes and values: values rounded, put in order, equal and unused ones closed up.
+def quantized_tensor(codes: Tensor, values: Tensor) -> QuantizedTensor:
+    """Returns a quantized tensor of any codes and values: values rounded, put in order, equal and unused ones closed
+    up.
 
     Args:
         codes: integers in any shape, 0 for zero and k for `values[k - 1]`.
@@ -145,17 +146,17 @@ def coded_tensor(codes: Tensor, values: Tensor) -> CodedTensor:
         distinct = torch.unique(rounded)
     place = torch.zeros(values.numel() + 1, dtype=torch.int16, device=values.device)
     place[1:][used] = (torch.searchsorted(distinct, rounded) + 1).to(torch.int16)
-    return CodedTensor(place[codes.long()], distinct)
+    return QuantizedTensor(place[codes.long()], distinct)
 
 
-def scalar_tensors(coded: Sequence[WeightTensor]) -> list[CodedTensor]:
+def scalar_tensors(quantized: Sequence[WeightTensor]) -> list[QuantizedTensor]:
     """Returns the same tensors, none of which has a codebook of kernels.
 
     Raises:
         InvalidInputError: one has.
     """
-    scalar = [tensor for tensor in coded if isinstance(tensor, CodedTensor)]
-    if len(scalar) < len(coded):
+    scalar = [tensor for tensor in quantized if isinstance(tensor, QuantizedTensor)]
+    if len(scalar) < len(quantized):
         raise InvalidInputError("codebooks of kernels are for codes: targets; this one takes one code per weight")
     return scalar
 
@@ -172,7 +173,7 @@ def to_grid(values: Tensor, step: float, dead_zone: float = 0.0) -> GridTensor:
 
 
 @dataclass(frozen=True)
-class SideGrid:
+class VectorGrid:
     """How a one-dimensional tensor is rounded.
 
     Attributes:

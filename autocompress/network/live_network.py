@@ -95,7 +95,7 @@ def copy_network(
 
 
 def check_copyable(model: nn.Module) -> None:
-    """Returns if `copy_network` can copy a network; costs no memory, because its tensors are not copied.
+    """Checks that `copy_network` can copy a network; costs no memory, because its tensors are not copied.
 
     Raises:
         InvalidInputError: as `copy_network`.
@@ -109,7 +109,7 @@ def check_copyable(model: nn.Module) -> None:
 
 
 def refuse_unfinished(model: nn.Module) -> None:
-    """Returns if all of a network is there, as Python modules with tensors.
+    """Checks that all of a network is there, as Python modules with tensors.
 
     Raises:
         InvalidInputError: a tensor has no shape yet, or a module is TorchScript, whose copies cannot be trained.
@@ -214,7 +214,7 @@ def storage_key(tensor: Tensor) -> tuple[object, ...]:
 
 
 def refuse_partial_overlap(tensors: Mapping[str, Tensor]) -> None:
-    """Returns if no parameter shares memory with another tensor but as the very same view of it.
+    """Checks that no parameter shares memory with another tensor but as the very same view of it.
 
     Such a pair could be compressed neither as one tensor nor as two: what is written into one changes the other, and
     the tie is lost on another device.

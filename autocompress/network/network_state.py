@@ -10,22 +10,22 @@ from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import (
-    CodedTensor,
     CompressedState,
     GridTensor,
-    SideGrid,
+    QuantizedTensor,
+    VectorGrid,
     WeightTensor,
-    coded_tensor,
+    quantized_tensor,
 )
 from autocompress.network.live_network import copy_network, named_modules, named_tensors
 from autocompress.network.reparametrized import keep_parts
 from autocompress.network.selection import Selection, folded_parameters
 
-# A bias is rounded more finely than the weights by this factor: the weights' own step at the price, divided by it.
+# A bias is rounded more finely than the weights by this factor: the weights' own step at the multiplier, divided by it.
 BIAS_REFINEMENT = 2.0
-# Where nothing fits any more the price has no bound; steps stay finite.
-HIGHEST_PRICE = 1e12
-# What a bias that is not zero costs in bits: it has to be worth them at the price.
+# Where nothing fits any more the multiplier has no bound; steps stay finite.
+MAX_MULTIPLIER = 1e12
+# What a bias that is not zero costs in bits: it has to be worth them at the multiplier.
 BIAS_BITS = 5.0
 # No one-dimensional tensor is rounded more finely than its largest magnitude over this, ...
 FINEST_SIDE = 2048.0
@@ -36,9 +36,9 @@ COARSEST_NORM = 256.0
 NORM_REFINEMENT = 256.0
 
 
-def uniform_step(price: float) -> float:
-    """Returns the step of a uniform quantizer whose error falls by `price` per bit: step^2 / 12 = price / (2 ln 2)."""
-    return math.sqrt(6 * price / math.log(2))
+def uniform_step(multiplier: float) -> float:
+    """Returns the uniform step whose error falls by `multiplier` per bit: step^2 / 12 = multiplier / (2 ln 2)."""
+    return math.sqrt(6 * multiplier / math.log(2))
 
 
 def norm_parameters(model: nn.Module) -> set[str]:
@@ -52,10 +52,10 @@ def norm_parameters(model: nn.Module) -> set[str]:
     }
 
 
-def side_tensors(selection: Selection, latents: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+def vector_tensors(selection: Selection, latents: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
     """Returns the one-dimensional tensors as the file is to hold them: batch norms folded, not yet rounded."""
-    values = latents if latents is not None else [parameter.detach() for _, parameter in selection.sides]
-    tensors = {name: value.detach().float() for (name, _), value in zip(selection.sides, values, strict=True)}
+    values = latents if latents is not None else [parameter.detach() for _, parameter in selection.vectors]
+    tensors = {name: value.detach().float() for (name, _), value in zip(selection.vectors, values, strict=True)}
     for name, norm in selection.folded:
         weight, bias = folded_parameters(norm)
         prefix = f"{name}." if name else ""
@@ -63,46 +63,46 @@ def side_tensors(selection: Selection, latents: Sequence[Tensor] | None = None) 
     return tensors
 
 
-def side_grids(
-    tensors: Mapping[str, Tensor], norms: set[str], price: float, relative_error: float, coarsening: float = 1.0
-) -> dict[str, SideGrid]:
+def vector_grids(
+    tensors: Mapping[str, Tensor], norms: set[str], multiplier: float, relative_error: float, coarsening: float = 1.0
+) -> dict[str, VectorGrid]:
     """Returns the grid of each one-dimensional tensor.
 
     Args:
         tensors: the values to be rounded.
         norms: which of them scale or shift a normalized output: rounded in proportion to their own size, because
-            their size says nothing about the price, which is in squared weights.
-        price: squared error per bit that the weights were projected at.
+            their size says nothing about the multiplier, which is in squared weights.
+        multiplier: squared error per bit that the weights were projected at.
         relative_error: ||V - X|| / ||X|| of the weights.
         coarsening: factor on all steps.
     """
     grids = {}
-    price = min(max(price, 0.0), HIGHEST_PRICE)
+    multiplier = min(max(multiplier, 0.0), MAX_MULTIPLIER)
     for name, tensor in tensors.items():
         largest = float(tensor.abs().max()) if tensor.numel() else 0.0
         if name in norms:
             part = min(max(relative_error / NORM_REFINEMENT, 1 / FINEST_SIDE), 1 / COARSEST_NORM)
-            grids[name] = SideGrid(max(largest * part * coarsening, 1e-30))
+            grids[name] = VectorGrid(max(largest * part * coarsening, 1e-30))
         else:
-            step = max(largest / FINEST_SIDE, uniform_step(price) / BIAS_REFINEMENT, 1e-30)
-            grids[name] = SideGrid(step * coarsening, math.sqrt(BIAS_BITS * price) * coarsening)
+            step = max(largest / FINEST_SIDE, uniform_step(multiplier) / BIAS_REFINEMENT, 1e-30)
+            grids[name] = VectorGrid(step * coarsening, math.sqrt(BIAS_BITS * multiplier) * coarsening)
     return grids
 
 
 def build_state(
     model: nn.Module,
     selection: Selection,
-    coded: Sequence[WeightTensor],
-    sides: Mapping[str, Tensor],
-    grids: Mapping[str, SideGrid],
+    quantized: Sequence[WeightTensor],
+    vectors: Mapping[str, Tensor],
+    grids: Mapping[str, VectorGrid],
 ) -> CompressedState:
     """Returns the state of the network with these assignments; all tensors on the CPU.
 
     Args:
         model: gives the tensors that are kept as they are.
         selection: of that model.
-        coded: one per `selection.weights`.
-        sides: as `side_tensors` returns them.
+        quantized: one per `selection.weights`.
+        vectors: as `vector_tensors` returns them.
         grids: the grid of each.
     """
     state = named_tensors(model)
@@ -117,11 +117,11 @@ def build_state(
     masks = {name: state[mask].detach().cpu() for name, mask in selection.masks.items()}
     grid = {
         name: grids[name].round(tensor.cpu() * masks[name] if name in masks else tensor.cpu())
-        for name, tensor in sides.items()
+        for name, tensor in vectors.items()
     }
     names = [name for name, _ in selection.weights]
     return CompressedState(
-        coded={n: _masked(c.cpu(), masks.get(n)) for n, c in zip(names, coded, strict=True)},
+        quantized={n: _masked(c.cpu(), masks.get(n)) for n, c in zip(names, quantized, strict=True)},
         grid=grid,
         raw=raw,
         aliases=dict(selection.aliases),
@@ -132,8 +132,8 @@ def _masked(tensor: WeightTensor, mask: Tensor | None) -> WeightTensor:
     """Returns a tensor with zeros where a mask has them."""
     if mask is None:
         return tensor
-    if isinstance(tensor, CodedTensor):
-        return coded_tensor(torch.where(mask != 0, tensor.codes, 0), tensor.values)
+    if isinstance(tensor, QuantizedTensor):
+        return quantized_tensor(torch.where(mask != 0, tensor.codes, 0), tensor.values)
     raise InvalidInputError(
         "codebooks of kernels have no zeros of their own for the mask of a pruned layer; call "
         "torch.nn.utils.prune.remove on it, or leave it out with ignore="
@@ -158,19 +158,19 @@ def _changing(model: nn.Module) -> set[str]:
 
 
 def empty_state(model: nn.Module, selection: Selection) -> CompressedState:
-    """Returns the state whose file is the smallest: every coded and rounded tensor is zero.
+    """Returns the state whose file is the smallest: every quantized and rounded tensor is zero.
 
     Tensors that are kept as they are but change until the end count at their worst, as random bytes: those that are
     trained, the statistics of norms, counters of one element, and floating-point buffers with nothing in them yet (all
     elements equal). Other buffers, such as masks and tables, count as they are.
     """
-    coded: list[WeightTensor] = []
+    quantized: list[WeightTensor] = []
     for name, weight in selection.weights:
-        empty = CodedTensor(torch.zeros(weight.shape, dtype=torch.int16), torch.zeros(0))
+        empty = QuantizedTensor(torch.zeros(weight.shape, dtype=torch.int16), torch.zeros(0))
         dim = selection.normalized.get(name)
-        coded.append(empty if dim is None else keep_parts(empty, weight.detach().cpu(), dim))
-    sides = {name: torch.zeros(p.shape) for name, p in selection.sides}
-    state = build_state(model, selection, coded, sides, dict.fromkeys(sides, SideGrid(1.0)))
+        quantized.append(empty if dim is None else keep_parts(empty, weight.detach().cpu(), dim))
+    vectors = {name: torch.zeros(p.shape) for name, p in selection.vectors}
+    state = build_state(model, selection, quantized, vectors, dict.fromkeys(vectors, VectorGrid(1.0)))
     folded = _folded_statistics(selection)
     changing = _changing(model) - folded
     generator = torch.Generator().manual_seed(0)
@@ -184,12 +184,12 @@ def empty_state(model: nn.Module, selection: Selection) -> CompressedState:
 
 
 def zero_state(state: CompressedState) -> CompressedState:
-    """Returns a state with all coded and rounded tensors at zero, the rest as it is."""
-    coded: dict[str, WeightTensor] = {
-        n: CodedTensor(torch.zeros(c.shape, dtype=torch.int16), torch.zeros(0)) for n, c in state.coded.items()
+    """Returns a state with all quantized and rounded tensors at zero, the rest as it is."""
+    quantized: dict[str, WeightTensor] = {
+        n: QuantizedTensor(torch.zeros(c.shape, dtype=torch.int16), torch.zeros(0)) for n, c in state.quantized.items()
     }
     grid = {n: GridTensor(torch.zeros_like(g.levels), 1.0) for n, g in state.grid.items()}
-    return CompressedState(coded, grid, state.raw, state.aliases)
+    return CompressedState(quantized, grid, state.raw, state.aliases)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from autocompress.network.compressed_tensors import CodedTensor, WeightTensor, coded_tensor
+from autocompress.network.compressed_tensors import QuantizedTensor, WeightTensor, quantized_tensor
 
 # A norm of the whole tensor, where others have the dimension that their norms keep.
 WHOLE = -1
@@ -59,7 +59,7 @@ def parts(shape: Sequence[int], dim: int) -> Tensor:
 
 
 def keep_parts(tensor: WeightTensor, weights: Tensor, dim: int) -> WeightTensor:
-    """Returns a coded tensor with at least one nonzero in every part.
+    """Returns a quantized tensor with at least one nonzero in every part.
 
     A part without one gets that of its weights which points farthest in the direction of one of the codes. How large it
     is does not matter, because the part is divided by it.
@@ -69,7 +69,7 @@ def keep_parts(tensor: WeightTensor, weights: Tensor, dim: int) -> WeightTensor:
         weights: what it is an assignment of, the same shape.
         dim: of the norms.
     """
-    if not isinstance(tensor, CodedTensor):
+    if not isinstance(tensor, QuantizedTensor):
         return tensor
     order = parts(tensor.shape, dim).to(tensor.codes.device)
     codes = tensor.codes.flatten()
@@ -89,7 +89,7 @@ def keep_parts(tensor: WeightTensor, weights: Tensor, dim: int) -> WeightTensor:
     distance = (chosen - values).abs().masked_fill((values > 0) != positive, torch.inf)
     codes = codes.clone()
     codes[empty.gather(1, best).flatten()] = (distance.argmin(1) + 1).to(codes.dtype)
-    return coded_tensor(codes.view(tensor.shape), values)
+    return quantized_tensor(codes.view(tensor.shape), values)
 
 
 class KeepsParts:
@@ -118,10 +118,10 @@ class KeepsParts:
 
 
 def keep_all_parts(
-    coded: Sequence[WeightTensor], weights: Sequence[Tensor], names: Sequence[str], dims: Mapping[str, int]
+    quantized: Sequence[WeightTensor], weights: Sequence[Tensor], names: Sequence[str], dims: Mapping[str, int]
 ) -> list[WeightTensor]:
-    """Returns coded tensors of which those that are divided by norms have a nonzero in every part."""
+    """Returns quantized tensors of which those that are divided by norms have a nonzero in every part."""
     return [
         keep_parts(tensor, weight, dims[name]) if name in dims else tensor
-        for tensor, weight, name in zip(coded, weights, names, strict=True)
+        for tensor, weight, name in zip(quantized, weights, names, strict=True)
     ]

@@ -34,7 +34,7 @@ class Selection:
 
     Attributes:
         weights: (state_dict name, parameter) of two or more dimensions: compressed.
-        sides: (name, parameter) of one dimension, biases and norm parameters: rounded to a grid.
+        vectors: (name, parameter) of one dimension, biases and norm parameters: rounded to a grid.
         folded: (module name, batch norm) whose running statistics become part of its weight and bias.
         raw: names kept bit for bit, with the reason.
         aliases: name of a shared tensor -> the name that holds it.
@@ -44,7 +44,7 @@ class Selection:
     """
 
     weights: list[tuple[str, nn.Parameter]]
-    sides: list[tuple[str, nn.Parameter]]
+    vectors: list[tuple[str, nn.Parameter]]
     folded: list[tuple[str, nn.modules.batchnorm._BatchNorm]]
     raw: dict[str, str]
     aliases: dict[str, str]
@@ -136,12 +136,12 @@ def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
         elif not parameter.is_floating_point() or parameter.dim() == 0 or not parameter.numel():
             result.raw[name] = f"{str(parameter.dtype).removeprefix('torch.')} of {parameter.dim()} dimensions"
         elif parameter.dim() == 1:
-            result.sides.append((name, parameter))
+            result.vectors.append((name, parameter))
         else:
             result.weights.append((name, parameter))
         if name in parameters and name not in result.aliases:
             _check_has_values(name, parameters[name])
-    mine = {name for name, _ in [*result.weights, *result.sides]}
+    mine = {name for name, _ in [*result.weights, *result.vectors]}
     for name, mask in prune_masks(named_modules(model)).items():
         if name in mine and result.raw.get(mask) == "buffer":
             result.masks[name], result.raw[mask] = mask, "folded into what it masks"
@@ -155,16 +155,16 @@ def select(model: nn.Module, ignore: Ignore = ()) -> Selection:
 
 
 # Squares of larger magnitudes are no float32 numbers.
-LARGEST_WEIGHT = 1e18
+MAX_WEIGHT = 1e18
 
 
 def check_trainable(selection: Selection) -> None:
-    """Returns if the tensors to be compressed are those of a trained network, in a type that can be trained.
+    """Checks that the tensors to be compressed are those of a trained network, in a type that can be trained.
 
     Raises:
         InvalidInputError: NaN, infinite or enormous values, or float16: naming the tensor.
     """
-    for name, parameter in [*selection.weights, *selection.sides]:
+    for name, parameter in [*selection.weights, *selection.vectors]:
         if parameter.dtype == torch.float16:
             raise InvalidInputError(
                 f"{name} is float16, in which a step of training is lost or overflows; give model.float() (and float32 "
@@ -180,11 +180,11 @@ def check_trainable(selection: Selection) -> None:
 
 def is_moderate(tensor: Tensor) -> bool:
     """Tells whether all values of a tensor are finite and small enough to be squared in float32."""
-    return bool((tensor.abs() <= LARGEST_WEIGHT).all())
+    return bool((tensor.abs() <= MAX_WEIGHT).all())
 
 
 def _check_has_values(name: str, parameter: nn.Parameter) -> None:
-    """Returns if a parameter is a tensor with values in memory.
+    """Checks that a parameter is a tensor with values in memory.
 
     Raises:
         InvalidInputError: it is lazy, on the meta device, or a shard or another wrapper of tensors.

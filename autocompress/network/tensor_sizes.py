@@ -6,8 +6,8 @@ bits on just that. Here a tensor of n weights costs
     scalar    ceil(log2 binomial(n, m)) + m ceil(log2 K) + 8 K    m nonzeros of K values, and where they are
     kernels   N ceil(log2 K) + 6 K d                              N = n / d vectors of d weights (Yu et al. 2020)
 
-16 bits a value where K > 127, as in the file. Nothing is entropy coded; one step and the numbers m and K are free, as
-are biases and norms.
+16 bits a value where K > 127, as in the file. Nothing is entropy-coded; one step and the numbers m and K are free,
+as are biases and norms.
 
 Weight data: bits times nonzeros, summed over the compressed tensors.
 
@@ -23,21 +23,21 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from autocompress.errors import InfeasibleTargetError
-from autocompress.network.compressed_tensors import NARROW_CODEBOOK, CodedTensor, WeightTensor
+from autocompress.network.compressed_tensors import NARROW_CODEBOOK, QuantizedTensor, WeightTensor
 from autocompress.network.kernel_tensor import index_bits
 
 DENSE_BITS = 32  # of a weight before compression: float32
 
 
-def weight_data_bits(coded: Iterable[WeightTensor]) -> int:
-    """Returns the weight-data bits of some coded tensors."""
-    return sum(tensor.weight_data_bits for tensor in coded)
+def weight_data_bits(quantized: Iterable[WeightTensor]) -> int:
+    """Returns the weight-data bits of some quantized tensors."""
+    return sum(tensor.weight_data_bits for tensor in quantized)
 
 
-def weight_data_factor(coded: Sequence[WeightTensor]) -> float:
+def weight_data_factor(quantized: Sequence[WeightTensor]) -> float:
     """Returns 32 bits times all weights, divided by the weight-data bits; infinite where no weight is kept."""
-    used_bits = weight_data_bits(coded)
-    dense_bits = DENSE_BITS * sum(math.prod(tensor.shape) for tensor in coded)
+    used_bits = weight_data_bits(quantized)
+    dense_bits = DENSE_BITS * sum(math.prod(tensor.shape) for tensor in quantized)
     return dense_bits / used_bits if used_bits else float("inf")
 
 
@@ -76,13 +76,13 @@ def position_bits(elements: int, nonzeros: int) -> int:
     return math.ceil((parts[0] - parts[1] - parts[2]) / math.log(2) - 1e-6)
 
 
-def code_bits(coded: Iterable[WeightTensor]) -> int:
+def code_bits(quantized: Iterable[WeightTensor]) -> int:
     """Returns the code bits of some compressed tensors."""
     return sum(
         scalar_code_bits(tensor.codes.numel(), tensor.nonzeros, tensor.values.numel())
-        if isinstance(tensor, CodedTensor)
+        if isinstance(tensor, QuantizedTensor)
         else tensor.weight_data_bits
-        for tensor in coded
+        for tensor in quantized
     )
 
 

@@ -1,1 +1,1 @@
-"""Algorithms that know no network: knapsacks, k-means."""
+"""Knapsacks and k-means: algorithms on numbers, whatever network they are of."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import InvalidInputError
-from autocompress.network.compressed_tensors import CodedTensor, round_codebook
+from autocompress.network.compressed_tensors import QuantizedTensor, round_codebook
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def fit_codebooks(data: SortedValues, sizes: Sequence[int], starts: Sequence[Ten
     return books
 
 
-def encode(target: Tensor, mask: Tensor, centroids: Tensor) -> CodedTensor:
+def encode(target: Tensor, mask: Tensor, centroids: Tensor) -> QuantizedTensor:
     """Returns `target` with each element under `mask` replaced by its nearest codebook value, the others by zero.
 
     Args:
@@ -196,7 +196,7 @@ def encode(target: Tensor, mask: Tensor, centroids: Tensor) -> CodedTensor:
             break
     codes = torch.zeros(target.shape, dtype=torch.int16, device=target.device)
     codes[mask] = (nearest + 1).to(torch.int16)
-    return CodedTensor(codes, values)
+    return QuantizedTensor(codes, values)
 
 
 def _lloyd(data: SortedValues, starts: list[Tensor], sizes: Sequence[int]) -> list[Codebook]:

@@ -4,10 +4,10 @@
               nonzeros_i >= 1 in every layer that has elements                     (Yang et al. 2020, the W step)
 
 An item is a weight, its profit w^2, its size the bits of its layer. The greedy keeps the weights with
-w^2 > price * bits at the smallest price that fits, then goes on past a weight that does not fit to later ones that do.
-Sizes are small integers, so an optimum is near: it differs from the optimum of the linear relaxation in at most
-2 * max(bits) + 1 items (Eisenbrand & Weismantel 2018, theorem 3.1, one constraint), and a dynamic programme over that
-neighbourhood finds it exactly, at a cost that does not depend on the number of weights.
+w^2 > multiplier * bits at the smallest multiplier that fits, then goes on past a weight that does not fit to later
+ones that do. Sizes are small integers, so an optimum is near: it differs from the optimum of the linear relaxation in
+at most 2 * max(bits) + 1 items (Eisenbrand & Weismantel 2018, theorem 3.1, one constraint), and dynamic programming
+over that neighbourhood finds it exactly, at a cost that does not depend on the number of weights.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def best_nearby(
     return solution, gain
 
 
-PROBES = 64  # prices tried per round of the search; eleven rounds separate any two float64 numbers
+PROBES = 64  # multipliers tried per round of the search; eleven rounds separate any two float64 numbers
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,10 @@ def prune(
             f"takes {smallest}",
             smallest,
         )
-    counts, price = _relaxed_counts(layers, bits, budget_bits, floor)
+    counts, multiplier = _relaxed_counts(layers, bits, budget_bits, floor)
     left = budget_bits - sum(bit * count for bit, count in zip(bits, counts, strict=True))
     relaxed = sum(layer.dropped_square(count) for layer, count in zip(layers, counts, strict=True))
-    if price == 0:
+    if multiplier == 0:
         return Pruning(counts, budget_bits - left, relaxed, relaxed, relaxed)
     greedy, greedy_gain = fill(layers, bits, counts, left)
     solution, gain = greedy, greedy_gain
@@ -201,24 +201,25 @@ def prune(
             solution, gain = better, better_gain
     used_bits = sum(bit * count for bit, count in zip(bits, solution, strict=True))
     # Rounding must not put the bound above a solution it bounds.
-    bound = max(0.0, relaxed - max(price * left, gain))
+    bound = max(0.0, relaxed - max(multiplier * left, gain))
     return Pruning(solution, used_bits, relaxed - gain, relaxed - greedy_gain, bound)
 
 
 def _relaxed_counts(
     layers: Sequence[RankedWeights], bits: Sequence[int], budget_bits: int, floor: Sequence[int]
 ) -> tuple[list[int], float]:
-    """Returns (kept per layer, price) of the linear relaxation without its one fractional weight.
+    """Returns (kept per layer, multiplier) of the linear relaxation without its one fractional weight.
 
-    The price is the density of the first weight that does not fit whole, 0 if every nonzero weight fits. Non-negative
-    float64 numbers sort like their bit patterns, so the search halves the patterns and ends at neighbouring numbers.
+    The multiplier is the density of the first weight that does not fit whole, 0 if every nonzero weight fits.
+    Non-negative float64 numbers sort like their bit patterns, so the search halves the patterns and ends at
+    neighbouring numbers.
     """
     device = layers[0].squares.device
 
-    def count_kept(prices: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    def count_kept(multipliers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         rows = []
         for layer, bit, least in zip(layers, bits, floor, strict=True):
-            thresholds = torch.from_numpy(prices * bit).to(device)
+            thresholds = torch.from_numpy(multipliers * bit).to(device)
             rows.append(
                 (layer.order.numel() - torch.searchsorted(layer.squares, thresholds, right=True)).clamp_min(least)
             )
@@ -237,7 +238,7 @@ def _relaxed_counts(
         fits = sizes @ count_kept(probes.view(np.float64)) <= budget_bits
         first = int(np.argmax(fits)) if fits.any() else len(probes)
         low, high = (int(probes[first - 1]) if first else low), (int(probes[first]) if first < len(probes) else high)
-    price = float(np.int64(high).view(np.float64))
+    multiplier = float(np.int64(high).view(np.float64))
     counts, upper = count_kept(np.array([low, high]).view(np.float64)).T[[1, 0]].tolist()
     left = budget_bits - int(sizes @ np.asarray(counts))
     for index, bit in enumerate(bits):  # weights of equal density, in order of the layers, until one does not fit
@@ -246,4 +247,4 @@ def _relaxed_counts(
         left -= added * bit
         if counts[index] < upper[index]:
             break
-    return counts, price
+    return counts, multiplier

@@ -4,7 +4,7 @@
 
 The greedy climbs each layer's lower convex hull of (cost, error) in order of error saved per bit; a layer whose next
 step does not fit is frozen, the others go on. Stopped at the first step that does not fit, with the fraction that
-does, it is the linear relaxation, a lower bound. What its price leaves in doubt is decided exactly by scipy's MILP
+does, it is the linear relaxation, a lower bound. What its multiplier leaves in doubt is decided exactly by scipy's MILP
 solver; where too much is in doubt (many layers with many choices), the greedy's answer stands, and says so.
 """
 
@@ -63,12 +63,12 @@ def allocate(costs: Integers, errors: Floats, budget: int, *, exact: bool = True
     smallest = int(costs.min(1).sum()) if costs.size else 0
     if smallest > budget:
         raise InfeasibleTargetError(f"the budget is {budget}, but the cheapest choices cost {smallest}", smallest)
-    greedy, bound, price = _greedy(costs, errors, budget)
+    greedy, bound, multiplier = _greedy(costs, errors, budget)
     choices, greedy_error = greedy, _total(errors, greedy)
     gap = greedy_error - bound
     proved = exact and gap <= 1e-12 * abs(greedy_error)  # as good as the relaxation
     if exact and not proved:
-        found = _exact(costs, errors, budget, price, gap)
+        found = _exact(costs, errors, budget, multiplier, gap)
         proved = found is not None
         if found is not None and _total(errors, found) < greedy_error - 1e-12 * abs(greedy_error):
             choices = found
@@ -97,7 +97,7 @@ def _hull(costs: Integers, errors: Floats) -> list[int]:
 
 
 def _greedy(costs: Integers, errors: Floats, budget: int) -> tuple[list[int], float, float]:
-    """Returns (choices, lower bound of the error, price at which the relaxation stops)."""
+    """Returns (choices, lower bound of the error, multiplier at which the relaxation stops)."""
     hulls = [_hull(costs[row], errors[row]) for row in range(len(costs))]
     choices = [hull[0] for hull in hulls]
     left = budget - sum(int(costs[row, column]) for row, column in enumerate(choices))
@@ -107,32 +107,32 @@ def _greedy(costs: Integers, errors: Floats, budget: int) -> tuple[list[int], fl
             extra, saved = int(costs[row, after] - costs[row, before]), float(errors[row, before] - errors[row, after])
             steps.append((-saved / extra, row, position, after, extra, saved))
     bound = error = _total(errors, choices)
-    price = 0.0
+    multiplier = 0.0
     frozen: set[int] = set()
     for negated, row, _, after, extra, saved in sorted(steps):
         if row in frozen:
             continue
         if extra > left:
             if not frozen:
-                price, bound = -negated, error + negated * left
+                multiplier, bound = -negated, error + negated * left
             frozen.add(row)
             continue
         choices[row] = after
         left -= extra
         error -= saved
-    return choices, bound if frozen else error, price
+    return choices, bound if frozen else error, multiplier
 
 
-def _exact(costs: Integers, errors: Floats, budget: int, price: float, gap: float) -> list[int] | None:
+def _exact(costs: Integers, errors: Floats, budget: int, multiplier: float, gap: float) -> list[int] | None:
     """Returns optimal choices; None where the problem is too large.
 
-    At the price of the relaxation a choice whose error + price * cost is above the layer's least by more than `gap`,
-    the distance of the greedy's error from the relaxation's, is in no solution that is better than the greedy's: what
-    is left is solved by branch and bound (HiGHS).
+    At the multiplier of the relaxation a choice whose error + multiplier * cost is above the layer's least by more than
+    `gap`, the distance of the greedy's error from the relaxation's, is in no solution that is better than the greedy's:
+    what is left is solved by branch and bound (HiGHS).
     """
     from scipy import optimize, sparse  # here because it takes a second to import
 
-    reduced = errors + price * costs
+    reduced = errors + multiplier * costs
     owner, column = np.nonzero(reduced - reduced.min(1, keepdims=True) <= gap * (1 + 1e-6))
     if owner.size > EXACT_VARIABLES:
         return None

@@ -11,7 +11,7 @@ Scaled form of the augmented Lagrangian (Boyd et al. 2011, section 3.1.1; Yang e
 | symbol | here | shape |
 |---|---|---|
 | W | `weights`, the parameters being trained | any, per layer |
-| V | `coded`, values of a codebook or zero | as W |
+| V | `quantized`, values of a codebook or zero | as W |
 | U | `duals` | as W |
 | rho | never set: see `Admm` | |
 """
@@ -50,7 +50,7 @@ class Admm:
         self.weights = list(weights)
         self.steps_per_update, self.contraction = steps_per_update, contraction
         self.duals = [torch.zeros_like(w) for w in self.weights]
-        self.anchors = [w.detach().clone() for w in self.weights]  # V - U, all that the pull needs
+        self.centers = [w.detach().clone() for w in self.weights]  # V - U, all that the proximal step needs
 
     @torch.no_grad()
     def follow(self, relative_lr: float) -> None:
@@ -60,7 +60,7 @@ class Admm:
             relative_lr: the current learning rate as a part of its peak, in [0, 1].
         """
         strength = proximal_strength(self.steps_per_update, self.contraction, relative_lr)
-        torch._foreach_lerp_(self.weights, self.anchors, strength / (1 + strength))
+        torch._foreach_lerp_(self.weights, self.centers, strength / (1 + strength))
 
     @torch.no_grad()
     def points(self) -> list[Tensor]:
@@ -69,12 +69,12 @@ class Admm:
 
     @torch.no_grad()
     def update(
-        self, coded: Sequence[WeightTensor], pruned: Sequence[Tensor] | None = None, rules: object = None
+        self, quantized: Sequence[WeightTensor], pruned: Sequence[Tensor] | None = None, rules: object = None
     ) -> float:
         """Takes the projection's V (and W), moves the dual: U <- U + W - V.
 
         Args:
-            coded: V, projections of `points()`.
+            quantized: V, projections of `points()`.
             pruned: a new W where the method projects W, too (Yang et al. 2020 prune it in place).
             rules: not used: between two updates the network runs as W.
 
@@ -82,13 +82,13 @@ class Admm:
             The primal residual ||W - V||.
         """
         residual = 0.0
-        for i, (weight, dual, tensor) in enumerate(zip(self.weights, self.duals, coded, strict=True)):
+        for i, (weight, dual, tensor) in enumerate(zip(self.weights, self.duals, quantized, strict=True)):
             if pruned is not None:
                 weight.copy_(pruned[i])
             v = tensor.dense().to(weight)
             dual.add_(weight - v)
             residual += float((weight - v).float().square().sum())
-            self.anchors[i].copy_(v - dual)
+            self.centers[i].copy_(v - dual)
         return math.sqrt(residual)
 
     def between(self) -> None:
@@ -99,10 +99,10 @@ class Admm:
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         """Returns U and V - U; W is the model's."""
-        return {"duals": self.duals, "anchors": self.anchors}
+        return {"duals": self.duals, "centers": self.centers}
 
     def load_state_dict(self, state: dict[str, list[Tensor]], rules: object = None) -> None:
-        for mine, saved in zip(self.duals + self.anchors, state["duals"] + state["anchors"], strict=True):
+        for mine, saved in zip(self.duals + self.centers, state["duals"] + state["centers"], strict=True):
             mine.copy_(saved)
 
 

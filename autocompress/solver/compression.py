@@ -1,4 +1,4 @@
-"""The whole story: a trained network, a target, the user's data; back comes a file that meets the target."""
+"""`compress`: trains a network while projecting it onto its target, fine-tunes it and writes the best file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from autocompress.network.selection import Ignore
 from autocompress.solver.compressor import Compressor, check_target
 from autocompress.solver.constants import DEFAULTS, SolverConstants
 from autocompress.solver.result import Result, warn_of_loss
-from autocompress.targets import LossIncrease, Target, Targets, hold_together
+from autocompress.targets import LossIncrease, Target, Targets, combined
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import TaughtBatches, check_batches, default_device, input_example
 from autocompress.training.checkpoint import Callback
@@ -112,7 +112,7 @@ def compress(
         check_batches(val, "the validation data")
     where = default_device(device)
     reference, model = model, copy_network(model, device=where, keep_wrappers=True)
-    ranks, asked = ranks_of(model), hold_together(target)
+    ranks, asked = ranks_of(model), combined(target)
     if asked.promise is not None and val is None:
         raise InvalidInputError(f"the target {asked.promise} is a promise about validation data: give val=")
     counted: dict[str, Any] = {"example": first_example(asked, train, seed), "energy_model": energy_model}

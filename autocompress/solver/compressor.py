@@ -25,7 +25,7 @@ from autocompress.solver.lazy_projection import LazyProjection, dense_layers
 from autocompress.solver.phases import FineTuningPhase, Phase, ProjectionPhase, Run, all_tensors, put_back
 from autocompress.solver.quality_constraint import SEARCH_FRACTION, make_quality_constraint
 from autocompress.solver.result import Outcome, Result, zero_layers
-from autocompress.targets import Target, Targets, WeightBits, hold_together
+from autocompress.targets import Target, Targets, WeightBits, combined
 from autocompress.training.checks import check_finite, check_validation
 from autocompress.training.evaluation import evaluate as evaluate_batches
 from autocompress.training.ranks import ranks_of
@@ -33,7 +33,7 @@ from autocompress.training.ranks import ranks_of
 logger = logging.getLogger(__name__)
 
 # A gradient scaler skips a step now and then; of so many in fine-tuning at least one has to have been taken.
-FEWEST_STEPS = 10
+MIN_STEPS = 10
 
 
 class Compressor:
@@ -91,7 +91,7 @@ class Compressor:
             InfeasibleTargetError: naming the smallest target that can be met.
         """
         self.total_steps = whole_number("total_steps", total_steps, 0)
-        self.target, self.constants = hold_together(target), constants
+        self.target, self.constants = combined(target), constants
         self.model, self.optimizer = model, optimizer
         self.ranks = ranks_of(model)
         self.ranks.check_same({"total_steps": self.total_steps, "target": str(self.target)})
@@ -138,7 +138,7 @@ class Compressor:
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """One entry per projection: step, residual, error, price, nonzeros."""
+        """One entry per projection: step, residual, error, price (the multiplier), nonzeros."""
         return self.run.history
 
     def step(self) -> None:
@@ -188,7 +188,7 @@ class Compressor:
                 self.total_steps,
             )
         values = self.run.end()
-        if FEWEST_STEPS <= self.run.fine_tuning_steps == self.run.skipped_steps:
+        if MIN_STEPS <= self.run.fine_tuning_steps == self.run.skipped_steps:
             raise TrainingDivergedError("no step of fine-tuning had a finite gradient: the training diverged")
         if self.quality is not None:
             candidates, judged_by = self.quality.files, "the promise"
@@ -211,7 +211,7 @@ class Compressor:
             judged_by=judged_by,
             scores={} if self.quality is not None else candidates.scores,
             zero_layers=zero_layers(chosen.state),
-            layers=len(chosen.state.coded),
+            layers=len(chosen.state.quantized),
             skipped_steps=self.run.skipped_steps,
             greedy=self.run.greedy,
             promise_kept=None if result.promise is None else result.promise["kept"],
@@ -299,7 +299,7 @@ def check_target(
     example: Any = None,
     energy_model: ChannelEnergy | None = None,
 ) -> None:
-    """Returns if a network can be compressed to a target: known before any training.
+    """Checks that a network can be compressed to a target: known before any training.
 
     Raises:
         InvalidInputError, InfeasibleTargetError: as a `Compressor` of them does.
@@ -320,7 +320,7 @@ def check_target(
 
 
 def check_outputs(compressed: nn.Module, run: Run, batches: Iterable[Any] | None) -> None:
-    """Returns if a compressed network's outputs are finite where the given one's were, or where nothing can tell.
+    """Checks that a compressed network's outputs are finite where the given one's were, or where nothing can tell.
 
     Raises:
         TrainingDivergedError: they are not; the layer is named.

@@ -40,7 +40,7 @@ class SolverConstants:
             the outputs of the network as it was given, in [0, 1].
         distillation_temperature: of that distance.
         codebooks: what a layer may have under a `codes:` target, codebooks of scalars, of kernels or either, whichever
-            errs less; "both" together never err by more than one alone.
+            has less error; "both" never has more than one alone.
         admm_contraction: of "admm", the share of the distance from W to V - U that is taken back between two updates.
     """
 

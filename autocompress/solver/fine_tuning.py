@@ -19,16 +19,16 @@ from torch import Tensor
 from autocompress.constraints.constraint import FileWriter, Network
 from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.network.compressed_tensors import (
-    CodedTensor,
     CompressedState,
-    SideGrid,
+    QuantizedTensor,
+    VectorGrid,
     WeightTensor,
-    coded_tensor,
+    quantized_tensor,
     round_codebook,
 )
 from autocompress.network.kernel_tensor import KernelTensor, kernel_levels, kernel_tensor
 from autocompress.network.live_network import dense_gradients
-from autocompress.network.network_state import side_tensors
+from autocompress.network.network_state import vector_tensors
 from autocompress.solver.constants import DEFAULTS
 
 
@@ -41,15 +41,15 @@ class FineTuning:
     """Trains codebook values and one-dimensional parameters under fixed assignments.
 
     Attributes:
-        coded: the assignments with their latest values.
+        quantized: the assignments with their latest values.
     """
 
     def __init__(
         self,
         weights: Sequence[Tensor],
-        coded: Sequence[WeightTensor],
-        sides: Sequence[Tensor],
-        side_grids: Sequence[SideGrid | None],
+        quantized: Sequence[WeightTensor],
+        vectors: Sequence[Tensor],
+        vector_grids: Sequence[VectorGrid | None],
         total_steps: int,
         relative_step: float = DEFAULTS.fine_tuning_step,
     ) -> None:
@@ -57,19 +57,19 @@ class FineTuning:
 
         Args:
             weights: parameters of two or more dimensions.
-            coded: their assignments, in the same order.
-            sides: one-dimensional parameters.
-            side_grids: the grid of each side, or None where it is not rounded before the end.
+            quantized: their assignments, in the same order.
+            vectors: one-dimensional parameters.
+            vector_grids: the grid of each vector, or None where it is not rounded before the end.
             total_steps: length of the phase.
             relative_step: Adam's peak step as a part of the root mean square of a layer's codebook values; of the
                 one-dimensional tensors as a part of the median of those over the layers.
         """
-        self.weights, self.sides, self.side_grids = list(weights), list(sides), list(side_grids)
+        self.weights, self.vectors, self.vector_grids = list(weights), list(vectors), list(vector_grids)
         self.total_steps, self.step_count = total_steps, 0
-        self.codes = [_codes_of(c).to(w.device) for c, w in zip(coded, weights, strict=True)]
+        self.codes = [_codes_of(c).to(w.device) for c, w in zip(quantized, weights, strict=True)]
         self.index = [codes.flatten().nonzero().flatten() for codes in self.codes]
-        self.values = [c.values.clone().to(w.device) for c, w in zip(coded, weights, strict=True)]
-        self.latents = [side.detach().float().clone() for side in self.sides]
+        self.values = [c.values.clone().to(w.device) for c, w in zip(quantized, weights, strict=True)]
+        self.latents = [vector.detach().float().clone() for vector in self.vectors]
         self.start = [v.clone() for v in self.values + self.latents]
         sizes = [float(v.square().mean().sqrt()) for v in self.values if v.numel()]
         typical = sorted(sizes)[len(sizes) // 2] if sizes else 0.1
@@ -82,9 +82,11 @@ class FineTuning:
         self.write()
 
     @property
-    def coded(self) -> list[WeightTensor]:
+    def quantized(self) -> list[WeightTensor]:
         return [
-            kernel_tensor(codes - 1, values, tuple(weight.shape)) if values.dim() > 1 else coded_tensor(codes, values)
+            kernel_tensor(codes - 1, values, tuple(weight.shape))
+            if values.dim() > 1
+            else quantized_tensor(codes, values)
             for weight, codes, values in zip(self.weights, self.codes, self.values, strict=True)
         ]
 
@@ -101,8 +103,8 @@ class FineTuning:
         for weight, codes, values in zip(self.weights, self.codes, self.values, strict=True):
             table = torch.cat([torch.zeros_like(values[:1]), _rounded(values)]) if len(values) else values.new_zeros(1)
             weight.copy_(table[codes].view(weight.shape))
-        for side, latent, grid in zip(self.sides, self.latents, self.side_grids, strict=True):
-            side.copy_(latent if grid is None else grid.round(latent).dense())
+        for vector, latent, grid in zip(self.vectors, self.latents, self.vector_grids, strict=True):
+            vector.copy_(latent if grid is None else grid.round(latent).dense())
 
     @torch.no_grad()
     def step(self) -> bool:
@@ -113,8 +115,8 @@ class FineTuning:
             InvalidInputError: there are no gradients.
         """
         self.step_count += 1
-        dense_gradients([*self.weights, *self.sides])
-        gradients = [w.grad for w in self.weights] + [s.grad for s in self.sides]
+        dense_gradients([*self.weights, *self.vectors])
+        gradients = [w.grad for w in self.weights] + [s.grad for s in self.vectors]
         if all(g is None for g in gradients):
             raise InvalidInputError("the model has no gradients: call compressor.step() before optimizer.zero_grad()")
         finite = all(g is None or bool(torch.isfinite(g).all()) for g in gradients)
@@ -124,8 +126,8 @@ class FineTuning:
                 if weight.grad is not None and values.numel():
                     picked = weight.grad.float().reshape(-1, *values.shape[1:])[index]
                     values.grad = torch.zeros_like(values).index_add_(0, codes.flatten()[index] - 1, picked)
-            for latent, side in zip(self.latents, self.sides, strict=True):
-                latent.grad = None if side.grad is None else side.grad.float()
+            for latent, vector in zip(self.latents, self.vectors, strict=True):
+                latent.grad = None if vector.grad is None else vector.grad.float()
             decay = 0.5 * (1 + math.cos(math.pi * min(1.0, self.step_count / self.total_steps)))
             for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                 group["lr"] = peak * decay
@@ -141,19 +143,19 @@ class FineTuning:
             "values": self.values,
             "latents": self.latents,
             "start": self.start,
-            "side_grids": [None if grid is None else [grid.step, grid.dead_zone] for grid in self.side_grids],
+            "vector_grids": [None if grid is None else [grid.step, grid.dead_zone] for grid in self.vector_grids],
             "peaks": self.peaks,
             "total_steps": self.total_steps,
             "optimizer": self.optimizer.state_dict(),
         }
 
     @classmethod
-    def from_state_dict(cls, weights: Sequence[Tensor], sides: Sequence[Tensor], state: dict[str, Any]) -> FineTuning:
+    def from_state_dict(cls, weights: Sequence[Tensor], vectors: Sequence[Tensor], state: dict[str, Any]) -> FineTuning:
         """Returns the phase as it was saved."""
         # Of kernels, too: codes and values go in as they are, neither rounded nor closed up.
-        coded = [CodedTensor(c, v) for c, v in zip(state["codes"], state["values"], strict=True)]
-        grids = [None if grid is None else SideGrid(*grid) for grid in state["side_grids"]]
-        phase = cls(weights, coded, sides, grids, state["total_steps"])
+        quantized = [QuantizedTensor(c, v) for c, v in zip(state["codes"], state["values"], strict=True)]
+        grids = [None if grid is None else VectorGrid(*grid) for grid in state["vector_grids"]]
+        phase = cls(weights, quantized, vectors, grids, state["total_steps"])
         phase.step_count = state["step_count"]
         for mine, saved in zip(phase.latents + phase.start, state["latents"] + state["start"], strict=True):
             mine.copy_(saved)
@@ -179,7 +181,7 @@ def _rounded(values: Tensor) -> Tensor:
 
 def start_fine_tuning(
     network: Network,
-    coded: Sequence[WeightTensor],
+    quantized: Sequence[WeightTensor],
     writer: FileWriter,
     total_steps: int,
     relative_step: float = DEFAULTS.fine_tuning_step,
@@ -188,16 +190,16 @@ def start_fine_tuning(
 
     Args:
         network: what is compressed.
-        coded: one per compressed tensor.
+        quantized: one per compressed tensor.
         writer: says how the one-dimensional tensors are rounded. Those of a folded batch norm are not rounded before
             the end, because they change with its statistics.
         total_steps: length of the phase.
         relative_step: see `FineTuning`.
     """
-    grids = writer.side_grids(side_tensors(network.selection))
+    grids = writer.vector_grids(vector_tensors(network.selection))
     folded = {f"{name}.{key}" if name else key for name, _ in network.selection.folded for key in ("weight", "bias")}
-    side_grids = [None if name in folded else grids[name] for name, _ in network.selection.sides]
-    return FineTuning(network.weights, coded, network.sides, side_grids, total_steps, relative_step)
+    vector_grids = [None if name in folded else grids[name] for name, _ in network.selection.vectors]
+    return FineTuning(network.weights, quantized, network.vectors, vector_grids, total_steps, relative_step)
 
 
 def finished_file(network: Network, finishing: FineTuning, writer: FileWriter) -> tuple[CompressedState, bytes]:
@@ -206,8 +208,8 @@ def finished_file(network: Network, finishing: FineTuning, writer: FileWriter) -
     Raises:
         TrainingDivergedError: a one-dimensional tensor became NaN or infinite.
     """
-    sides = side_tensors(network.selection, finishing.latents)
-    for name, values in sides.items():
+    vectors = vector_tensors(network.selection, finishing.latents)
+    for name, values in vectors.items():
         if not bool(torch.isfinite(values).all()):
             raise TrainingDivergedError(f"{name} became NaN or infinite: the training diverged")
-    return writer.fit(finishing.coded, sides)
+    return writer.fit(finishing.quantized, vectors)

@@ -15,17 +15,17 @@ should be, because few values are left to it, is moved the same way for ever: it
 | symbol | meaning | in the code |
 |---|---|---|
 | W | dense weights, hidden while the network runs as V | `LazyProjection.hidden`; under ADMM the parameters |
-| V | compressed network, between two optimizer steps the parameters | `LazyProjection.values`, `Projection.coded` |
+| V | compressed network: the parameters, except under ADMM | `LazyProjection.values`, `Projection.quantized` |
 | U | scaled dual variable of ADMM | `Admm.duals` |
 | X | what is projected: W, under ADMM W + U | `LazyProjection.points`, `Admm.points` |
 | C | the networks within the budget | `Constraint` |
 | P | projection onto C | `Constraint.project` |
-| lambda | Lagrange multiplier: squared error per bit | `Projection.price` |
-| rho | weight of the proximal term; never set, see `Admm` | `SolverConstants.admm_contraction` |
-| D | learning rate of pruned weights, relative to the others | `SolverConstants.pruned_rate` |
-| m | part of W - V that a step remembers, at last 1 - 1/`memory_steps` | `SolverConstants.memory_steps` |
-| b, n | bits and nonzeros of a layer | `CodedTensor.bits`, `CodedTensor.nonzeros` |
-| K | size of a layer's codebook | `CodedTensor.values` |
+| lambda | Lagrange multiplier: squared error per bit | `Projection.multiplier` |
+| rho | weight of the proximal term: 1 - exp(-rho sum lr) is | `SolverConstants.admm_contraction` |
+| D | diagonal: 1 where V is not zero, less than 1 where it is | `SolverConstants.pruned_rate` |
+| m | part of W - V that step t remembers: 1 - min(t/T, 1)/T, T = `memory_steps` | `SolverConstants.memory_steps` |
+| b, n | bits and nonzeros of a layer | `QuantizedTensor.bits`, `QuantizedTensor.nonzeros` |
+| K | size of a layer's codebook | length of `QuantizedTensor.values` |
 """
 
 from __future__ import annotations
@@ -114,12 +114,15 @@ class LazyProjection:
 
     @torch.no_grad()
     def update(
-        self, coded: Sequence[WeightTensor], pruned: Sequence[Tensor] | None = None, rules: Sequence[Rule] | None = None
+        self,
+        quantized: Sequence[WeightTensor],
+        pruned: Sequence[Tensor] | None = None,
+        rules: Sequence[Rule] | None = None,
     ) -> float:
         """Takes P(W) as V and puts it into the parameters.
 
         Args:
-            coded: V.
+            quantized: V.
             pruned: not used: W stays dense.
             rules: of the target, for the steps in between; default: by magnitude, see `Nearest`.
 
@@ -130,10 +133,10 @@ class LazyProjection:
         self.rules = (
             list(rules)
             if rules is not None
-            else [nearest_rule(tensor, hidden) for tensor, hidden in zip(coded, self.hidden, strict=True)]
+            else [nearest_rule(tensor, hidden) for tensor, hidden in zip(quantized, self.hidden, strict=True)]
         )
         self.index, self.values = [], []
-        for hidden, tensor in zip(self.hidden, coded, strict=True):
+        for hidden, tensor in zip(self.hidden, quantized, strict=True):
             shown = tensor.dense().to(hidden).view(-1)
             self.index.append(shown.nonzero().view(-1))
             self.values.append(shown[self.index[-1]])

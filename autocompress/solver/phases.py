@@ -64,7 +64,7 @@ class Phase(Protocol):
 
 
 class ProjectionPhase:
-    """W <- M W + D (x - V) after each step; V <- P(W) at each update, and by the update's rules in between."""
+    """W <- V + m (W - V) + D (x - V) after each step; V <- P(W) at each update, in between by its rules."""
 
     def __init__(self, run: Run, steps: int, watch: Watch | None = None) -> None:
         """Prepares nothing yet; `watch` sees V after each update."""
@@ -92,7 +92,7 @@ class ProjectionPhase:
         run, x = self.run, self.run.points()
         fraction = self.step_count / self.steps
         projection = run.decided(run.method, lambda: run.method.project(run.network.weights, x, fraction))
-        residual = run.solver.update(projection.coded, projection.pruned, run.method.rules())
+        residual = run.solver.update(projection.quantized, projection.pruned, run.method.rules())
         run.record(projection, residual)
         if self.watch is not None:
             self.watch(projection, run.rate.now())
@@ -140,7 +140,7 @@ class FineTuningPhase:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
-            self.values = FineTuning.from_state_dict(self.run.network.weights, self.run.network.sides, state)
+            self.values = FineTuning.from_state_dict(self.run.network.weights, self.run.network.vectors, state)
 
 
 class Run:
@@ -154,7 +154,7 @@ class Run:
         ranks: that train the network together.
         constants: of the method.
         phases: in order; `number` is the index of the present one.
-        history: one entry per projection: step, residual, error, price, nonzeros.
+        history: one entry per projection: step, residual, error, price (the multiplier), nonzeros.
         steps: of the optimizer, so far.
         greedy: whether the last projection was a greedy rule's answer.
         fine_tuning_steps: of all phases of fine-tuning, so far.
@@ -237,17 +237,17 @@ class Run:
     def record(self, projection: Projection, residual: float) -> None:
         """Takes note of a projection."""
         self.greedy = projection.greedy
-        nonzeros = sum(tensor.nonzeros for tensor in projection.coded)
-        entry = {"step": self.steps, "residual": residual, "error": projection.error, "price": projection.price}
+        nonzeros = sum(tensor.nonzeros for tensor in projection.quantized)
+        entry = {"step": self.steps, "residual": residual, "error": projection.error, "price": projection.multiplier}
         self.history.append(entry | {"nonzeros": nonzeros})
         logger.debug("update %s", self.history[-1])
 
     def assign(self, method: Method, x: Sequence[Tensor], steps: int) -> FineTuning:
         """Projects X onto the target itself, fixes the assignments and puts them into the network."""
-        projection = self.decided(method, lambda: method.close(self.network.weights, x))
+        projection = self.decided(method, lambda: method.project_last(self.network.weights, x))
         if method is self.method:
             self.record(projection, 0.0)
-        return start_fine_tuning(self.network, projection.coded, method, steps, self.constants.fine_tuning_step)
+        return start_fine_tuning(self.network, projection.quantized, method, steps, self.constants.fine_tuning_step)
 
     def file(self, values: FineTuning, method: Method, train: Iterable[Any] | None = None) -> File:
         """Returns the network with these values, within the target; on `train` its batch norms are refitted."""

@@ -23,8 +23,8 @@ from autocompress.constraints.file_size import FileSizeConstraint, FileState
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import WeightTensor
 from autocompress.network.live_network import copy_network
-from autocompress.network.network_state import side_tensors
-from autocompress.solver.budget_search import MEDIAN_OF, BudgetController, SizeSearch
+from autocompress.network.network_state import vector_tensors
+from autocompress.solver.budget_controller import MEDIAN_OF, BudgetController, SizeSearch
 from autocompress.solver.candidates import ONE_SHOT, TRAINED, Candidate, Candidates, Key
 from autocompress.solver.phases import FineTuningPhase, Phase, ProjectionPhase, Run
 from autocompress.targets import AccuracyDrop, Promise
@@ -38,14 +38,14 @@ STAGES = 5
 # learning rate is at its peak.
 ALLOWANCE = 0.5
 # The first budget is the smallest at which V, at once and untrained, falls by so many times what the promise allows...
-FIRST_FALL = 5.0
+START_VIOLATION = 5.0
 # ... as this many halvings of the range find it.
 FIRST_TRIES = 6
 # A network without weights that scores better than the one that was given by more than this part says that the score is
 # of the other direction; at chance the two score about the same.
 TELLING = 0.25
 # The range goes up to the ceiling of all paths, but at least to this many times the smallest file.
-LEAST_CEILING = 4.0
+MIN_CEILING = 4.0
 
 
 class QualityConstraint:
@@ -86,20 +86,20 @@ class QualityConstraint:
         promise.check_reference(self.reference)
         self._check_direction()
         lowest, highest = self.constraint.file.smallest, self.constraint.budget_bytes
-        most = max(self.constraint.constants.path_ceiling * original_bytes, LEAST_CEILING * lowest)
+        most = max(self.constraint.constants.path_ceiling * original_bytes, MIN_CEILING * lowest)
         self.controller = BudgetController(most, lowest, highest)
         self.search = SizeSearch(most, lowest, highest)
         self.files = Candidates(network.model, evaluate, self._key)
         self.margins: list[float] = []  # the last of V, with nothing allowed
         self.stage_keeps = False
-        self.dense: list[Tensor] = []  # weights and sides when fine-tuning begins
+        self.dense: list[Tensor] = []  # weights and vectors when fine-tuning begins
         self.state: FileState | None = None  # of the projection, at the same moment
         self.budget_bytes = int(self.controller.budget_bytes)
         method.budget_at = lambda fraction: self.constraint.budget(fraction, self.budget_bytes)
 
     @torch.no_grad()
     def _check_direction(self) -> None:
-        """Returns if a network without weights scores no better than the one that was given.
+        """Checks that a network without weights scores no better than the one that was given.
 
         Raises:
             InvalidInputError: it does, so the score is of the other direction than the promise says.
@@ -129,11 +129,13 @@ class QualityConstraint:
         Above it the run would learn nothing but lose steps. The smallest V that keeps the promise without any training
         is written and put aside: it is what is left where training itself breaks the promise, whatever the size.
         """
-        start, _ = self._smallest(FIRST_FALL, self.controller.lowest_bytes, self.controller.budget_bytes)
-        _, coded = self._smallest(0.0, start, self.controller.highest_bytes)
-        if coded is not None:  # what is coded costs more than its estimate, or less
-            state = self.constraint.aimed(self.method.state, int(self.controller.highest_bytes))
-            self.files.add(ONE_SHOT, *self.constraint.writer(state).fit(coded, side_tensors(self.network.selection)))
+        start, _ = self._smallest(START_VIOLATION, self.controller.lowest_bytes, self.controller.budget_bytes)
+        _, quantized = self._smallest(0.0, start, self.controller.highest_bytes)
+        if quantized is not None:  # what is quantized costs more than its estimate, or less
+            state = self.constraint.with_target(self.method.state, int(self.controller.highest_bytes))
+            self.files.add(
+                ONE_SHOT, *self.constraint.writer(state).fit(quantized, vector_tensors(self.network.selection))
+            )
         self.controller.budget_bytes = start
         self.budget_bytes = int(start)
         logger.debug("the run begins with %.0f bytes", start)
@@ -145,9 +147,9 @@ class QualityConstraint:
         for _ in range(FIRST_TRIES):
             middle = sum(sizes) / 2
             budget = self.constraint.budget(0.0, int(math.exp(middle)))
-            coded = self.constraint.project(x, budget, self.method.state)[0].coded
-            if -self.margin(self._score_of(coded)) <= fall:
-                sizes[1], found = middle, coded
+            quantized = self.constraint.project(x, budget, self.method.state)[0].quantized
+            if -self.margin(self._score_of(quantized)) <= fall:
+                sizes[1], found = middle, quantized
             else:
                 sizes[0] = middle
         return math.exp(sizes[1]), found
@@ -159,12 +161,12 @@ class QualityConstraint:
         At a high learning rate V has not settled: more is allowed then. Where it keeps the promise all the same, now
         and mostly of late, it is written and scored like a finished network.
         """
-        score = self._score_of(projection.coded)
+        score = self._score_of(projection.quantized)
         margin = self.margin(score)
         self.margins = [*self.margins, margin][-MEDIAN_OF:]
         if min(margin, statistics.median(self.margins)) >= 0 and not self.network.selection.folded:
             self.consider(
-                self.files.add(TRAINED, *self.method.fit(projection.coded, side_tensors(self.network.selection)))
+                self.files.add(TRAINED, *self.method.fit(projection.quantized, vector_tensors(self.network.selection)))
             )
         measured = margin + ALLOWANCE * (1 + relative_lr)
         budget = self.controller.observe(measured)
@@ -185,10 +187,10 @@ class QualityConstraint:
         margin = self.margin(candidate.score)
         return (1.0, -candidate.file_bytes, margin) if margin >= 0 else (0.0, margin)
 
-    def _score_of(self, coded: Sequence[WeightTensor]) -> float:
+    def _score_of(self, quantized: Sequence[WeightTensor]) -> float:
         """Returns the score of the network with these weights, once its batch norms belong to them."""
         scored = copy_network(self.network.model).eval()
-        for (name, _), tensor in zip(self.network.selection.weights, coded, strict=True):
+        for (name, _), tensor in zip(self.network.selection.weights, quantized, strict=True):
             scored.get_parameter(name).copy_(tensor.dense())
         self.refit(scored)
         return float(self.evaluate(scored))
@@ -266,7 +268,7 @@ class QualityConstraint:
     @property
     def _dense_tensors(self) -> list[nn.Parameter]:
         """All that training changes and a stage takes up again."""
-        return [*self.network.weights, *self.network.sides]
+        return [*self.network.weights, *self.network.vectors]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that a resumed run needs."""

@@ -88,7 +88,7 @@ class Outcome:
 
 def zero_layers(state: CompressedState) -> tuple[str, ...]:
     """Returns the names of the compressed tensors of which every weight is zero."""
-    return tuple(name for name, tensor in state.coded.items() if not tensor.nonzeros)
+    return tuple(name for name, tensor in state.quantized.items() if not tensor.nonzeros)
 
 
 logger = logging.getLogger(__name__)

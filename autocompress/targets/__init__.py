@@ -10,13 +10,13 @@
     energy:40%                        the energy of a forward pass, as a part of the dense network's: weights are zeroed
     energy-channels:40%               the same by removing whole channels
 
-Alone, a promise asks for the smallest file that keeps it. Several targets, joined by "and" or given one by one, hold
-together: `50KB and drop:0.5`, `50KB and energy:40%`.
+Alone, a promise asks for the smallest file that keeps it. Several targets, joined by "and" or given one by one,
+must all be satisfied: `50KB and drop:0.5`, `50KB and energy:40%`.
 
 The same strings serve in Python and on the command line; upper and lower case mean the same.
 """
 
-from autocompress.targets.grammar import Targets, hold_together, parse_target
+from autocompress.targets.grammar import Targets, combined, parse_target
 from autocompress.targets.kinds import BYTES_PER_UNIT, CodeBits, Energy, FileSize, Target, WeightBits
 from autocompress.targets.promises import AccuracyDrop, LossIncrease, Promise
 
@@ -31,6 +31,6 @@ __all__ = [
     "Target",
     "Targets",
     "WeightBits",
-    "hold_together",
+    "combined",
     "parse_target",
 ]

@@ -53,7 +53,7 @@ class Targets:
     each: tuple[Target, ...]
 
     def __str__(self) -> str:
-        """Returns them in the grammar; `hold_together` of it is equal to this."""
+        """Returns them in the grammar; `combined` of it is equal to this."""
         return " and ".join(map(str, self.each))
 
     @property
@@ -76,12 +76,12 @@ class Targets:
         return min(promises, key=lambda promise: promise.strictness, default=None)
 
 
-def hold_together(targets: str | Target | Targets | Sequence[str | Target]) -> Targets:
+def combined(targets: str | Target | Targets | Sequence[str | Target]) -> Targets:
     """Returns what has to hold together: of one target, of several, or of a string that joins them by "and".
 
-    >>> str(hold_together(["50KB", "drop:0.5"]))
+    >>> str(combined(["50KB", "drop:0.5"]))
     '50KB and drop:0.5'
-    >>> hold_together("50KB and drop:0.5").promise
+    >>> combined("50KB and drop:0.5").promise
     AccuracyDrop(points=Fraction(1, 2))
 
     Raises:

@@ -1,4 +1,4 @@
-"""A target: the size of the file."""
+"""The targets but for quality constraints: file size, weight data, code bits, energy."""
 
 from __future__ import annotations
 

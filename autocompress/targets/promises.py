@@ -1,4 +1,4 @@
-"""Two targets that are promises: how far the network may fall behind the one that was given; the file is what gives."""
+"""Quality constraints: how far the network may fall behind the one that was given, in the smallest file that does."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from autocompress.errors import InvalidInputError
 from autocompress.targets.kinds import Target, decimal, refuse, word
 
 # A promise of no fall at all still needs a scale on which a measured fall is large or small: points, percent.
-LEAST_POINTS = Fraction(1, 2)
-LEAST_PERCENT = Fraction(1)
+MIN_POINTS = Fraction(1, 2)
+MIN_PERCENT = Fraction(1)
 # What a promise is exceeded by before it is broken, against rounding in the last place of a mean of scores.
 ROUNDING = 1e-9
 _NUMBER = re.compile(r"\d{1,18}(?:\.\d{0,40})?|\.\d{1,40}", re.ASCII)
@@ -59,7 +59,7 @@ class AccuracyDrop(Target):
             score: accuracy of the compressed network, a fraction of 1.
             reference: the same of the network that was given.
         """
-        return (score + ROUNDING - self.limit(reference)) / (float(max(self.points, LEAST_POINTS)) / 100)
+        return (score + ROUNDING - self.limit(reference)) / (float(max(self.points, MIN_POINTS)) / 100)
 
     @staticmethod
     def check_reference(reference: float) -> None:
@@ -113,7 +113,7 @@ class LossIncrease(Target):
             score: loss of the compressed network.
             reference: the same of the network that was given.
         """
-        allowed = reference * float(max(self.percent, LEAST_PERCENT)) / 100
+        allowed = reference * float(max(self.percent, MIN_PERCENT)) / 100
         return (self.limit(reference) * (1 + ROUNDING) - score) / allowed
 
     @staticmethod

@@ -117,7 +117,7 @@ def check_batches(batches: Iterable[Any], name: str) -> int:
 
 
 def check_repeatable(batches: Iterable[Any], name: str) -> None:
-    """Returns if something gives batches and can be gone through again; takes none.
+    """Checks that something gives batches and can be gone through again; takes none.
 
     Raises:
         InvalidInputError: it is no loader or list, or an iterator.

@@ -104,7 +104,7 @@ def check_task(
 
 
 def check_validation(model: nn.Module, batches: Iterable[Any], device: torch.device | str) -> None:
-    """Returns if the accuracy of a network can be measured on a split, by its first batch; takes no more.
+    """Checks that the accuracy of a network can be measured on a split, by its first batch; takes no more.
 
     Raises:
         InvalidInputError: otherwise.
@@ -259,7 +259,7 @@ def check_finite(
     device: torch.device | str | None = None,
     seed: int = 0,
 ) -> None:
-    """Returns if a finished network's outputs are finite on a batch, or the given network's were not either.
+    """Checks that a finished network's outputs are finite on a batch, or the given network's were not either.
 
     Raises:
         TrainingDivergedError: naming the layer from which on they are not.

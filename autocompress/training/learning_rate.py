@@ -20,7 +20,7 @@ from autocompress.network.live_network import copy_network, dense_gradients
 from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import autocast, to_device
 from autocompress.training.losses import carried_loss
-from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer
+from autocompress.training.recipe import MAX_GRADIENT_NORM, Recipe, make_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def range_test(
         rates.append(optimizer.param_groups[0]["lr"])
         losses.append(smooth)
         dense_gradients(model.parameters())
-        nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT_NORM)
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
     return rates, losses
 

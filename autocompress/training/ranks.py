@@ -43,7 +43,7 @@ class Ranks:
         return self.size == 1 or dist.get_rank(self.group) == 0
 
     def check_same(self, settings: dict[str, Any]) -> None:
-        """Returns if these are the same on every rank.
+        """Checks that these are the same on every rank.
 
         Raises:
             InvalidInputError: on every rank, naming the first that differs; a run of them would never end.

@@ -15,7 +15,7 @@ from autocompress.errors import InvalidInputError, whole_number
 
 # Longer gradients are scaled down to this global norm: without it LeNet-5 on the digits, which has no normalization,
 # diverges at the learning rates at which it trains best.
-LARGEST_GRADIENT_NORM = 1.0
+MAX_GRADIENT_NORM = 1.0
 
 
 def real_number(name: str, value: Any) -> float:

@@ -38,7 +38,7 @@ from autocompress.training.losses import (
 )
 from autocompress.training.random_state import seed_data_order, seeded, set_epoch
 from autocompress.training.ranks import ranks_of
-from autocompress.training.recipe import LARGEST_GRADIENT_NORM, Recipe, make_optimizer, make_scheduler
+from autocompress.training.recipe import MAX_GRADIENT_NORM, Recipe, make_optimizer, make_scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ class Trainer:
             value = self.distillation.loss(output, self.taught(batch, again=self.epoch > 0), value)
         value.backward()  # type: ignore[no-untyped-call]
         dense_gradients(self.model.parameters())
-        nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT_NORM)
+        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
         self.optimizer.step()
         self.step += 1
         return value.detach()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autocompress.errors import InvalidInputError
-from autocompress.targets import AccuracyDrop, FileSize, hold_together
+from autocompress.targets import AccuracyDrop, FileSize, combined
 from baselines.interface import SearchOutcome, Trial
 
 EXAMPLES = '"drop:0.5" (points of validation accuracy that may be lost) or a file size such as "4KB"'
@@ -29,7 +29,7 @@ def parse_asked(texts: Sequence[str | Asked] | str | Asked) -> Asked:
     several = [texts] if isinstance(texts, str | Asked) else list(texts)
     if len(several) != 1:
         raise InvalidInputError(f"condensa takes one target, not {len(several)}: {EXAMPLES}")
-    target = hold_together(several[0]).only
+    target = combined(several[0]).only
     if not isinstance(target, Asked):
         raise InvalidInputError(f"condensa cannot search for the target {str(target)!r}; give {EXAMPLES}")
     return target

@@ -128,6 +128,6 @@ class CondensaObjective(TaskObjective):
             curve=(*curve, (run.steps, accuracy)),
             plan={
                 name: {"keep_fraction": c.nonzeros / c.codes.numel(), "codebook": len(c.values)}
-                for name, c in compressed.coded.items()
+                for name, c in compressed.quantized.items()
             },
         )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from autocompress.constraints.constraint import Network
-from autocompress.network.compressed_tensors import CodedTensor, CompressedState
+from autocompress.network.compressed_tensors import CompressedState, QuantizedTensor
 from autocompress.network.live_network import copy_network
 from autocompress.network.selection import select
 from autocompress.numerics.kmeans import encode, fit_codebook, sort_values
@@ -19,7 +19,7 @@ from autocompress.targets import FileSize
 from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import check_batches, default_device
 from autocompress.training.random_state import seeded, set_epoch
-from baselines.condensa.schemes import LARGEST_BITS
+from baselines.condensa.schemes import MAX_BITS
 from baselines.condensa.solver import Solver, batches_from
 from baselines.condensa.space import DENSITY
 from baselines.fitting import FileBudget
@@ -91,12 +91,12 @@ class CondensaRun:
         return finished_file(self.network, self.finishing, self.writer)
 
 
-def _coded(weight: torch.Tensor) -> CodedTensor:
+def _coded(weight: torch.Tensor) -> QuantizedTensor:
     """Returns a layer of delta(theta) as the file holds it; more than 256 values are fitted to as many."""
     mask = weight != 0
     if not bool(mask.any()):
-        return CodedTensor(torch.zeros(weight.shape, dtype=torch.int16, device=weight.device), weight.new_zeros(0))
+        return QuantizedTensor(torch.zeros(weight.shape, dtype=torch.int16, device=weight.device), weight.new_zeros(0))
     values = torch.unique(weight[mask])
-    if values.numel() > 2**LARGEST_BITS:
-        values = fit_codebook(sort_values(weight[mask]), 2**LARGEST_BITS).centroids
+    if values.numel() > 2**MAX_BITS:
+        values = fit_codebook(sort_values(weight[mask]), 2**MAX_BITS).centroids
     return encode(weight, mask, values)

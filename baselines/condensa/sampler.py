@@ -11,7 +11,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from baselines.condensa.proposals import Sample, propose
-from baselines.condensa.space import DENSITY, LOWEST_DENSITY, CondensaSpace
+from baselines.condensa.space import DENSITY, MIN_DENSITY, CondensaSpace
 from baselines.optuna_search.trials import recorded
 
 
@@ -49,9 +49,9 @@ class CondensaSampler(BaseSampler):
 
 def to_sparsity(density: float) -> float:
     """Returns the point s in [0, 1] of a density: 0 dense, 1 the lowest."""
-    return math.log(density) / math.log(LOWEST_DENSITY)
+    return math.log(density) / math.log(MIN_DENSITY)
 
 
 def to_density(sparsity: float) -> float:
     """Returns the density of a point s in [0, 1]."""
-    return min(1.0, max(LOWEST_DENSITY, math.pow(LOWEST_DENSITY, sparsity)))
+    return min(1.0, max(MIN_DENSITY, math.pow(MIN_DENSITY, sparsity)))

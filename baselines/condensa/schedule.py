@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from autocompress.errors import InvalidInputError
 
-FEWEST_STEPS_PER_L = 8  # an L step of less does not move the network; shorter runs get fewer L steps
+MIN_STEPS_PER_L = 8  # an L step of less does not move the network; shorter runs get fewer L steps
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Schedule:
         if total_steps == sum(self.lengths):
             return self, self.lengths
         long = self.first_steps / self.steps_per_l
-        l_steps = max(1, min(self.l_steps, int(total_steps / FEWEST_STEPS_PER_L - long + 1)))
+        l_steps = max(1, min(self.l_steps, int(total_steps / MIN_STEPS_PER_L - long + 1)))
         parts = [long] + [1.0] * (l_steps - 1)
         ends = [round(total_steps * part / sum(parts)) for part in accumulate(parts)]
         lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]

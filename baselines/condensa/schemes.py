@@ -22,7 +22,7 @@ from autocompress.numerics.kmeans import fit_codebook, sort_values
 # state_dict name -> tensor of two or more dimensions, the first of which counts the outputs of the layer
 Weights = Mapping[str, Tensor]
 
-LARGEST_BITS = 8  # the file's codebooks are fitted to 256 values at most
+MAX_BITS = 8  # the file's codebooks are fitted to 256 values at most
 
 
 class Scheme(Protocol):
@@ -63,8 +63,8 @@ class Codebook:
     bits: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 1 <= self.bits <= LARGEST_BITS:
-            raise InvalidInputError(f"bits is {self.bits!r}; it must be a whole number from 1 to {LARGEST_BITS}")
+        if not isinstance(self.bits, int) or not 1 <= self.bits <= MAX_BITS:
+            raise InvalidInputError(f"bits is {self.bits!r}; it must be a whole number from 1 to {MAX_BITS}")
 
     def compress(self, weights: Weights) -> dict[str, Tensor]:
         return {name: self._coded(weight.detach().float()) for name, weight in weights.items()}

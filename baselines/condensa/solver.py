@@ -15,7 +15,7 @@ from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import autocast, check_batches, to_device, uses_bfloat16
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.training.random_state import seeded, set_epoch
-from autocompress.training.recipe import LARGEST_GRADIENT_NORM
+from autocompress.training.recipe import MAX_GRADIENT_NORM
 from baselines.condensa.learn_compress import LearnCompress
 from baselines.condensa.schedule import Schedule
 from baselines.condensa.schemes import Scheme
@@ -72,7 +72,7 @@ class Solver:
         self.parameters = dict(network.selection.weights)
         if biases:
             owners = {name.removesuffix("weight") for name in self.parameters}
-            sides = network.selection.sides
+            sides = network.selection.vectors
             self.parameters |= {name: bias for name, bias in sides if name.removesuffix("bias") in owners}
         self.trained: list[Tensor] = [p for p in network.model.parameters() if p.requires_grad]
         self.state = LearnCompress(self.parameters, scheme, self.schedule.mu, self.schedule.mu_factor)
@@ -133,7 +133,7 @@ class Solver:
             output, target = forward_in_training(self.network.model, batch)
         value = self.loss(output, target)
         value.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.trained, LARGEST_GRADIENT_NORM)
+        nn.utils.clip_grad_norm_(self.trained, MAX_GRADIENT_NORM)
         return value.detach()
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from baselines.interface import Parameter, Values
 SPACE = "condensa"
 DENSITY = "density"
 # Three decades: at the lowest, LeNet-5 keeps 430 weights. The first sample is their middle.
-LOWEST_DENSITY, START_DENSITY = 0.001, 0.03
+MIN_DENSITY, START_DENSITY = 0.001, 0.03
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class CondensaSpace:
 
     goal: Goal
     name: str = SPACE
-    parameters: tuple[Parameter, ...] = (Parameter(DENSITY, LOWEST_DENSITY, 1.0, log=True),)
+    parameters: tuple[Parameter, ...] = (Parameter(DENSITY, MIN_DENSITY, 1.0, log=True),)
 
     @property
     def start(self) -> Values:

@@ -30,7 +30,7 @@ EXHAUSTIVE = ("uniform", "magnitude", "gradual")
 TWO_OBJECTIVES = ("optuna-nsga2",)
 POLL_SECONDS = 0.5
 # A trial that takes the process with it each time, by its memory say, is not to take all of them.
-MOST_LOSSES = 5
+MAX_LOSSES = 5
 
 
 class Proposals:
@@ -160,8 +160,8 @@ class Proposals:
             self._hear(self.storage.get_trial(trial_id))
             return None
         running = self._running(study, now)
-        if int(now.user_attrs.get(LOSSES, 0)) > MOST_LOSSES:
-            self.finished(running.give_up(f"{MOST_LOSSES + 1} processes were lost while they evaluated it"))
+        if int(now.user_attrs.get(LOSSES, 0)) > MAX_LOSSES:
+            self.finished(running.give_up(f"{MAX_LOSSES + 1} processes were lost while they evaluated it"))
             return None
         return running
 

@@ -20,14 +20,14 @@ from baselines.interface import Parameter, Space
 MakeSampler = Callable[[int, int, Space, int], BaseSampler]
 
 # Of the trials a quarter at most is spent on random points before a model is trusted; more than ten do not help it.
-STARTUP_FRACTION, MOST_STARTUP_TRIALS = 1 / 4, 10
+STARTUP_FRACTION, MAX_STARTUP_TRIALS = 1 / 4, 10
 # An evolution needs several generations: at least five of them, with at least four individuals each.
-GENERATIONS, SMALLEST_POPULATION = 5, 4
-LEAST_TRIALS = dict.fromkeys(("optuna-cmaes", "optuna-nsga2"), GENERATIONS * SMALLEST_POPULATION)
+GENERATIONS, MIN_POPULATION = 5, 4
+MIN_TRIALS = dict.fromkeys(("optuna-cmaes", "optuna-nsga2"), GENERATIONS * MIN_POPULATION)
 # A median of fewer complete trials says little: of one, it would be the start that all others are held against.
 MEDIAN_TRIALS = 5
 # Points in the largest space that is enumerated.
-MOST_POINTS = 10_000
+MAX_POINTS = 10_000
 
 
 def proposal_seed(seed: int, number: int) -> int:
@@ -41,7 +41,7 @@ def proposal_seed(seed: int, number: int) -> int:
 
 def startup_trials(trials: int) -> int:
     """Returns how many of `trials` are random before a model proposes, the start included."""
-    return max(1, min(MOST_STARTUP_TRIALS, math.ceil(trials * STARTUP_FRACTION)))
+    return max(1, min(MAX_STARTUP_TRIALS, math.ceil(trials * STARTUP_FRACTION)))
 
 
 def random_sampler(seed: int, trials: int, space: Space, workers: int = 1) -> BaseSampler:
@@ -66,7 +66,7 @@ def cmaes_sampler(seed: int, trials: int, space: Space, workers: int = 1) -> Bas
     return SafeCmaEsSampler(
         seed=seed,
         x0=dict(space.start),
-        popsize=max(SMALLEST_POPULATION, min(usual, trials // GENERATIONS)),
+        popsize=max(MIN_POPULATION, min(usual, trials // GENERATIONS)),
         warn_independent_sampling=False,
     )
 
@@ -78,7 +78,7 @@ def gp_sampler(seed: int, trials: int, space: Space, workers: int = 1) -> BaseSa
 
 def nsga2_sampler(seed: int, trials: int, space: Space, workers: int = 1) -> BaseSampler:
     """Returns the genetic algorithm NSGA-II."""
-    return NSGAIISampler(seed=seed, population_size=max(SMALLEST_POPULATION, min(50, trials // GENERATIONS)))
+    return NSGAIISampler(seed=seed, population_size=max(MIN_POPULATION, min(50, trials // GENERATIONS)))
 
 
 def condensa_sampler(seed: int, trials: int, space: Space, workers: int = 1) -> BaseSampler:
@@ -138,8 +138,8 @@ def grid(space: Space) -> list[dict[str, float]]:
     parameters = space.parameters
     if not all(parameter.integer for parameter in parameters):
         raise ValueError(f"the space {space.name!r} cannot be enumerated: not all of its numbers are whole")
-    if math.prod(int(p.high) - int(p.low) + 1 for p in parameters) > MOST_POINTS:
-        raise ValueError(f"the space {space.name!r} cannot be enumerated: it has more than {MOST_POINTS} points")
+    if math.prod(int(p.high) - int(p.low) + 1 for p in parameters) > MAX_POINTS:
+        raise ValueError(f"the space {space.name!r} cannot be enumerated: it has more than {MAX_POINTS} points")
     names = [parameter.name for parameter in parameters]
     points = itertools.product(*(_whole_numbers(parameter) for parameter in parameters))
     start = space.start

@@ -10,7 +10,7 @@ from autocompress.errors import InvalidInputError
 from baselines.interface import Objective, SearchOutcome, SearchSettings, check_numbers
 from baselines.optuna_search.local_workers import evaluate_here, evaluate_in_processes
 from baselines.optuna_search.proposals import TWO_OBJECTIVES, Proposals
-from baselines.optuna_search.samplers import LEAST_TRIALS, SAMPLERS, make_pruner, quiet_optuna
+from baselines.optuna_search.samplers import MIN_TRIALS, SAMPLERS, make_pruner, quiet_optuna
 from baselines.optuna_search.storage import check_storage, close_storage, open_study
 from baselines.optuna_search.trials import recorded
 from baselines.progress import SearchDisplay
@@ -56,7 +56,7 @@ class OptunaSearcher:
                 f"ray_address {settings.ray_address!r} cannot be used with {self.name}, which does not use Ray; "
                 "choose a ray method, or leave it out"
             )
-        least = LEAST_TRIALS.get(self.name, 1)
+        least = MIN_TRIALS.get(self.name, 1)
         if settings.trials < least:
             raise InvalidInputError(
                 f"trials is {settings.trials}, but {self.name} is an evolution and needs at least {least}, five "

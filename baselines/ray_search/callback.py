@@ -27,7 +27,7 @@ from baselines.spending import Spending
 
 logger = logging.getLogger(__name__)
 # Of one trial: one that takes its process with it each time, by its memory say, must come to an end.
-MOST_LOSSES = 10
+MAX_LOSSES = 10
 REPORTED = ("part", "from_scratch", "node", "epoch", "accuracy", "loss", "gradient_steps", "device_seconds")
 COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -114,7 +114,7 @@ class Recorder(Callback):
         number = self._number(trial)
         self.on_trial_recover(iteration, trials, trial)
         history = self._histories[number]
-        if history.failures > self._retries or history.losses > MOST_LOSSES:
+        if history.failures > self._retries or history.losses > MAX_LOSSES:
             self._end(number, "failed")
 
     def _is_best(self, score: float) -> bool:

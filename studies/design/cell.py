@@ -13,7 +13,7 @@ from typing import Any
 
 from autocompress.errors import InvalidInputError
 from autocompress.solver.constants import DEFAULTS, SolverConstants
-from autocompress.targets import hold_together
+from autocompress.targets import combined
 from baselines.methods import GRACE_EPOCHS, METHODS, REDUCTION_FACTOR, find_method, find_space
 from studies.design.spec import StudySpec, TaskSpec, Variant
 from studies.records.record import COMPRESSOR, Key
@@ -143,7 +143,7 @@ def solver_constants(changed: Mapping[str, float | str]) -> SolverConstants:
 
 def _cell(spec: StudySpec, task: TaskSpec, variant: Variant, target: str, seed: int) -> Cell:
     final_epochs = spec.final_epochs if variant.final_epochs is None else variant.final_epochs
-    common = (task, variant.name, variant.method, str(hold_together(target)), seed, final_epochs)
+    common = (task, variant.name, variant.method, str(combined(target)), seed, final_epochs)
     if variant.method == COMPRESSOR:
         constants = dict(variant.constants)
         return Cell(*common, constants=constants, fold=variant.fold, alpha=variant.alpha, resources=spec.resources)

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from autocompress.errors import InvalidInputError
-from autocompress.targets import hold_together
+from autocompress.targets import combined
 from baselines.methods import METHODS
 from studies.records.record import COMPRESSOR
 
@@ -138,7 +138,7 @@ class StudySpec:
             self._check_list(kind)
         _check_unique(self, "tasks", [task.name for task in map(self._checked_task, self.tasks)])
         _check_unique(self, "methods", [variant.name for variant in self.variants])
-        _check_unique(self, "targets", [hold_together(target) for target in self.targets])
+        _check_unique(self, "targets", [combined(target) for target in self.targets])
         for seed in self.seeds:
             if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
                 self._refuse("seeds", seed, f"a whole number from 0 to {2**32 - 1}")

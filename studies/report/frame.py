@@ -15,7 +15,7 @@ import pandas as pd
 from pandas import DataFrame, Series
 
 from autocompress.errors import InvalidInputError
-from autocompress.targets import CodeBits, FileSize, WeightBits, hold_together
+from autocompress.targets import CodeBits, FileSize, WeightBits, combined
 from studies.records.record import COMPRESSOR, Key, Record, unpack
 
 KEY = ["task", "target", "method", "seed"]
@@ -180,7 +180,7 @@ def _columns_of_words() -> set[str]:
 def _used(record: Record) -> float | None:
     """Returns what the network takes as a part of what the target allows, where that is a number of bytes or bits."""
     parts = []
-    for each in hold_together(record.target).each:
+    for each in combined(record.target).each:
         if isinstance(each, FileSize):
             allowed = each.size_bytes or float(each.fraction or 0) * (record.original_bytes or 0)
             parts.append((record.file_bytes or 0) / allowed if allowed else math.nan)

@@ -22,7 +22,7 @@ from studies.report.headline import STUDIES, finished, headline, percent
 from studies.report.names import task_name
 from studies.report.plots.accuracy_by_size import accuracy_by_size
 from studies.report.plots.style import Drawing
-from studies.report.statistics import FEWEST_SEEDS
+from studies.report.statistics import MIN_SEEDS
 from studies.report.tables import (
     NOTHING,
     blocks_of,
@@ -39,13 +39,13 @@ from studies.specs.lenet5_mnist import SEARCHES
 ROOT = Path(__file__).parents[2]
 COLUMNS = ("method", "seeds", "test accuracy, %", "to compressor [95 % interval]", "verdict", "to reference",
            "file bytes", "of target, %", "search steps")  # fmt: skip
-LARGEST_TASK = "resnet20-cifar10"
+LONGEST_TASK = "resnet20-cifar10"
 
 
 def alone() -> str:
     """Returns two sentences on the compressor alone: the longest run of the largest network, and the worst of all."""
     rows = _sizes()
-    longest = rows.loc[rows.loc[rows["task"] == LARGEST_TASK, "epochs"].idxmax()]
+    longest = rows.loc[rows.loc[rows["task"] == LONGEST_TASK, "epochs"].idxmax()]
     worst = rows.loc[rows["difference_to_reference"].idxmin()]
     return f"The compressor alone, trained for longer: {_sentence(longest)} The worst of these runs: {_sentence(worst)}"
 
@@ -83,7 +83,7 @@ def _points() -> list[tuple[DataFrame, list[int]]]:
     for name in STUDIES:
         table = finished(name)
         rows = summarize(table[table["method"].isin((COMPRESSOR, *SEARCHES))])
-        rows = rows[rows["seeds"] >= FEWEST_SEEDS]
+        rows = rows[rows["seeds"] >= MIN_SEEDS]
         original = int(table["original_bytes"].iloc[0])
         targets = {str(target): parse_target(str(target)) for target in rows.index.unique("target")}
         sizes = {name: size.resolve(original, 0) for name, size in targets.items() if isinstance(size, FileSize)}

@@ -10,7 +10,7 @@ from scipy import stats
 
 from studies.records.record import COMPRESSOR
 from studies.report.names import block_name, method_name
-from studies.report.statistics import FEWEST_SEEDS, LEVEL, VERDICTS
+from studies.report.statistics import LEVEL, MIN_SEEDS, VERDICTS
 from studies.report.tables import blocks_of, has_comparison, interval, mean_and_deviation, points
 
 
@@ -122,7 +122,7 @@ def _factor(values: Series) -> str:
     """Returns the geometric mean as text, with its interval where there are enough seeds."""
     logs = np.log(values.to_numpy(float))
     text = f"{math.exp(logs.mean()):.1f} times"
-    if len(logs) < FEWEST_SEEDS or logs.std() == 0:
+    if len(logs) < MIN_SEEDS or logs.std() == 0:
         return text
     low, high = stats.t.interval(1 - LEVEL, len(logs) - 1, logs.mean(), stats.sem(logs))
     return f"{text} [{math.exp(low):.1f}, {math.exp(high):.1f}]"

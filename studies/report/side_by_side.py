@@ -12,7 +12,7 @@ from autocompress.errors import InvalidInputError
 from studies.records.record import Record
 from studies.report.frame import KEY, check_frame, correct_by_seed, frame_of
 from studies.report.names import block_name, method_name
-from studies.report.statistics import EQUIVALENT_POINTS, FEWEST_SEEDS, LEVEL, Difference, adjust, difference, holm
+from studies.report.statistics import EQUIVALENT_POINTS, LEVEL, MIN_SEEDS, Difference, adjust, difference, holm
 from studies.report.tables import NOTHING, interval, markdown, mean_and_deviation, points
 
 WORDS = frozenset({"task, target", "method", "accuracy", "size"})
@@ -55,7 +55,7 @@ def compare_command(
             "split, paired t test with the variance of a crossed design, seeds and test examples; sizes, paired t test "
             f"over the seeds; each corrected by Holm's method for the {len(rows)} rows. Higher, lower, larger, "
             f"smaller: B beyond noise, corrected p < {LEVEL}; equivalent: neither, and the interval lies within "
-            f"{EQUIVALENT_POINTS} points; undecided: all else, and all with fewer than {FEWEST_SEEDS} seeds.",
+            f"{EQUIVALENT_POINTS} points; undecided: all else, and all with fewer than {MIN_SEEDS} seeds.",
             f"Revisions of the code, {'; '.join(origins)}. References differ in {int(references.sum())} of "
             f"{len(both)} cells.",
         ]
@@ -91,7 +91,7 @@ def _size_p(a: DataFrame, b: DataFrame) -> float:
 
 def _row(a: DataFrame, b: DataFrame, found: Difference, size_p: float) -> dict[str, str]:
     sizes = [float(table["file_bytes"].mean()) for table in (a, b)]
-    size = NOTHING if size_p >= LEVEL or len(a) < FEWEST_SEEDS else ("larger" if sizes[1] > sizes[0] else "smaller")
+    size = NOTHING if size_p >= LEVEL or len(a) < MIN_SEEDS else ("larger" if sizes[1] > sizes[0] else "smaller")
     accuracies = [mean_and_deviation(t["test_accuracy"].mean(), t["test_accuracy"].std()) for t in (a, b)]
     return {
         "task, target": block_name(a["task"][0], a["target"][0]),

@@ -27,7 +27,7 @@ from studies.report.frame import BLOCK, correct_by_seed
 
 LEVEL = 0.05
 # Of one or two seeds nobody can say how much seeds differ.
-FEWEST_SEEDS = 3
+MIN_SEEDS = 3
 # Differences of accuracy within so many points are nothing to choose a method by.
 EQUIVALENT_POINTS = 0.5
 RESAMPLES = 2_000
@@ -61,7 +61,7 @@ class Difference:
 
         With fewer than three seeds everything is "undecided".
         """
-        if self.seeds < FEWEST_SEEDS:
+        if self.seeds < MIN_SEEDS:
             return "undecided"
         if self.p_holm < LEVEL and self.mean != 0:
             return "better" if self.mean > 0 else "worse"

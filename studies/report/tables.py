@@ -17,7 +17,7 @@ from pandas import DataFrame, Series
 from studies.records.record import COMPRESSOR
 from studies.report.frame import BLOCK, RESOURCES, methods_of
 from studies.report.names import block_name, method_name, target_name, task_name
-from studies.report.statistics import EQUIVALENT_POINTS, FEWEST_SEEDS, LEVEL, RESAMPLES, aggregate, to_compressor
+from studies.report.statistics import EQUIVALENT_POINTS, LEVEL, MIN_SEEDS, RESAMPLES, aggregate, to_compressor
 
 ROW = [*BLOCK, "method"]
 NOTHING = "\N{EN DASH}"
@@ -278,7 +278,7 @@ def caption(blocks: Sequence[DataFrame]) -> str:
             f"random; p-values corrected by Holm's method for the {' or '.join(map(str, families))} methods of a "
             "table. "
             f"Better or worse: corrected p < {LEVEL}; equivalent: neither, and the interval lies within "
-            f"{EQUIVALENT_POINTS} points; undecided: all else, and all with fewer than {FEWEST_SEEDS} seeds.",
+            f"{EQUIVALENT_POINTS} points; undecided: all else, and all with fewer than {MIN_SEEDS} seeds.",
         ]
         if any((rows["seeds"] == 1).any() for rows in blocks):
             lines.append("Of one seed the interval is over test examples alone.")

@@ -12,7 +12,7 @@ from torch import nn
 from autocompress.codec.file import decode_state, encode_state
 from autocompress.codec.layout import Layout, layout_of
 from autocompress.errors import CorruptArtifactError, InvalidInputError
-from autocompress.network.compressed_tensors import CodedTensor, CompressedState, round_codebook, to_grid
+from autocompress.network.compressed_tensors import CompressedState, QuantizedTensor, round_codebook, to_grid
 from autocompress.network.kernel_tensor import kernel_tensor
 
 SEEDS = Path(__file__).parent / "seeds"
@@ -35,11 +35,11 @@ def state_of(model: nn.Module, seed: int, values: int, *, kernels: bool = False)
         elif tensor.ndim == 4 and kernels:
             count = tensor.numel() // 9
             codes = torch.randint(0, 2, (count,), generator=generator)
-            state.coded[name] = kernel_tensor(codes, torch.randn(2, 9, generator=generator), tuple(tensor.shape))
+            state.quantized[name] = kernel_tensor(codes, torch.randn(2, 9, generator=generator), tuple(tensor.shape))
         elif tensor.ndim > 1:
             codes = torch.randint(0, values + 1, tensor.shape, generator=generator).to(torch.int16)
             codebook = round_codebook(torch.randn(values, generator=generator).sort().values)
-            state.coded[name] = CodedTensor(codes, codebook)
+            state.quantized[name] = QuantizedTensor(codes, codebook)
         else:
             state.grid[name] = to_grid(torch.randn(tensor.shape, generator=generator), 2**-5)
     return state
@@ -85,7 +85,7 @@ def check(data: bytes, layout: Layout) -> str:
         dense = state.dense()
         for entry in layout.entries:
             assert tuple(dense[entry.name].shape) == entry.shape, entry
-        for name in [*state.coded, *state.grid]:
+        for name in [*state.quantized, *state.grid]:
             assert bool(torch.isfinite(dense[name]).all()), name
     return outcome
 

@@ -1,11 +1,11 @@
-"""Assigning weights to codes under fixed code tables, and the price at which the assignment fits a budget.
+"""Assigning weights to codes under fixed code tables, and the multiplier at which the assignment fits a budget.
 
-With the tables held fixed the Lagrangian `error + price * bits` separates over weights, and the used bits fall as the
-price rises; both steps here are exact. Where energy is limited, too, each nonzero also costs `energy price * energy`,
-and the energy price is found outside (`energy_price`).
+With the tables held fixed the Lagrangian `error + multiplier * bits` separates over weights, and the used bits fall as
+the multiplier rises; both steps here are exact. Where energy is limited, too, each nonzero also costs `energy
+multiplier * energy`, and the energy multiplier is found outside (`energy_multiplier`).
 
-Cost: O(n) for the few weights worth a nonzero at prices near the one looked for; these are kept by magnitude, so that
-every further price costs O(m) for the m of them and a search in K thresholds.
+Cost: O(n) for the few weights worth a nonzero at multipliers near the one looked for; these are kept by magnitude, so
+that every further multiplier costs O(m) for the m of them and a search in K thresholds.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from autocompress.constraints.rate_distortion.rates import (
 )
 from autocompress.energy.accelerator import WEIGHT_CACHE_WORDS, WeightEnergy
 
-PRICE_TOLERANCE = 2e-3  # relative width of the bracket at which the search stops
-BUDGET_TOLERANCE = 1e-3  # a price whose bits come this close under the budget is not moved
-LEAST_PRICE = 1e-7  # of the mean square: below, bits are free and no price is looked for
-HIGHEST_PRICE = 1e30
+MULTIPLIER_TOLERANCE = 2e-3  # relative width of the bracket at which the search stops
+BUDGET_TOLERANCE = 1e-3  # a multiplier whose bits come this close under the budget is not moved
+MIN_MULTIPLIER = 1e-7  # of the mean square: below, bits are free and no multiplier is looked for
+MAX_MULTIPLIER = 1e30
 MAGNITUDE_MARGIN = 1.25  # by which smaller elements are looked up than asked for
-CANDIDATE_MARGIN = 1.5  # by which the price may fall before a layer's elements are looked through again
-PRICES_TRIED = 60  # at most, in one search
+CANDIDATE_MARGIN = 1.5  # by which the multiplier may fall before a layer's elements are looked through again
+MULTIPLIERS_TRIED = 60  # at most, in one search
 
 Flags = NDArray[np.bool_]
 
@@ -96,7 +96,7 @@ class Weights:
     def beyond(self, magnitude: float) -> tuple[Elements, Elements]:
         """Returns the elements below `-magnitude` and those above `magnitude` >= 0; all there are at 0."""
         if magnitude < self._least:
-            # The next tables and prices will ask for smaller ones: once more is cheaper than each time.
+            # The next tables and multipliers will ask for smaller ones: once more is cheaper than each time.
             self._least = magnitude / MAGNITUDE_MARGIN
             large = self.matrix.abs() > self._least
             self._elements = self._at(large.flatten().nonzero().flatten())
@@ -138,12 +138,12 @@ class Layer:
 
     Attributes:
         energy: what its nonzeros cost in energy.
-        energy_price: squared error per unit of energy; moved by the search for it.
+        energy_multiplier: squared error per unit of energy; moved by the search for it.
     """
 
     def __init__(self, weights: Weights, tables: LayerTables, energy: WeightEnergy | None = None) -> None:
         self.weights, self.tables = weights, tables
-        self.energy, self.energy_price = energy, 0.0
+        self.energy, self.energy_multiplier = energy, 0.0
         self.values: Floats = tables.values.cpu().numpy()
         lengths = tables.lengths
         parts = (lengths.code_bits, lengths.row_bits, lengths.column_bits)
@@ -154,7 +154,7 @@ class Layer:
     def with_tables(self, tables: LayerTables) -> Layer:
         """Returns the same layer under other tables."""
         layer = Layer(self.weights, tables, self.energy)
-        layer.energy_price = self.energy_price
+        layer.energy_multiplier = self.energy_multiplier
         return layer
 
     @property
@@ -164,16 +164,16 @@ class Layer:
 
     @cached_property
     def zero_bits(self) -> float:
-        """Bits of the layer with nothing kept; the same at every price."""
+        """Bits of the layer with nothing kept; the same at every multiplier."""
         return self.tables.lengths.zero_bits()
 
-    def candidates(self, price: float) -> tuple[Elements, Floats]:
-        """Returns all elements [m] that can be worth a nonzero at a price, perhaps others, and their position bits [m].
+    def candidates(self, multiplier: float) -> tuple[Elements, Floats]:
+        """Returns the elements [m] that may be worth a nonzero at a multiplier, perhaps more, and their position bits.
 
-        A search asks for many prices close together, so that those of a somewhat lower price are kept.
+        A search asks for many multipliers close together, so that those of a somewhat lower multiplier are kept.
         """
-        if self._candidates is None or price < self._candidates[0]:
-            least, code_bits = price / CANDIDATE_MARGIN, float(self._code_bits.min())
+        if self._candidates is None or multiplier < self._candidates[0]:
+            least, code_bits = multiplier / CANDIDATE_MARGIN, float(self._code_bits.min())
             fewest = float(self._row_bits.min() + self._column_bits.min()) + code_bits
             parts = self.weights.beyond(math.sqrt(max(least * fewest, 0.0)))
             found = [self._worthwhile(part, least, code_bits) for part in parts]
@@ -182,40 +182,40 @@ class Layer:
             self._candidates = least, Elements(*both), np.concatenate([low_bits, high_bits])
         return self._candidates[1:]
 
-    def _worthwhile(self, elements: Elements, price: float, code_bits: float) -> tuple[Elements, Floats]:
+    def _worthwhile(self, elements: Elements, multiplier: float, code_bits: float) -> tuple[Elements, Floats]:
         bits = self._position_bits(elements)
-        worth = np.flatnonzero(np.square(elements.x) > price * (bits + code_bits))
+        worth = np.flatnonzero(np.square(elements.x) > multiplier * (bits + code_bits))
         return elements[worth], bits[worth]
 
     def _position_bits(self, elements: Elements) -> Floats:
         bits: Floats = self._row_bits[elements.row] + self._column_bits[elements.column]
         return bits
 
-    def assign(self, price: float) -> Kept:
-        """Returns the nonzeros of least `error + price * bits` under the fixed tables; exact.
+    def assign(self, multiplier: float) -> Kept:
+        """Returns the nonzeros of least `error + multiplier * bits` under the fixed tables; exact.
 
-        The last answer is remembered: a search ends at a price that it has tried.
+        The last answer is remembered: a search ends at a multiplier that it has tried.
         """
-        prices = (price, self.energy_price)
-        if self._last is None or self._last[0] != prices:
-            self._last = prices, self._assign(price)
+        multipliers = (multiplier, self.energy_multiplier)
+        if self._last is None or self._last[0] != multipliers:
+            self._last = multipliers, self._assign(multiplier)
         return self._last[1]
 
-    def _assign(self, price: float) -> Kept:
+    def _assign(self, multiplier: float) -> Kept:
         if not self.values.size:
             none = np.zeros(0, np.float32)
             return Kept(self.weights.largest[:0], np.zeros(0, np.int64), none, none)
-        best, thresholds = lower_envelope(self.values, price * self._code_bits)
-        elements, position_bits = self.candidates(price)
-        code, gain, bits = self._coded(elements, position_bits, best, thresholds)
-        keep = _worth_keeping(self, gain, price * bits)
-        if not keep.size:  # a layer does not go dead: its largest weight stays
+        best, thresholds = lower_envelope(self.values, multiplier * self._code_bits)
+        elements, position_bits = self.candidates(multiplier)
+        code, gain, bits = self._quantized(elements, position_bits, best, thresholds)
+        keep = _worth_keeping(self, gain, multiplier * bits)
+        if not keep.size:  # no layer is all zero: its largest weight stays
             elements = self.weights.largest
-            code, gain, bits = self._coded(elements, self._position_bits(elements), best, thresholds)
+            code, gain, bits = self._quantized(elements, self._position_bits(elements), best, thresholds)
             keep = np.zeros(1, np.int64)
         return Kept(elements[keep], code[keep], gain[keep], bits[keep])
 
-    def _coded(
+    def _quantized(
         self, elements: Elements, position_bits: Floats, best: Integers, thresholds: Floats
     ) -> tuple[Integers, Floats, Floats]:
         """Returns of each element [m] its code, what the code takes off its squared error, and its bits."""
@@ -270,26 +270,26 @@ def _worth_keeping(layer: Layer, gain: Floats, cost: Floats) -> Integers:
 
     A layer's energy is convex in its nonzeros: those beyond the cache have to gain more, and the best come first.
     """
-    if layer.energy is None or layer.energy_price == 0:
+    if layer.energy is None or layer.energy_multiplier == 0:
         return np.flatnonzero(gain > cost)
-    worth = gain - cost - layer.energy_price * layer.energy.each
+    worth = gain - cost - layer.energy_multiplier * layer.energy.each
     keep = np.flatnonzero(worth > 0)
     if layer.energy.overflow and keep.size > WEIGHT_CACHE_WORDS:
         best = keep[np.argsort(-worth[keep], kind="stable")]
-        beyond = worth[best[WEIGHT_CACHE_WORDS:]] > layer.energy_price * layer.energy.overflow
+        beyond = worth[best[WEIGHT_CACHE_WORDS:]] > layer.energy_multiplier * layer.energy.overflow
         keep = np.sort(best[: WEIGHT_CACHE_WORDS + int(beyond.sum())])
     return keep
 
 
-def bits_under_tables(layers: Sequence[Layer], price: float) -> float:
-    """Returns the bits of the assignment at a price as its fixed tables count them; never rises with the price."""
+def bits_under_tables(layers: Sequence[Layer], multiplier: float) -> float:
+    """Returns the bits of the assignment as its fixed tables count them; never rises with the multiplier."""
     fixed = sum(TENSOR_BITS + CODEBOOK_VALUE_BITS * layer.values.size + layer.zero_bits for layer in layers)
-    return fixed + sum(float(layer.assign(price).bits.sum(dtype=np.float64)) for layer in layers)
+    return fixed + sum(float(layer.assign(multiplier).bits.sum(dtype=np.float64)) for layer in layers)
 
 
-def bits_of_assignment(layers: Sequence[Layer], price: float) -> float:
+def bits_of_assignment(layers: Sequence[Layer], multiplier: float) -> float:
     """Returns the bits of the same assignment under the tables that fit it, without the values that nothing uses."""
-    return sum(code_length(used_counts(layer, layer.assign(price))) for layer in layers)
+    return sum(code_length(used_counts(layer, layer.assign(multiplier))) for layer in layers)
 
 
 def used_counts(layer: Layer, kept: Kept) -> Counts:
@@ -300,7 +300,7 @@ def used_counts(layer: Layer, kept: Kept) -> Counts:
 
 
 class _Tried:
-    """The bits at the prices tried so far, and whether they fit."""
+    """The bits at the multipliers tried so far, and whether they fit."""
 
     def __init__(
         self, layers: Sequence[Layer], budget_bits: float, bits_at: Callable[[Sequence[Layer], float], float]
@@ -308,96 +308,99 @@ class _Tried:
         self.layers, self.budget_bits, self.bits_at = layers, budget_bits, bits_at
         self._bits: dict[float, float] = {}
 
-    def excess(self, price: float) -> float:
+    def excess(self, multiplier: float) -> float:
         """Returns the logarithm of the bits over the budget: at most 0 where they fit."""
-        if price not in self._bits:
-            self._bits[price] = self.bits_at(self.layers, price)
-        bits = self._bits[price]
+        if multiplier not in self._bits:
+            self._bits[multiplier] = self.bits_at(self.layers, multiplier)
+        bits = self._bits[multiplier]
         if self.budget_bits <= 0:
             return math.inf if bits > self.budget_bits else 0.0
         return math.log(bits / self.budget_bits) if bits > 0 else -math.inf
 
-    def close(self, price: float) -> bool:
+    def close(self, multiplier: float) -> bool:
         """Tells whether the bits come close under the budget."""
-        return -BUDGET_TOLERANCE < self.excess(price) <= 0
+        return -BUDGET_TOLERANCE < self.excess(multiplier) <= 0
 
 
-def find_price(
+def find_multiplier(
     layers: Sequence[Layer],
     budget_bits: float,
     start: float,
     bits_at: Callable[[Sequence[Layer], float], float] = bits_under_tables,
 ) -> float:
-    """Returns the least price, within a relative tolerance, at which `bits_at` the price are within the budget.
+    """Returns the minimum multiplier, within a relative tolerance, at which `bits_at` it are within the budget.
 
-    A start that is such a price is returned as it is. Solved by false position (Illinois) on the logarithms of price
-    and bits, about four prices from a good start. Above `HIGHEST_PRICE` nothing fits: the caller checks.
+    A start that is such a multiplier is returned as it is. Solved by false position (Illinois) on the logarithms of
+    multiplier and bits, about four multipliers from a good start. Above `MAX_MULTIPLIER` nothing fits: the caller
+    checks.
     """
     squares = sum(layer.weights.square for layer in layers)
-    free = LEAST_PRICE * squares / sum(layer.weights.matrix.numel() for layer in layers) + 1e-30
+    free = MIN_MULTIPLIER * squares / sum(layer.weights.matrix.numel() for layer in layers) + 1e-30
     tried = _Tried(layers, budget_bits, bits_at)
-    price = _first_fit(tried, max(start, free), free)
-    while price > free and price < HIGHEST_PRICE and not tried.close(price):
-        lower = max(price / (1 + PRICE_TOLERANCE), free)
+    multiplier = _first_fit(tried, max(start, free), free)
+    while multiplier > free and multiplier < MAX_MULTIPLIER and not tried.close(multiplier):
+        lower = max(multiplier / (1 + MULTIPLIER_TOLERANCE), free)
         if tried.excess(lower) > 0:
             break
-        price = lower
-    return price
+        multiplier = lower
+    return multiplier
 
 
 def _first_fit(tried: _Tried, start: float, free: float) -> float:
-    """Returns a price that fits closely, or nearly the least that fits, or one above `HIGHEST_PRICE`."""
-    if tried.close(start) or (start > free and tried.excess(start) <= 0 < tried.excess(start / (1 + PRICE_TOLERANCE))):
+    """Returns a multiplier that fits closely, or nearly the least that fits, or one above `MAX_MULTIPLIER`."""
+    if tried.close(start) or (
+        start > free and tried.excess(start) <= 0 < tried.excess(start / (1 + MULTIPLIER_TOLERANCE))
+    ):
         return start
     low, high = _bracket(tried, start, free)
-    if low == high or high >= HIGHEST_PRICE or tried.close(high):
+    if low == high or high >= MAX_MULTIPLIER or tried.close(high):
         return high
     over, under = tried.excess(low), tried.excess(high)
     goal = 0.3 * BUDGET_TOLERANCE
     last = 0
-    for _ in range(PRICES_TRIED):
-        if math.log(high / low) < PRICE_TOLERANCE:
+    for _ in range(MULTIPLIERS_TRIED):
+        if math.log(high / low) < MULTIPLIER_TOLERANCE:
             break
         part = (over + goal) / (over - under) if under > -math.inf and over < math.inf else 0.5
-        price = float(low * (high / low) ** min(max(part, 0.02), 0.98))
-        excess = tried.excess(price)
-        if tried.close(price):
-            return price
+        multiplier = float(low * (high / low) ** min(max(part, 0.02), 0.98))
+        excess = tried.excess(multiplier)
+        if tried.close(multiplier):
+            return multiplier
         if excess > 0:
-            low, over = price, excess
+            low, over = multiplier, excess
             under = under / 2 if last > 0 else under
             last = 1
         else:
-            high, under = price, excess
+            high, under = multiplier, excess
             over = over / 2 if last < 0 else over
             last = -1
     return high
 
 
 def _bracket(tried: _Tried, start: float, free: float) -> tuple[float, float]:
-    """Returns (a price that does not fit, one that does); both the same where that is close or the free price."""
-    excess, price, width = tried.excess(start), start, 1.05
+    """Returns (a multiplier that does not fit, one that does); both the same where that is close or bits are free."""
+    excess, multiplier, width = tried.excess(start), start, 1.05
     if excess > 0:
         while True:
-            # Bits fall about with the square root of the price where weights thin out, more slowly near a codebook.
+            # Bits fall about with the square root of the multiplier where weights thin out, less near a codebook.
             width = max(width, math.exp(min(2 * excess, 1.5)))
-            price, last = min(price * width, HIGHEST_PRICE), price
-            excess = tried.excess(price)
-            if excess <= 0 or price >= HIGHEST_PRICE:
-                return last, price
+            multiplier, last = min(multiplier * width, MAX_MULTIPLIER), multiplier
+            excess = tried.excess(multiplier)
+            if excess <= 0 or multiplier >= MAX_MULTIPLIER:
+                return last, multiplier
             width = width**2
-    while price > free:
+    while multiplier > free:
         width = max(width, math.exp(min(-2 * excess, 1.5)))
-        price, last = max(price / width, free), price
-        excess = tried.excess(price)
+        multiplier, last = max(multiplier / width, free), multiplier
+        excess = tried.excess(multiplier)
         if excess > 0:
-            return price, last
-        if tried.close(price):
+            return multiplier, last
+        if tried.close(multiplier):
             break
         width = width**2
-    return price, price
+    return multiplier, multiplier
 
 
-def energy_at(layers: Sequence[Layer], price: float) -> float:
-    """Returns the energy of the nonzeros of the assignment at a price per bit and the layers' price of energy."""
-    return sum(layer.energy.of(layer.assign(price).count) for layer in layers if layer.energy is not None)
+def energy_at(layers: Sequence[Layer], multiplier: float) -> float:
+    """Returns the energy of the nonzeros of the assignment at a multiplier and the layers' multiplier of energy."""
+    return sum(layer.energy.of(layer.assign(multiplier).count) for layer in layers if layer.energy is not None)

@@ -1,11 +1,11 @@
-"""The code tables of a layer: from nothing, re-estimated from an assignment, and grown where the price allows.
+"""The code tables of a layer: from nothing, re-estimated from an assignment, and grown where the multiplier allows.
 
-How many values a codebook has: codes are merged and split where `error + price * bits` falls.
+How many values a codebook has: codes are merged and split where `error + multiplier * bits` falls.
 
 Two neighbouring codes with a and b members and centroids d apart, merged, add a b / (a + b) d^2 of squared error (exact
 for centroids) and save one codebook value and (a + b) H(a / (a + b)) bits of codes; zero is a code whose centroid does
 not move. A code that is split in half loses up to three quarters of its squared error (a uniform cell) and pays one
-value and one bit per member. So nobody chooses a number of codes: it follows from the price.
+value and one bit per member. So nobody chooses a number of codes: it follows from the multiplier.
 """
 
 from __future__ import annotations
@@ -62,26 +62,26 @@ def _joined(groups: Sequence[_Group]) -> _Group:
     return _Group(codes, sum(g.count for g in groups), sum(g.total for g in groups), zero)
 
 
-def _gain(groups: list[_Group], value_cost: float, price: float) -> float:
-    """Returns by how much `error + price * bits` falls when these neighbours become one."""
+def _gain(groups: list[_Group], value_cost: float, multiplier: float) -> float:
+    """Returns by how much `error + multiplier * bits` falls when these neighbours become one."""
     error = sum(group.energy for group in groups) - _joined(groups).energy
-    return value_cost * (len(groups) - 1) + price * _choice_bits([group.count for group in groups]) - error
+    return value_cost * (len(groups) - 1) + multiplier * _choice_bits([group.count for group in groups]) - error
 
 
 def merge_codes(
-    counts: Sequence[int], sums: Sequence[float], zeros: int, value_cost: float, price: float
+    counts: Sequence[int], sums: Sequence[float], zeros: int, value_cost: float, multiplier: float
 ) -> tuple[list[int], list[float]]:
     """Returns where each old code goes, and the new centroids.
 
     Greedy: of all neighbouring pairs, zero included, and of the three around zero, the merger that lowers
-    `error + price * bits` most is made, until none does.
+    `error + multiplier * bits` most is made, until none does.
 
     Args:
         counts: members of each code.
         sums: their sums.
         zeros: elements that are zero.
-        value_cost: price of one codebook value in the file.
-        price: squared error per bit.
+        value_cost: Lagrangian cost of one codebook value in the file: multiplier x bits.
+        multiplier: squared error per bit.
 
     Returns:
         for each old code its new number, from 1 (0 = zero), and the means, ascending.
@@ -89,16 +89,23 @@ def merge_codes(
     groups = [_Group([i], count, sums[i]) for i, count in enumerate(counts) if count and sums[i] != 0]
     groups.append(_Group([], zeros, 0.0, is_zero=True))
     groups.sort(key=lambda group: group.mean)
+    zero = next(i for i, group in enumerate(groups) if group.is_zero)
+    pairs = [_gain(groups[i : i + 2], value_cost, multiplier) for i in range(len(groups) - 1)]
     while len(groups) > 2:  # zero and one value stay: a tensor that is all zero passes nothing on
-        spans = [slice(i, i + 2) for i in range(len(groups) - 1)]
-        middle = next(i for i, group in enumerate(groups) if group.is_zero)
-        if 0 < middle < len(groups) - 1 and len(groups) > 3:
-            spans.append(slice(middle - 1, middle + 2))
-        gains = [_gain(groups[span], value_cost, price) for span in spans]
-        best = spans[gains.index(max(gains))]
-        if max(gains) <= 0:
+        gain = max(pairs)
+        first = pairs.index(gain)
+        after = first + 2
+        if 0 < zero < len(groups) - 1 and len(groups) > 3:
+            three = _gain(groups[zero - 1 : zero + 2], value_cost, multiplier)
+            if three > gain:
+                gain, first, after = three, zero - 1, zero + 2
+        if gain <= 0:
             break
-        groups[best] = [_joined(groups[best])]
+        groups[first:after] = [_joined(groups[first:after])]
+        zero = first if first <= zero < after else zero - (after - first - 1) * (zero >= after)
+        # Only the gains of the pairs that the new group is in are new.
+        neighbours = range(max(first - 1, 0), min(first + 1, len(groups) - 1))
+        pairs[max(first - 1, 0) : after] = [_gain(groups[i : i + 2], value_cost, multiplier) for i in neighbours]
     place = [0] * len(counts)
     kept = [group for group in groups if not group.is_zero]
     for number, group in enumerate(kept):
@@ -112,7 +119,7 @@ def split_codes(
     counts: Sequence[int],
     errors: Sequence[float],
     value_cost: float,
-    price: float,
+    multiplier: float,
     most: int,
 ) -> tuple[list[float], list[int]]:
     """Returns values with those split whose squared error outweighs the bits of telling their halves apart.
@@ -121,8 +128,8 @@ def split_codes(
         values: codebook, ascending.
         counts: members of each.
         errors: squared error of each.
-        value_cost: price of one codebook value in the file.
-        price: squared error per bit.
+        value_cost: Lagrangian cost of one codebook value in the file: multiplier x bits.
+        multiplier: squared error per bit.
         most: values that the codebook may have.
 
     Returns:
@@ -133,7 +140,7 @@ def split_codes(
     room = most - len(values)
     for i, (value, count, error) in enumerate(zip(values, counts, errors, strict=True)):
         half = 0.5 * math.sqrt(3 * error / count) if count else 0.0  # a quarter of the width of a uniform cell
-        worth = SPLIT_GAIN * error > value_cost + price * count
+        worth = SPLIT_GAIN * error > value_cost + multiplier * count
         if worth and room > 0 and half > 0 and abs(value) > half:
             new += [value - half, value + half]
             parents += [i, i]
@@ -149,19 +156,19 @@ MAX_CODES = 255
 NEW_CODE_BITS = 2.0  # what a code that nothing uses yet is expected to cost
 
 
-def re_estimate(layer: Layer, kept: Kept, price: float) -> LayerTables:
+def re_estimate(layer: Layer, kept: Kept, multiplier: float) -> LayerTables:
     """Returns the tables that fit an assignment: its centroids, as many as are worth their place, and code lengths.
 
     Args:
         layer: X and the tables of the assignment.
         kept: the assignment.
-        price: squared error per bit.
+        multiplier: squared error per bit.
     """
     size = layer.values.size
     counts = np.bincount(kept.code, minlength=size)
     sums = np.bincount(kept.code, kept.elements.x, size)
     zeros = layer.weights.matrix.numel() - kept.count
-    place, means = merge_codes(counts.tolist(), sums.tolist(), zeros, price * CODEBOOK_VALUE_BITS, price)
+    place, means = merge_codes(counts.tolist(), sums.tolist(), zeros, multiplier * CODEBOOK_VALUE_BITS, multiplier)
     code = np.array(place, np.int64)[kept.code] - 1
     live = code >= 0
     elements = kept.elements[live]
@@ -177,13 +184,13 @@ def used_tables(layer: Layer, kept: Kept) -> LayerTables:
     return LayerTables(round_codebook(values[used]), CodeLengths(code_bits, lengths.row_bits, lengths.column_bits))
 
 
-def _with_splits(layer: Layer, kept: Kept, price: float) -> LayerTables:
-    """Returns tables in which codes too wide for the price are split in two; the next assignment uses them."""
+def _with_splits(layer: Layer, kept: Kept, multiplier: float) -> LayerTables:
+    """Returns tables in which codes too wide for the multiplier are split in two; the next assignment uses them."""
     size = layer.values.size
     counts = np.bincount(kept.code, minlength=size)
     spread = np.bincount(kept.code, (kept.elements.x - layer.values[kept.code]).astype(np.float64) ** 2, size)
     values, parents = split_codes(
-        layer.values.tolist(), counts.tolist(), spread.tolist(), price * CODEBOOK_VALUE_BITS, price, MAX_CODES
+        layer.values.tolist(), counts.tolist(), spread.tolist(), multiplier * CODEBOOK_VALUE_BITS, multiplier, MAX_CODES
     )
     if len(values) == size:
         return layer.tables
@@ -194,13 +201,13 @@ def _with_splits(layer: Layer, kept: Kept, price: float) -> LayerTables:
     return LayerTables(torch.tensor(values, dtype=torch.float32), lengths)
 
 
-def _with_births(weights: Weights, kept: Kept, tables: LayerTables, price: float) -> LayerTables:
+def _with_new_values(weights: Weights, kept: Kept, tables: LayerTables, multiplier: float) -> LayerTables:
     """Returns tables with a small new value on either side of zero where the weights now zero are worth it."""
     lengths = tables.lengths
     value_bits = float(lengths.row_bits.mean() + lengths.column_bits.mean()) + NEW_CODE_BITS
     values, code_bits = tables.values, lengths.code_bits
     # Below a quarter of the smallest value zero is the nearer neighbour of anything that could be added.
-    least = max(math.sqrt(max(price * value_bits, 0.0)), float(values.abs().min()) / 4 if values.numel() else 0.0)
+    least = max(math.sqrt(max(multiplier * value_bits, 0.0)), float(values.abs().min()) / 4 if values.numel() else 0.0)
     for side in (-1, 1):
         if values.numel() >= MAX_CODES:
             continue
@@ -210,7 +217,7 @@ def _with_births(weights: Weights, kept: Kept, tables: LayerTables, price: float
         if not count:
             continue
         mean = side * float(beyond.sum(dtype=np.float64) - mine.sum(dtype=np.float64)) / count
-        saved = mean**2 * count - price * (value_bits * count + CODEBOOK_VALUE_BITS)
+        saved = mean**2 * count - multiplier * (value_bits * count + CODEBOOK_VALUE_BITS)
         if saved > 0 and not bool((values == side * mean).any()):
             values = torch.cat([values, values.new_tensor([side * mean])])
             code_bits = torch.cat([code_bits, code_bits.new_tensor([NEW_CODE_BITS])])
@@ -220,18 +227,18 @@ def _with_births(weights: Weights, kept: Kept, tables: LayerTables, price: float
     return LayerTables(values[order], CodeLengths(code_bits[order], lengths.row_bits, lengths.column_bits))
 
 
-def grown_tables(layer: Layer, kept: Kept, price: float) -> LayerTables:
-    """Returns tables with all the values that are worth their place at a price: splits, then births.
+def grown_tables(layer: Layer, kept: Kept, multiplier: float) -> LayerTables:
+    """Returns tables with all the values that are worth their place at a multiplier: splits, then new ones.
 
     The same tables where there are none.
     """
     if not layer.values.size:
         return layer.tables
-    return _with_births(layer.weights, kept, _with_splits(layer, kept, price), price)
+    return _with_new_values(layer.weights, kept, _with_splits(layer, kept, multiplier), multiplier)
 
 
 def cold_tables(matrices: list[Tensor], budget_bits: float) -> tuple[float, list[LayerTables]]:
-    """Returns a price and tables from nothing: the largest weights that fit at a guessed length, uniform codebooks."""
+    """Returns a multiplier and tables from nothing: the largest weights that fit by a guess, uniform values."""
     everything = torch.cat([matrix.abs().flatten() for matrix in matrices])
     total = everything.numel()
     # Solve keep * (log2(e * total / keep) + 3) = budget for the number of weights to keep.
@@ -242,8 +249,9 @@ def cold_tables(matrices: list[Tensor], budget_bits: float) -> tuple[float, list
     positive = everything[everything > 0]
     smallest = float(positive.min()) if positive.numel() else 1e-12
     threshold = max(threshold, smallest / 2)
-    price = threshold**2 / (math.log2(math.e * total / keep) + 3)
-    step = math.sqrt(6 * price / math.log(2))  # the uniform step whose error slope equals the price at high rate
+    multiplier = threshold**2 / (math.log2(math.e * total / keep) + 3)
+    # The uniform step whose error slope equals the multiplier at high rate.
+    step = math.sqrt(6 * multiplier / math.log(2))
     tables = []
     # Codebooks together take at most a quarter of the budget to start with; splits add what more is worth its place.
     most = max(1, int(budget_bits / (4 * CODEBOOK_VALUE_BITS * len(matrices)) / 2))
@@ -261,4 +269,4 @@ def cold_tables(matrices: list[Tensor], budget_bits: float) -> tuple[float, list
         codes = torch.where(matrix.abs() > threshold, codes, torch.zeros_like(codes))
         counted = Counts.of_codes(codes, values.numel())
         tables.append(LayerTables(values.float().cpu(), estimate_code_lengths(counted)))
-    return price, tables
+    return multiplier, tables

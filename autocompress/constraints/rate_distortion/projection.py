@@ -1,17 +1,18 @@
-"""The priced projection: entropy-constrained quantization of all layers at one price per bit.
+"""The rate-distortion projection: entropy-constrained quantization of all layers at one multiplier per bit.
 
 Problem:  minimise  sum_l ||V_l - X_l||^2   subject to   sum_l bits(V_l) <= budget_bits,
 where X is the network (under ADMM, the network plus the scaled dual), V_l takes values in a codebook of its layer or
 zero, and bits() is the static code length of `rates`: positions, codes and codebooks.
 
 With the code tables (codebook values, code lengths, row and column odds) held fixed, the Lagrangian separates over
-weights: each takes the value of least `error + price * bits`, and the used bits fall as the price rises, so the price
-follows by a search, exactly. Where the energy of the nonzeros is limited, too, it has a price of its own, found by a
-bisection around that one (`energy_price`). The tables are then re-estimated from the assignment (Lloyd's algorithm for
-entropy-constrained quantization, Chou, Lookabaugh and Gray 1989), with codebooks merged and grown at the price.
+weights: each takes the value of least `error + multiplier * bits`, and the used bits fall as the multiplier rises, so
+the multiplier follows by a search, exactly. Where the energy of the nonzeros is limited, too, it has a multiplier of
+its own, found by a bisection around that one (`energy_multiplier`). The tables are then re-estimated from the
+assignment (Lloyd's algorithm for entropy-constrained quantization, Chou, Lookabaugh and Gray 1989), with codebooks
+merged and grown at the multiplier.
 
 The alternation is a heuristic for a non-convex problem, but a descent: new tables are taken only where the error at
-the budget falls by more than `LEAST_IMPROVEMENT`, and the search goes on until none do. So a projection with the
+the budget falls by more than `MIN_IMPROVEMENT`, and the search goes on until none do. So a projection with the
 state it has returned is the same projection, and nearly the same X has nearly the same answer.
 """
 
@@ -33,47 +34,47 @@ from autocompress.constraints.rate_distortion.assignment import (
     Weights,
     bits_of_assignment,
     bits_under_tables,
-    find_price,
+    find_multiplier,
     used_counts,
 )
 from autocompress.constraints.rate_distortion.codebooks import cold_tables, grown_tables, re_estimate, used_tables
-from autocompress.constraints.rate_distortion.energy_multiplier import find_prices
+from autocompress.constraints.rate_distortion.energy_multiplier import find_multipliers
 from autocompress.constraints.rate_distortion.rates import Counts, as_matrix, code_length, estimate_code_lengths
 from autocompress.energy.accelerator import EnergyBudget
-from autocompress.network.compressed_tensors import CodedTensor, round_codebook
+from autocompress.network.compressed_tensors import QuantizedTensor, round_codebook
 
 ROUNDS = 40  # of new tables in one projection, at most
-LARGEST_PRICE_MOVE = 2.0  # factor per step towards another budget
-ADAPTED_PRICE = 1.05  # a price that has moved by more than this factor asks for tables made for it
-MERGED_AT = (1.0, 0.25, 0.0)  # parts of the price at which codes are merged
+MAX_MULTIPLIER_MOVE = 2.0  # factor per step towards another budget
+ADAPTED_MULTIPLIER = 1.05  # a multiplier that has moved by more than this factor asks for tables made for it
+MERGED_AT = (1.0, 0.25, 0.0)  # parts of the multiplier at which codes are merged
 COLD_STEPS, WARM_STEPS = 8, 2  # of the tables towards another budget
-LEAST_IMPROVEMENT = 1e-3  # of the error, for which tables are changed
+MIN_IMPROVEMENT = 1e-3  # of the error, for which tables are changed
 
 
 @dataclass(frozen=True)
-class PricedState:
-    """Warm start of the next projection: the prices of a bit and of energy, and every layer's tables."""
+class WarmStart:
+    """Warm start of the next projection: the multipliers of a bit and of energy, and every layer's tables."""
 
-    price: float
+    multiplier: float
     tables: list[LayerTables]
-    energy_price: float = 0.0
+    energy_multiplier: float = 0.0
 
 
 @dataclass(frozen=True)
-class PricedProjection:
-    """Outcome of `project_priced`.
+class BitsProjection:
+    """Outcome of `project_to_bits`.
 
     Attributes:
-        coded: V, one tensor per layer, with codebooks as the file reproduces them.
+        quantized: V, one tensor per layer, with codebooks as the file reproduces them.
         bits: estimated code length of all layers, <= the budget.
         error: ||V - X||^2 over all layers.
         state: warm start for the next call.
     """
 
-    coded: list[CodedTensor]
+    quantized: list[QuantizedTensor]
     bits: float
     error: float
-    state: PricedState
+    state: WarmStart
 
 
 @dataclass(frozen=True)
@@ -94,27 +95,27 @@ class _Problem:
         costs = [None] * len(self.weights) if self.energy is None else self.energy.costs
         return [Layer(*parts) for parts in zip(self.weights, tables, costs, strict=True)]
 
-    def prices(
+    def multipliers(
         self, layers: Sequence[Layer], start: tuple[float, float], bits_at: Callable[[Sequence[Layer], float], float]
     ) -> tuple[float, float]:
-        """Returns the prices of a bit and of energy at which the budgets hold; the layers keep the latter."""
+        """Returns the multipliers of a bit and of energy at which the budgets hold; the layers keep the latter."""
         if self.energy is None:
-            return find_price(layers, self.budget_bits, start[0], bits_at), 0.0
-        return find_prices(layers, self.budget_bits, self.energy.limit, start, bits_at)
+            return find_multiplier(layers, self.budget_bits, start[0], bits_at), 0.0
+        return find_multipliers(layers, self.budget_bits, self.energy.limit, start, bits_at)
 
     def solve(self, layers: list[Layer], start: tuple[float, float]) -> _Candidate | None:
-        """Returns the assignment at the prices that fit the budgets under the layers' tables; None: nothing fits.
+        """Returns the assignment at the multipliers that fit the budgets under the layers' tables; None: nothing fits.
 
-        Values that come out unused go, as they are not written; the prices are then looked for again.
+        Values that come out unused go, as they are not written; the multipliers are then looked for again.
         """
         while True:
-            prices = self.prices(layers, start, bits_of_assignment)
-            found = _Candidate(layers, [layer.assign(prices[0]) for layer in layers], *prices)
+            multipliers = self.multipliers(layers, start, bits_of_assignment)
+            found = _Candidate(layers, [layer.assign(multipliers[0]) for layer in layers], *multipliers)
             used = [used_tables(layer, kept) for layer, kept in zip(layers, found.kept, strict=True)]
             if all(torch.equal(new.values, layer.tables.values) for new, layer in zip(used, layers, strict=True)):
                 return found if self.holds(found) else None
             layers = [layer.with_tables(tables) for layer, tables in zip(layers, used, strict=True)]
-            start = prices
+            start = multipliers
 
     def as_it_is(self, layers: list[Layer], start: tuple[float, float]) -> _Candidate | None:
         """Returns X itself where all its elements are values of the tables, or zero, and it is within the budgets."""
@@ -138,12 +139,12 @@ class _Problem:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An assignment at its prices."""
+    """An assignment at its multipliers."""
 
     layers: list[Layer]
     kept: list[Kept]
-    price: float
-    energy_price: float
+    multiplier: float
+    energy_multiplier: float
 
     @property
     def bits(self) -> float:
@@ -154,25 +155,25 @@ class _Candidate:
         """What the nonzeros take off the squared error."""
         return sum(float(kept.gain.sum(dtype=float)) for kept in self.kept)
 
-    def coded(self) -> list[CodedTensor]:
-        coded = []
+    def quantized(self) -> list[QuantizedTensor]:
+        quantized = []
         for layer, kept in zip(self.layers, self.kept, strict=True):
             codes = torch.zeros_like(layer.weights.matrix, dtype=torch.int16).flatten()
             codes[torch.from_numpy(kept.elements.index).to(codes.device)] = torch.from_numpy(kept.code + 1).to(codes)
-            coded.append(CodedTensor(codes.view(layer.shape), layer.tables.values.to(codes.device)))
-        return coded
+            quantized.append(QuantizedTensor(codes.view(layer.shape), layer.tables.values.to(codes.device)))
+        return quantized
 
 
-def _refitted(found: Sequence[Layer], assigned_at: float, price: float) -> list[Layer]:
-    """Returns layers with tables that fit the assignment at one price, codebooks merged at another."""
-    return [layer.with_tables(re_estimate(layer, layer.assign(assigned_at), price)) for layer in found]
+def _refitted(found: Sequence[Layer], assigned_at: float, multiplier: float) -> list[Layer]:
+    """Returns layers with tables that fit the assignment at one multiplier, codebooks merged at another."""
+    return [layer.with_tables(re_estimate(layer, layer.assign(assigned_at), multiplier)) for layer in found]
 
 
-def _grown(found: Sequence[Layer], assigned_at: float, price: float) -> list[Layer]:
-    """Returns layers with codebooks grown at a price; the same layer where nothing is worth its place."""
+def _grown(found: Sequence[Layer], assigned_at: float, multiplier: float) -> list[Layer]:
+    """Returns layers with codebooks grown at a multiplier; the same layer where nothing is worth its place."""
     layers = []
     for layer in found:
-        tables = grown_tables(layer, layer.assign(assigned_at), price)
+        tables = grown_tables(layer, layer.assign(assigned_at), multiplier)
         layers.append(layer if tables is layer.tables else layer.with_tables(tables))
     return layers
 
@@ -180,34 +181,37 @@ def _grown(found: Sequence[Layer], assigned_at: float, price: float) -> list[Lay
 def _proposals(found: _Candidate) -> Iterator[list[Layer]]:
     """Yields tables that may be better: those that fit the assignment, merged ever less, and codebooks grown.
 
-    Under tables that do not fit yet the price is too high, and so is what is merged at it.
+    Under tables that do not fit yet the multiplier is too high, and so is what is merged at it.
     """
-    price = found.price
-    fitted = [_refitted(found.layers, price, part * price) for part in MERGED_AT]
+    multiplier = found.multiplier
+    fitted = [_refitted(found.layers, multiplier, part * multiplier) for part in MERGED_AT]
     sizes = [[layer.values.size for layer in layers] for layers in fitted]
     for i, layers in enumerate(fitted):
         if sizes[i] not in sizes[:i]:
             yield layers
-    grown = _grown(fitted[0], price, price)
+    grown = _grown(fitted[0], multiplier, multiplier)
     if any(new is not old for new, old in zip(grown, fitted[0], strict=True)):
-        yield _refitted(grown, price, price)
+        yield _refitted(grown, multiplier, multiplier)
 
 
-def _adapted(problem: _Problem, layers: list[Layer], price: float, steps: int) -> Iterator[tuple[list[Layer], float]]:
-    """Yields tables made for another budget, and a price, from tables and a price that are not; two of them.
+def _adapted(
+    problem: _Problem, layers: list[Layer], multiplier: float, steps: int
+) -> Iterator[tuple[list[Layer], float]]:
+    """Yields tables made for another budget, and a multiplier, from tables and a multiplier that are not; two of them.
 
-    The price that decides over sizes moves by `LARGEST_PRICE_MOVE` a step at most: under tables made for another budget
-    only a far too high price fits, or bits look free, and what is merged or bought then at once would be missed later.
+    The multiplier that decides over sizes moves by `MAX_MULTIPLIER_MOVE` a step at most: under tables made for another
+    budget only a far too high multiplier fits, or bits look free, and what is merged or bought then at once would be
+    missed later.
     """
     grown = layers
     for _ in range(steps):
         layers = grown
-        fits = problem.prices(layers, (price, layers[0].energy_price), bits_under_tables)[0]
-        price = min(max(fits, price / LARGEST_PRICE_MOVE), price * LARGEST_PRICE_MOVE)
-        layers = _refitted(layers, fits, price)
-        grown = _grown(layers, price, price)
-    yield layers, price
-    yield grown, price
+        fits = problem.multipliers(layers, (multiplier, layers[0].energy_multiplier), bits_under_tables)[0]
+        multiplier = min(max(fits, multiplier / MAX_MULTIPLIER_MOVE), multiplier * MAX_MULTIPLIER_MOVE)
+        layers = _refitted(layers, fits, multiplier)
+        grown = _grown(layers, multiplier, multiplier)
+    yield layers, multiplier
+    yield grown, multiplier
 
 
 def _improved(problem: _Problem, found: _Candidate) -> _Candidate | None:
@@ -216,25 +220,27 @@ def _improved(problem: _Problem, found: _Candidate) -> _Candidate | None:
     if error <= 1e-12 * problem.square:
         return None
     for layers in _proposals(found):
-        other = problem.solve(layers, (found.price, found.energy_price))
-        if other is not None and problem.error(other) < error * (1 - LEAST_IMPROVEMENT):
+        other = problem.solve(layers, (found.multiplier, found.energy_multiplier))
+        if other is not None and problem.error(other) < error * (1 - MIN_IMPROVEMENT):
             return other
     return None
 
 
-def _nothing(matrices: list[Tensor], price: float) -> tuple[list[CodedTensor], PricedState]:
+def _nothing(matrices: list[Tensor], multiplier: float) -> tuple[list[QuantizedTensor], WarmStart]:
     """Returns the all-zero assignment: what is left when not even one nonzero per tensor fits."""
-    coded = [CodedTensor(torch.zeros(m.shape, dtype=torch.int16, device=m.device), m.new_zeros(0)) for m in matrices]
-    tables = [LayerTables(torch.zeros(0), estimate_code_lengths(Counts.of_codes(c.codes, 0))) for c in coded]
-    return coded, PricedState(price, tables)
+    quantized = [
+        QuantizedTensor(torch.zeros(m.shape, dtype=torch.int16, device=m.device), m.new_zeros(0)) for m in matrices
+    ]
+    tables = [LayerTables(torch.zeros(0), estimate_code_lengths(Counts.of_codes(c.codes, 0))) for c in quantized]
+    return quantized, WarmStart(multiplier, tables)
 
 
-def project_priced(
+def project_to_bits(
     targets: Sequence[Tensor],
     budget_bits: float,
-    previous: PricedState | None = None,
+    previous: WarmStart | None = None,
     energy: EnergyBudget | None = None,
-) -> PricedProjection:
+) -> BitsProjection:
     """Projects X onto the networks whose estimated code length is at most `budget_bits`, their energy in its budget.
 
     Each tensor keeps at least one nonzero as long as the budgets have room for that; below, all become zero.
@@ -248,13 +254,17 @@ def project_priced(
     matrices = [as_matrix(x.detach().float()) for x in targets]
     problem = _Problem([Weights(matrix) for matrix in matrices], budget_bits, energy)
     warm = previous is not None and all(table.values.numel() for table in previous.tables)
-    price, tables = (previous.price, previous.tables) if warm and previous else cold_tables(matrices, budget_bits)
-    energy_price = previous.energy_price if warm and previous else 0.0
+    multiplier, tables = (
+        (previous.multiplier, previous.tables) if warm and previous else cold_tables(matrices, budget_bits)
+    )
+    energy_multiplier = previous.energy_multiplier if warm and previous else 0.0
     layers = problem.layers(_rounded(tables))
-    found = (warm and problem.as_it_is(layers, (price, energy_price))) or problem.solve(layers, (price, energy_price))
-    if not warm or found is None or abs(math.log(found.price / price)) > math.log(ADAPTED_PRICE):
-        for adapted, at in _adapted(problem, layers, price, WARM_STEPS if warm else COLD_STEPS):
-            other = problem.solve(adapted, (at, adapted[0].energy_price))
+    found = (warm and problem.as_it_is(layers, (multiplier, energy_multiplier))) or problem.solve(
+        layers, (multiplier, energy_multiplier)
+    )
+    if not warm or found is None or abs(math.log(found.multiplier / multiplier)) > math.log(ADAPTED_MULTIPLIER):
+        for adapted, at in _adapted(problem, layers, multiplier, WARM_STEPS if warm else COLD_STEPS):
+            other = problem.solve(adapted, (at, adapted[0].energy_multiplier))
             if found is None or (other is not None and problem.error(other) < problem.error(found)):
                 found = other
     for _ in range(ROUNDS):
@@ -263,14 +273,17 @@ def project_priced(
             break
         found = better
     if found is None:
-        coded, state = _nothing(matrices, price)
+        quantized, state = _nothing(matrices, multiplier)
     else:
-        coded, state = found.coded(), PricedState(found.price, [y.tables for y in found.layers], found.energy_price)
-    coded = [CodedTensor(c.codes.view(x.shape), c.values) for c, x in zip(coded, targets, strict=True)]
-    return PricedProjection(
-        coded,
-        bits=sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in coded),
-        error=sum(float((c.dense() - x).square().sum()) for c, x in zip(coded, targets, strict=True)),
+        quantized, state = (
+            found.quantized(),
+            WarmStart(found.multiplier, [y.tables for y in found.layers], found.energy_multiplier),
+        )
+    quantized = [QuantizedTensor(c.codes.view(x.shape), c.values) for c, x in zip(quantized, targets, strict=True)]
+    return BitsProjection(
+        quantized,
+        bits=sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in quantized),
+        error=sum(float((c.dense() - x).square().sum()) for c, x in zip(quantized, targets, strict=True)),
         state=state,
     )
 

@@ -20,7 +20,7 @@ from studies.report.plots.style import Drawing
 __all__ = ["Drawing", "draw_figures"]
 
 # Panels above each other: more targets go to another figure.
-MOST_PANELS = 3
+MAX_PANELS = 3
 
 
 def draw_figures(table: DataFrame, summary: DataFrame) -> list[Drawing]:
@@ -68,7 +68,7 @@ def _groups(
     draw: Callable[[str, str, Sequence[DataFrame]], Drawing], name: str, title: str, blocks: Sequence[DataFrame]
 ) -> list[Drawing]:
     """Returns one figure for each few blocks."""
-    groups = [blocks[start : start + MOST_PANELS] for start in range(0, len(blocks), MOST_PANELS)]
+    groups = [blocks[start : start + MAX_PANELS] for start in range(0, len(blocks), MAX_PANELS)]
     names = [f"{name}-{number}" if len(groups) > 1 else name for number in range(1, len(groups) + 1)]
     return [draw(each, title, group) for each, group in zip(names, groups, strict=True)]
 

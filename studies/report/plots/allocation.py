@@ -31,7 +31,7 @@ MEASURES: Mapping[str, tuple[Callable[[dict[str, Any]], float], type[Normalize],
     "bits of an index": (lambda layer: layer["bits"], Normalize, "cividis"),
 }
 # Of more layers the numbers would not fit into the squares.
-MOST_NUMBERED = 8
+MAX_NUMBERED = 8
 BAR_TICKS = 3
 HIGH_METHODS = 4  # beside so many a bar has room for ticks at 1, 2 and 5
 
@@ -48,8 +48,8 @@ def layers(name: str, block: DataFrame) -> Drawing:
             low = max(low, 1e-3) if norm is LogNorm else low
             seaborn.heatmap(
                 table, ax=axis, cmap=colours, norm=norm(low, max(high, low * 1.01 + 1e-9)), linewidths=0.5,
-                annot=table.map(_short_number) if len(table.columns) <= MOST_NUMBERED else None, fmt="",
-                annot_kws={"fontsize": 5.5}, cbar=len(table.columns) > MOST_NUMBERED,
+                annot=table.map(_short_number) if len(table.columns) <= MAX_NUMBERED else None, fmt="",
+                annot_kws={"fontsize": 5.5}, cbar=len(table.columns) > MAX_NUMBERED,
                 cbar_kws={"aspect": 4 + len(methods)},
             )  # fmt: skip
             axis.set(xlabel="", ylabel="")

@@ -20,7 +20,7 @@ from studies.report.plots.style import COLOURS, INK, Drawing, error_axis, explai
 VARIED = re.compile(rf"{COMPRESSOR} (.+)=([0-9.]+)")
 LONG = r"^(?P<part>.+), (?P<epochs>\d+) epochs$"
 COLUMNS = 3
-FEWEST_LENGTHS = 3
+MIN_LENGTHS = 3
 
 
 def varied_constants(block: DataFrame) -> dict[str, list[tuple[float, str]]]:
@@ -73,7 +73,7 @@ def sensitivity(name: str, block: DataFrame) -> Drawing:
 
 def has_lengths(block: DataFrame) -> bool:
     """Tells whether a block's methods differ in how long they train."""
-    return bool(block["method"].str.extract(LONG)["epochs"].nunique() >= FEWEST_LENGTHS)
+    return bool(block["method"].str.extract(LONG)["epochs"].nunique() >= MIN_LENGTHS)
 
 
 def lengths(name: str, title: str, blocks: Sequence[DataFrame]) -> Drawing:

@@ -1,7 +1,7 @@
-"""The size of the file as a promise asks for it: a controller while the network learns, a search at the end.
+"""The file size that a quality constraint allows: a controller while the network learns, a search at the end.
 
-Both work on the logarithm of the size and see one number, the margin: how much of what the promise allows is left over,
-1 where the network is as good as the reference, 0 where the promise is just kept, below 0 where it is broken.
+Both work on the logarithm of the size and see one number, the margin: how much of the allowed loss of quality is left,
+1 where the network is as good as the reference, 0 where the constraint is just satisfied, below 0 where violated.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-# The budget's largest move between two updates, natural logarithm. V is thrown back for an update by faster ones,
+# The budget's largest move between two updates, natural logarithm. a faster one degrades V for an update,
 # whatever the budget, and what it scores then says nothing about the size.
-LARGEST_MOVE = 0.2
+MAX_MOVE = 0.2
 # The median of so many margins counts: a single bad one says more about that moment than about the budget.
 MEDIAN_OF = 3
 # The moves fall as 1 / (1 + update / this): large steps to get near, small ones against noise (Robbins and Monro 1951).
 SETTLING_UPDATES = 30
 # From this margin on, either way, the move is the largest.
-LARGEST_MARGIN = 1.0
+MAX_MARGIN = 1.0
 # While all tries of the search kept the promise (or none did), the next is smaller (larger) by this factor; the factor
 # is squared from try to try.
 SEARCH_STEP = 0.85
@@ -28,8 +28,8 @@ SEARCH_STEP = 0.85
 class BudgetController:
     """Moves a budget until the margin is zero: the multiplicative update of Rezende and Viola (2018), damped.
 
-        m_t         = median of the last margins, each within [-LARGEST_MARGIN, LARGEST_MARGIN]
-        log budget -= LARGEST_MOVE * m_t / LARGEST_MARGIN / (1 + t / SETTLING_UPDATES)
+        m_t         = median of the last margins, each within [-MAX_MARGIN, MAX_MARGIN]
+        log budget -= MAX_MOVE * m_t / MAX_MARGIN / (1 + t / SETTLING_UPDATES)
 
     Undamped it oscillates, because the network answers late and each answer is noisy. Bounds stop the sum itself, so
     nothing winds up at them.
@@ -49,9 +49,9 @@ class BudgetController:
 
     def observe(self, margin: float) -> float:
         """Returns the next budget, after a margin was measured at this one; NaN counts as a broken promise."""
-        margin = -LARGEST_MARGIN if math.isnan(margin) else max(-LARGEST_MARGIN, min(margin, LARGEST_MARGIN))
+        margin = -MAX_MARGIN if math.isnan(margin) else max(-MAX_MARGIN, min(margin, MAX_MARGIN))
         self.last = [*self.last, margin][-MEDIAN_OF:]
-        move = LARGEST_MOVE * statistics.median(self.last) / LARGEST_MARGIN
+        move = MAX_MOVE * statistics.median(self.last) / MAX_MARGIN
         self.budget_bytes = self._bounded(self.budget_bytes * math.exp(-move / (1 + self.updates / SETTLING_UPDATES)))
         self.updates += 1
         return self.budget_bytes

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autocompress.network.compressed_tensors import CodedTensor, WeightTensor
+from autocompress.network.compressed_tensors import QuantizedTensor, WeightTensor
 from autocompress.network.kernel_tensor import MAX_CODEWORDS, KernelTensor, kernel_code_bits, vector_lengths
 from autocompress.network.tensor_sizes import scalar_code_bits
 from autocompress.numerics.kmeans import encode, fit_codebooks, prepare_sorted
@@ -61,7 +61,7 @@ class ScalarChoice:
     centroids: Tensor
     ranked: RankedWeights
 
-    def encode(self, target: Tensor, *, closing: bool) -> CodedTensor:
+    def encode(self, target: Tensor, *, closing: bool) -> QuantizedTensor:
         """Returns the layer in this code."""
         return encode(target, self.ranked.mask(self.nonzeros, target.shape), self.centroids)
 
