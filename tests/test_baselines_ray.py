@@ -125,10 +125,10 @@ class TestRayPbt(RayContract):
 class TestPopulation:
     def test_the_worst_go_on_from_the_best_with_new_values(self, tmp_path):
         log = tmp_path / "log"
-        objective = FakeObjective(epochs=5, log=str(log))
-        trials = RayPbt().search(objective, SearchSettings(6, workers=2, progress=False)).trials
+        objective = FakeObjective(epochs=4, log=str(log))
+        trials = RayPbt().search(objective, SearchSettings(4, workers=2, progress=False)).trials
         drawn = Mutation(objective.space.parameters, seed=0)
-        begun_with = [dict(objective.space.start), *(drawn.draw() for _ in range(5))]
+        begun_with = [dict(objective.space.start), *(drawn.draw() for _ in range(3))]
         mutated = [trial for trial in trials if trial.values != begun_with[trial.number]]
         assert mutated
         for trial in trials:
@@ -158,19 +158,16 @@ class FailsOnce(FakeObjective):
 @pytest.mark.usefixtures("one_ray")
 class TestRunning:
     def test_a_trial_that_failed_once_is_complete(self, tmp_path, capfd):
+        before = signal.getsignal(signal.SIGINT)
         outcome = RayOptuna().search(FailsOnce(marker=str(tmp_path / "failed")), SearchSettings(1, progress=False))
         (trial,) = outcome.trials
         assert (trial.state, trial.attempts, trial.error, trial.gradient_steps) == ("complete", 2, None, 30)
         assert capfd.readouterr() == ("", "")
+        assert signal.getsignal(signal.SIGINT) is before  # the handler of Ctrl-C comes back
 
     def test_what_is_refused_by_the_objective_is_an_error(self):
         with pytest.raises(InvalidInputError, match="the weights do not fit"):
             RayOptuna().search(FailsOnce(refuses=True), SearchSettings(1, retries=0, progress=False))
-
-    def test_handler_of_ctrl_c_comes_back(self):
-        before = signal.getsignal(signal.SIGINT)
-        RayOptuna().search(FakeObjective(), SearchSettings(1, progress=False))
-        assert signal.getsignal(signal.SIGINT) is before
 
     def test_too_large_a_trial_is_refused(self):
         with pytest.raises(InvalidInputError, match="cpus_per_trial"):

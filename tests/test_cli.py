@@ -63,7 +63,7 @@ JSON_KEYS = {
     "seed",
     "layers",
 }
-UNDISTURBED = ["--weights", "dense.pt", "--epochs", "30", "--device", "cpu"]
+UNDISTURBED = ["--weights", "dense.pt", "--epochs", "12", "--device", "cpu"]
 MODEL = ["--model", "clinets:make_net"]
 DATA = ["--data", "clinets:loaders"]
 
@@ -477,20 +477,23 @@ def run_in_a_process(arguments, folder):
     )
 
 
-def test_killed_twice_and_resumed_gives_the_same_bytes(written, workshop, tmp_path):
+def test_stopped_and_killed_and_resumed_gives_the_same_bytes(written, workshop, tmp_path):
     resumed = tmp_path / "resumed.safetensors"
     arguments = compress_arguments(resumed, *UNDISTURBED, "--resume", str(tmp_path / "checkpoints"))
-    for last_epoch in ("3/30", "29/30"):  # among the projections, and while finishing
+    # among the projections, and while finishing
+    for last_epoch, number, status in [("3/12", signal.SIGTERM, 130), ("11/12", signal.SIGKILL, -signal.SIGKILL)]:
         process = run_in_a_process(arguments, workshop)
         for line in process.stderr:
             if line.startswith(f"epoch {last_epoch}"):
-                process.kill()
+                process.send_signal(number)
                 break
         process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        assert process.returncode == status
         assert not resumed.exists()
+        if number != signal.SIGKILL:
+            assert not [path for path in tmp_path.rglob("*") if path.suffix in (".part", ".tmp")]
     process = run_in_a_process(arguments, workshop)
     _, messages = process.communicate()
     assert process.returncode == 0
-    assert "epoch 28/30" not in messages
+    assert "epoch 10/12" not in messages
     assert resumed.read_bytes() == written[0].read_bytes()

@@ -222,8 +222,7 @@ class Stop(Callback):
         self.original(trainer, bar)
 
 
-@pytest.mark.parametrize("stopped", [1, 3])
-def test_compress_resumed_gives_the_same_bytes(stopped: int, tmp_path, monkeypatch) -> None:
+def test_compress_resumed_gives_the_same_bytes(tmp_path, monkeypatch) -> None:
     recipe = Recipe("sgd", 0.05)
     settings = {
         "train": BATCHES[:3],
@@ -233,12 +232,13 @@ def test_compress_resumed_gives_the_same_bytes(stopped: int, tmp_path, monkeypat
         "recipe": recipe,
         "device": "cpu",
     }
-    stop = Stop(stopped)
-    stop.original = Trainer._run_epoch
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_run_epoch", lambda trainer, bar: stop(trainer, bar))
-        with pytest.raises(KeyboardInterrupt):
-            ac.compress(make(), **settings, resume=tmp_path / "run")
+    for stopped in (1, 3):  # one run, stopped twice
+        stop = Stop(stopped)
+        stop.original = Trainer._run_epoch
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_run_epoch", lambda trainer, bar, stop=stop: stop(trainer, bar))
+            with pytest.raises(KeyboardInterrupt):
+                ac.compress(make(), **settings, resume=tmp_path / "run")
     resumed_run = ac.compress(make(), **settings, resume=tmp_path / "run")
     assert resumed_run.data == ac.compress(make(), **settings).data
 

@@ -109,21 +109,38 @@ class Watch:
     diary: list[str]
     searched: int
     steps: int
+    fits: list[tuple[float, object, int]]
+
+
+@contextmanager
+def noted_fits():
+    """Notes learning rate, recipe and seed of every training by the shared trainer."""
+    noted: list[tuple[float, object, int]] = []
+    fit = Trainer.fit
+
+    def note(self):
+        noted.append((self.learning_rate, self.recipe, self.seed))
+        return fit(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "fit", note)
+        yield noted
 
 
 @pytest.fixture(scope="module", params=METHODS, ids="-".join)
 def watch(request, reference):
     task = watched_task([])
-    with counted_steps() as steps:
+    with counted_steps() as steps, noted_fits() as fits:
         outcome, result, searched = search_and_train(*request.param, task, reference)
-    return Watch(outcome, result, task.train.diary, searched, len(steps))
+    return Watch(outcome, result, task.train.diary, searched, len(steps), fits)
 
 
 @pytest.fixture(scope="module")
 def compressed(reference):
-    """The compressor's result, and what it read."""
+    """The compressor's result, what it read, and its trainings."""
     diary: list[str] = []
-    return compress(watched_task(diary), reference), diary
+    with noted_fits() as fits:
+        return compress(watched_task(diary), reference), diary, fits
 
 
 def test_steps_are_those_that_were_taken(watch):
@@ -136,13 +153,13 @@ def test_steps_are_those_that_were_taken(watch):
 def test_stopped_trials_count_what_they_took(reference):
     objective = PlanObjective(make_task(), reference, target="600B", space="per-layer", epochs=4)
     with counted_steps() as steps:
-        outcome = OptunaSearcher("random", "median").search(objective, SearchSettings(trials=12, progress=False))
+        outcome = OptunaSearcher("random", "median").search(objective, SearchSettings(trials=8, progress=False))
     assert {trial.state for trial in outcome.trials} == {"complete", "stopped"}  # or nothing was tested here
-    assert len(steps) == outcome.gradient_steps < 12 * 4 * 10
+    assert len(steps) == outcome.gradient_steps < 8 * 4 * 10
 
 
 def test_the_final_run_reads_what_the_compressor_reads(watch, compressed):
-    result, theirs, (compressed, ours) = watch.result, watch.diary, compressed
+    result, theirs, (compressed, ours, _) = watch.result, watch.diary, compressed
     assert result.gradient_steps == compressed.gradient_steps
     # the same training batches in the same order (one is drawn before, to try the loss), and the same other examples
     assert read(theirs[watch.searched :], "train")[: EPOCHS * 10] == read(ours, "train")[1 : EPOCHS * 10 + 1]
@@ -187,16 +204,8 @@ def _reachable(root, wanted) -> bool:
     return False
 
 
-def test_trials_and_final_run_use_the_shared_trainer(reference, monkeypatch):
-    made = []
-    fit = Trainer.fit
-
-    def noted(self):
-        made.append((self.learning_rate, self.recipe, self.seed))
-        return fit(self)
-
-    monkeypatch.setattr(Trainer, "fit", noted)
-    search_and_train("random", "per-layer", watched_task([]), reference)
-    compress(watched_task([]), reference)
-    assert len(made) == 4 + 1 + 1
+def test_trials_and_final_run_use_the_shared_trainer(watch, compressed):
+    trials = sum(trial.gradient_steps > 0 for trial in watch.outcome.trials)
+    made = watch.fits + compressed[2]
+    assert len(made) == trials + 1 + 1
     assert len(set(made)) == 1

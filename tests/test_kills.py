@@ -204,12 +204,6 @@ class Kills:
             time.sleep(0.05)
 
 
-def test_compress_after_kills(tmp_path: Path) -> None:
-    kills = Kills(COMPRESS, tmp_path)
-    kills.until(3, per_run=3)
-    assert set(kills.done) == {number.name for number in SIGNALS}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "count", "per_run"),

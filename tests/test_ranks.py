@@ -1,4 +1,4 @@
-"""Two and four processes, each with its own data: one network, one file."""
+"""Two and three processes, each with its own data: one network, one file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from autocompress.solver.compressor import Compressor
 from autocompress.training.ranks import Ranks, ranks_of
 from tests.small_task import batches, make_model, make_norm_model, make_task, train_reference
 
-STEPS = 60
+STEPS = 40
+PRELOADED = ["torch._dynamo", "autocompress.solver.compression"]  # the first is what an optimizer imports
 
 
 def _run(rank: int, ranks: int, folder: str, work: str, settings: dict[str, Any]) -> None:
@@ -41,9 +42,10 @@ def _run(rank: int, ranks: int, folder: str, work: str, settings: dict[str, Any]
 
 
 def on_ranks(ranks: int, folder: Path, work: str, **settings: Any) -> list[Any]:
-    """Returns what each rank's work returned."""
+    """Returns what each rank's work returned; the ranks are forks of one process that has imported PyTorch."""
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     arguments = (ranks, str(folder), work, settings)
-    torch.multiprocessing.spawn(_run, arguments, nprocs=ranks)
+    torch.multiprocessing.start_processes(_run, arguments, nprocs=ranks, start_method="forkserver")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
@@ -112,7 +114,7 @@ def compress_in_a_loop(rank: int, folder: Path, *, target: str, norm: bool) -> d
 
 @pytest.mark.parametrize(
     ("ranks", "target", "norm"),
-    [(2, "1KB", True), (4, "1KB", True), (2, "drop:3", True), (2, "drop:3", False), (2, "weights:20x", True)],
+    [(3, "1KB", True), (2, "drop:3", True), (2, "weights:20x", False)],
 )
 def test_everything_is_the_same_on_all_ranks_at_every_update(
     ranks: int, target: str, norm: bool, tmp_path: Path
@@ -133,7 +135,7 @@ def compress_by_itself(rank: int, folder: Path, *, target: str, given_val: bool)
     """Compresses by `compress()`, then again from a checkpoint of the middle of the run."""
     trained = train_reference(make_task(norm=True))
     model = nn.parallel.DistributedDataParallel(trained)
-    settings: dict[str, Any] = {"target": target, "epochs": 4, "device": "cpu", "progress": False}
+    settings: dict[str, Any] = {"target": target, "epochs": 3, "device": "cpu", "progress": False}
     settings |= {"train": batches(320, 10 + rank, shuffle=True), "test": batches(200, 30 + rank)}
     settings |= {"val": batches(200, 20 + rank)} if given_val else {}
     whole = ac.compress(model, **settings, resume=folder / "whole")

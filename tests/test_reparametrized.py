@@ -45,8 +45,15 @@ def normed_network(kind: str) -> nn.Sequential:
     return model
 
 
-@pytest.mark.parametrize("kind", NORMS)
-@pytest.mark.parametrize("target", ["smallest", "700B", "drop:5"])
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        ("new weight norm", "smallest"),
+        ("new spectral norm", "drop:5"),
+        ("old weight norm", "700B"),
+        ("old spectral norm", "700B"),
+    ],
+)
 def test_a_network_divided_by_norms_ends_finite_at_any_size(kind: str, target: str, tmp_path: Path) -> None:
     model = normed_network(kind)
     if target == "smallest":
@@ -58,7 +65,7 @@ def test_a_network_divided_by_norms_ends_finite_at_any_size(kind: str, target: s
 
     Trainer(model, task.train, recipe=task.recipe, epochs=6, device="cpu", progress=False).fit()
     result = ac.compress(
-        model, train=task.train, val=task.validation, target=target, epochs=2, device="cpu", progress=False
+        model, train=task.train, val=task.validation, target=target, epochs=1, device="cpu", progress=False
     )
     result.save(tmp_path / "net.safetensors")
     loaded = ac.load(tmp_path / "net.safetensors", into=normed_network(kind))
