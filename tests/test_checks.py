@@ -305,7 +305,10 @@ def test_finish_with_validation_data_that_do_not_fit_loses_nothing() -> None:
     for _ in range(3):
         F.mse_loss(model(X), NUMBERS[1]).backward()
         compressor.step()
-    with pytest.raises(ac.InvalidInputError, match=r"val= decides by the accuracy, and the target .* give evaluate="):
+    with pytest.raises(
+        ac.InvalidInputError,
+        match=r"val= decides by the cross-entropy of class scores, and the target .* give evaluate=",
+    ):
         compressor.finish(val=[NUMBERS])
     result = compressor.finish(evaluate=lambda network: -float(F.mse_loss(network(X), NUMBERS[1]).detach()))
     assert result.gradient_steps == 3

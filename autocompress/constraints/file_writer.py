@@ -58,7 +58,8 @@ def what_fills(state: CompressedState) -> str:
     largest = sorted(((size, name) for name, size in sizes.items() if name in state.raw and size >= 1), reverse=True)
     shown = [f"{name} {list(state.raw[name].shape)} ({size:,.0f} bytes)" for size, name in largest[:FILLS_SHOWN]]
     more = f" and {len(largest) - FILLS_SHOWN} more" if len(largest) > FILLS_SHOWN else ""
-    return f"; most of it is what is kept as it is: {', '.join(shown)}{more}" if shown else ""
+    part = "most of it" if 2 * sum(size for size, _ in largest) > len(encode_state(state)) else "a part of it"
+    return f"; {part} is what is kept as it is: {', '.join(shown)}{more}" if shown else ""
 
 
 def smallest_file(network: Network) -> int:

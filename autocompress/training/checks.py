@@ -118,7 +118,10 @@ def check_validation(model: nn.Module, batches: Iterable[Any], device: torch.dev
         output, target = _output(network, batch, classification_loss, "val")
     reason = _no_classes(output, target)
     if reason is not None:
-        raise InvalidInputError(f"val= decides by the accuracy, and {reason}; give evaluate=, the score of a network")
+        raise InvalidInputError(
+            f"val= decides by the cross-entropy of class scores, and {reason}; give evaluate= instead, a function that "
+            "returns the score of a network, higher is better (finish() can be called again)"
+        )
 
 
 def takes_bfloat16(
@@ -195,7 +198,8 @@ def _loss_value(loss: Loss, output: Any, target: Any, name: str) -> Tensor:
     if loss is classification_loss and (reason := _no_classes(output, target)):
         raise InvalidInputError(
             f"the default loss, cross-entropy, does not fit {name}: {reason}. It takes class scores [n, ..., classes] "
-            "and class numbers [n, ...]; give loss=, such as torch.nn.functional.mse_loss, and metric="
+            f"and class numbers [n, ...]; give loss=, such as torch.nn.functional.{_fitting_loss(output, target)}, and "
+            "metric=, one score per example, higher is better"
         )
     try:
         value = loss(output, target)
@@ -259,6 +263,13 @@ def _are_numbers(output: Any, target: Any) -> bool:
     """Tells whether outputs and targets are floating-point tensors with equally many elements."""
     tensors = isinstance(output, Tensor) and isinstance(target, Tensor)
     return tensors and target.is_floating_point() and target.numel() == output.numel()
+
+
+def _fitting_loss(output: Any, target: Any) -> str:
+    """Returns the name of a loss of PyTorch's that may be meant: cross-entropy where the classes come second."""
+    tensors = isinstance(output, Tensor) and isinstance(target, Tensor) and not target.is_floating_point()
+    by_place = tensors and output.ndim > 2 and output.shape[:1] + output.shape[2:] == target.shape
+    return "cross_entropy" if by_place else "mse_loss"
 
 
 def _no_classes(output: Any, target: Any) -> str | None:
