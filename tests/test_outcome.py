@@ -52,6 +52,7 @@ def test_no_training_is_the_projection_of_the_network_as_it_was_given(trained, t
     result = compressed(trained, target=target, epochs=0)
     assert result.gradient_steps == 0
     assert result.outcome.chosen == "one-shot"
+    assert set(result.outcome.scores) == {"one-shot"}
     assert result.curve == []
     assert result.validation_accuracy is not None
     again = compressed(trained, target=target, epochs=0)
@@ -138,6 +139,9 @@ def test_a_regressor_without_a_loss_learns_the_given_networks_outputs() -> None:
         (Outcome("trained", "the loss", greedy=True), ["bits were shared out by the greedy rule"]),
         (Outcome("one-shot", "the loss", {"trained": 0.0, "one-shot": 1.0}), ["training did not help"]),
         (Outcome("one-shot"), []),
+        (Outcome("trained", "the loss", steps=3, total_steps=5), ["finish() came after 3 of 5 steps"]),
+        (Outcome("one-shot", promise_kept=True, steps=5, total_steps=5), ["training led to no smaller file"]),
+        (Outcome("one-shot", promise_kept=True), []),
     ],
 )
 def test_what_is_said(outcome, notes) -> None:

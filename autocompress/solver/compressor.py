@@ -221,6 +221,8 @@ class Compressor:
             skipped_steps=self.run.skipped_steps,
             greedy=self.run.greedy,
             promise_kept=None if result.promise is None else result.promise["kept"],
+            steps=self.steps,
+            total_steps=self.total_steps,
         )
         check_outputs(result.model, self.run, val if train is None else train)
         fill(self.network.model, result.state)
@@ -240,7 +242,8 @@ class Compressor:
             check_validation(self.network.model, val, next(self.network.model.parameters()).device)
             evaluate, judged_by = self.ranks.averaged(partial(_minus_loss, batches=val)), "the loss on val="
         candidates = Candidates(self.network.model, evaluate)
-        candidates.add(TRAINED, *self.run.file(values, self.method, train))  # what raises here leaves the values
+        first = TRAINED if self.steps else ONE_SHOT
+        candidates.add(first, *self.run.file(values, self.method, train))  # what raises here leaves the values
         if evaluate is not None and self.steps:
             if values.step_count:
                 values.rewind()

@@ -25,7 +25,7 @@ ZERO_LAYERS_SHOWN = 5
 
 @dataclass(frozen=True)
 class Outcome:
-    """Nothing that a user would want to know of is left to be guessed.
+    """Which candidate was selected and by what, and everything unusual about the run.
 
     Attributes:
         chosen: the network that was taken: "trained", "before fine-tuning" or "one-shot" (as it was given, pruned and
@@ -37,6 +37,8 @@ class Outcome:
         skipped_steps: steps of fine-tuning whose gradients were not finite.
         greedy: whether a knapsack was solved by the greedy rule where an exact answer was looked for.
         promise_kept: whether a promise was kept; None where there is none.
+        steps: optimizer steps that were taken ...
+        total_steps: ... of so many announced.
     """
 
     chosen: str
@@ -47,6 +49,8 @@ class Outcome:
     skipped_steps: int = 0
     greedy: bool = False
     promise_kept: bool | None = None
+    steps: int = 0
+    total_steps: int = 0
 
     @property
     def notes(self) -> list[str]:
@@ -60,6 +64,16 @@ class Outcome:
             found.append(f"every weight is zero in {names}")
         if self.promise_kept is False:
             found.append("the promise was not kept by any network that was seen")
+        if self.steps < self.total_steps:
+            found.append(
+                f"finish() came after {self.steps} of {self.total_steps} steps: the network was projected as it was; "
+                "call step() after each optimizer.step()"
+            )
+        if self.chosen == ONE_SHOT and self.promise_kept and self.steps:
+            found.append(
+                "training led to no smaller file that keeps the promise: this is the network as it was given, pruned "
+                "and quantized at once; train for longer, or at a lower learning rate"
+            )
         if self.chosen == ONE_SHOT and len(self.scores) > 1:
             found.append(
                 "training did not help: the network as it was given, pruned and quantized at once, is better by "
