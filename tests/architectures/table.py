@@ -29,7 +29,7 @@ tries all.
 
 What is refused, by name and before any training: tensors on the meta device, shards (FSDP, DTensor), lazy parameters
 without a shape, float16 parameters, parameters that share a part of their memory, and modules that hold what cannot be
-copied. Layers with weight norm or spectral norm take a file size or a promise as their target, nothing else.
+copied. Layers with weight norm or spectral norm take a file size or a quality constraint as their target, nothing else.
 
 | network | kind | what is unusual | weights | original bytes | target | file bytes |
 |---|---|---|---:|---:|---:|---:|
