@@ -92,7 +92,7 @@ def test_three_processes_share_a_study_and_one_is_killed(storage: str, tmp_path:
     assert sorted(set(begun)) == sorted({str(sorted(trial["values"].items())) for trial in first})
     # At most the one that the killed process was in the middle of, and that twice where both others find it at once.
     assert TRIALS <= len(begun) <= TRIALS + 2
-    assert sum(trial["attempts"] for trial in first) == len(begun)
+    assert len(begun) - 1 <= sum(trial["attempts"] for trial in first) <= len(begun)  # both count the same loss then
     assert len({line.split()[0] for line in lines}) == 3
     # What another opens now has nothing left to do.
     settings = SearchSettings(TRIALS, storage=storage, resume=True, progress=False)
