@@ -90,9 +90,8 @@ def test_three_processes_share_a_study_and_one_is_killed(storage: str, tmp_path:
     lines = log.read_text().splitlines()
     begun = sorted(re.findall(r" start (.*)", "\n".join(lines)))
     assert sorted(set(begun)) == sorted({str(sorted(trial["values"].items())) for trial in first})
-    # At most the one that the killed process was in the middle of, and that twice where both others find it at once.
-    assert TRIALS <= len(begun) <= TRIALS + 2
-    assert len(begun) - 1 <= sum(trial["attempts"] for trial in first) <= len(begun)  # both count the same loss then
+    assert len(begun) in (TRIALS, TRIALS + 1)  # at most the one that the killed process was in the middle of
+    assert sum(trial["attempts"] for trial in first) == len(begun)
     assert len({line.split()[0] for line in lines}) == 3
     # What another opens now has nothing left to do.
     settings = SearchSettings(TRIALS, storage=storage, resume=True, progress=False)

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 EXHAUSTIVE = ("uniform", "magnitude", "gradual")
 TWO_OBJECTIVES = ("optuna-nsga2",)
 POLL_SECONDS = 0.5
+# Far longer than the three writes by which another process may put the same lost trial back once more.
+SETTLE_SECONDS = 1.0
 # A trial that takes the process with it each time, by its memory say, is not to take all of them.
 MAX_LOSSES = 5
 
@@ -133,9 +135,10 @@ class Proposals:
         if now.state != TrialState.RUNNING or now.user_attrs.get(OWNER) != frozen.user_attrs.get(OWNER):
             return False
         try:
-            self.storage.set_trial_user_attr(trial_id, LOSSES, int(now.user_attrs.get(LOSSES, 0)) + 1)
-            # Or whoever looks between the next claim and its owner's name would take it for left behind once more.
+            # Or whoever looks between the next claim and its owner's name would take it for left behind once more. And
+            # before the count: whoever has found it at the same time has read the same one, and writes the same.
             self.storage.set_trial_user_attr(trial_id, OWNER, None)
+            self.storage.set_trial_user_attr(trial_id, LOSSES, int(now.user_attrs.get(LOSSES, 0)) + 1)
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
         except UpdateFinishedTrialError:
             return False
@@ -152,6 +155,9 @@ class Proposals:
             return None
         self.ownership.take(trial_id)
         now = self.storage.get_trial(trial_id)
+        if LOSSES in now.user_attrs and not self._is_settled(trial_id):
+            self.ownership.let_go(trial_id)
+            return None
         study = self._study(frozen.number)
         ended = recorded(now)
         if ended is not None:  # a process was killed between the record of a trial and its end
@@ -164,6 +170,11 @@ class Proposals:
             self.finished(running.give_up(f"{MAX_LOSSES + 1} processes were lost while they evaluated it"))
             return None
         return running
+
+    def _is_settled(self, trial_id: int) -> bool:
+        """Tells whether a trial that was lost stays this process's: two may find it lost, and both put it back."""
+        time.sleep(SETTLE_SECONDS)
+        return self.storage.get_trial(trial_id).state == TrialState.RUNNING and self.ownership.holds(trial_id)
 
     def _running(self, study: optuna.Study, frozen: FrozenTrial) -> RunningTrial:
         trial = optuna.Trial(study, frozen._trial_id)
