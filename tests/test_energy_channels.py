@@ -20,7 +20,7 @@ from autocompress.cli import main
 from autocompress.constraints.energy_channels import (
     choose_widths,
     loss_at,
-    saliency_lost_of,
+    lost_saliency,
     widths_by_greedy,
     widths_by_multiplier,
 )
@@ -111,7 +111,7 @@ def test_a_model_survives_its_file(tmp_path: Path) -> None:
 def instance(seed: int) -> tuple[list[np.ndarray], ChannelEnergy, float]:
     model = energy_model(seed)
     rng = np.random.default_rng(seed + 100)
-    losses = saliency_lost_of([rng.exponential(1.0, c) ** 2 for c in model.channels])
+    losses = lost_saliency([rng.exponential(1.0, c) ** 2 for c in model.channels])
     smallest = float(model.of(np.ones(3)))
     return losses, model, smallest + float(rng.uniform(0.05, 0.9)) * (model.dense - smallest)
 
@@ -122,7 +122,7 @@ def best_loss(losses: list[np.ndarray], model: ChannelEnergy, limit: float) -> f
 
 
 def test_losses_are_of_the_smallest() -> None:
-    assert saliency_lost_of([np.array([3.0, 1.0, 2.0])])[0].tolist() == [6.0, 3.0, 1.0, 0.0]
+    assert lost_saliency([np.array([3.0, 1.0, 2.0])])[0].tolist() == [6.0, 3.0, 1.0, 0.0]
 
 
 def test_widths_against_every_choice() -> None:

@@ -37,7 +37,7 @@ MULTIPLIER_TOLERANCE = 0.01  # relative width of the bracket at which the bisect
 SWEEPS = 30
 
 
-def saliency_lost_of(saliencies: Sequence[Floats]) -> list[Floats]:
+def lost_saliency(saliencies: Sequence[Floats]) -> list[Floats]:
     """Returns for each group what it loses at 0 ... c kept channels, [c + 1], falling to 0."""
     return [np.concatenate([np.cumsum(np.sort(s))[::-1], [0.0]]) for s in saliencies]
 
@@ -182,7 +182,7 @@ class ChannelEnergyConstraint(ValuedMasks):
         """Returns V."""
         named = {name: each for (name, _), each in zip(self.network.selection.weights, x, strict=True)}
         saliencies = self.graph.saliencies(named)
-        widths = choose_widths(saliency_lost_of(saliencies), self.energy, budget)
+        widths = choose_widths(lost_saliency(saliencies), self.energy, budget)
         keep = []
         for saliency, width in zip(saliencies, widths, strict=True):
             kept = torch.zeros(len(saliency), dtype=torch.bool)

@@ -11,7 +11,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-# The budget's largest move between two updates, natural logarithm. a faster one degrades V for an update,
+# The budget's largest move between two updates, natural logarithm. A faster one degrades V for an update,
 # whatever the budget, and what it scores then says nothing about the size.
 MAX_MOVE = 0.2
 # The median of so many margins counts: a single bad one says more about that moment than about the budget.
