@@ -29,12 +29,17 @@ class FakeObjective:
         seconds_per_epoch: slept in each epoch.
         fails_at: epoch at which every evaluation raises, or 0.
         log: file to which one line "pid start|end" per evaluation is appended, or None.
+        stays_after: once the log has so many ends, what starts never ends by itself (0: everything ends). For tests
+            that kill: however slow the machine, the kill finds an evaluation under way.
+        together: no evaluation goes on before so many processes have begun one.
     """
 
     epochs: int = 3
     seconds_per_epoch: float = 0.0
     fails_at: int = 0
     log: str | None = None
+    stays_after: int = 0
+    together: int = 0
     steps_per_epoch: int = 0
     space: FakeSpace = field(default_factory=FakeSpace)
 
@@ -46,6 +51,8 @@ class FakeObjective:
         import math
 
         self._note("start", values)
+        while not self._goes_on():
+            time.sleep(0.02)
         started = time.perf_counter()
         keep, bits = values["a.keep_fraction"], values["a.bits"]
         top = 0.99 - 0.1 * math.log10(keep / 0.1) ** 2 - 0.02 * (bits - 4) ** 2
@@ -74,6 +81,13 @@ class FakeObjective:
             plan={"a": {"keep_fraction": keep, "codebook": 2 ** int(bits)}},
             stopped=stopped,
         )
+
+    def _goes_on(self) -> bool:
+        if self.log is None:
+            return True
+        lines = [line.split(maxsplit=2) for line in Path(self.log).read_text().splitlines()]
+        ended = sum(what == "end" for _, what, _ in lines)
+        return len({pid for pid, _, _ in lines}) >= self.together and not 0 < self.stays_after <= ended
 
     def _note(self, what: str, values: Values) -> None:
         if self.log is not None:

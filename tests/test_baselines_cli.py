@@ -326,10 +326,15 @@ if __name__ == "__main__":
     from fake_objective import FakeObjective
     command.load_task = lambda *_, **__: fakes.fake_task()
     command.starting_network = lambda *_, **__: None
-    systems.PlanObjective = lambda *_, **__: FakeObjective(seconds_per_epoch=0.1, log="log")
+    systems.PlanObjective = lambda *_, **__: FakeObjective(log="log", stays_after=2)
     systems.train_best = lambda *_, **__: fakes.FakeResult(0.75)
     sys.exit(fakes.main(sys.argv[1:]))
 """
+
+
+def under_way(log: str, ended: int) -> bool:
+    """Tells whether an evaluation runs after so many."""
+    return log.count(" end ") >= ended and log.count(" start ") > log.count(" end ")
 
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
@@ -344,13 +349,11 @@ def test_exit_status_of_a_process(workers: str, command: Command, tmp_path: Path
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "log").exists() or (tmp_path / "log").read_text().count("end") < 2:
+    while not (tmp_path / "log").exists() or not under_way((tmp_path / "log").read_text(), 2):
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 130
     assert out == ""
     assert "Traceback" not in err

@@ -408,17 +408,17 @@ from baselines.optuna_search.samplers import cmaes_sampler, distributions
 from baselines.optuna_search.storage import database_url
 
 if __name__ == "__main__":
-    log, storage, workers, seconds, resume, name = sys.argv[1:]
+    log, storage, workers, stays_after, resume, name = sys.argv[1:]
     settings = SearchSettings(8, storage=storage or None, workers=int(workers), resume=bool(resume), progress=False)
-    outcome = OptunaSearcher(name).search(FakeObjective(log=log, seconds_per_epoch=float(seconds)), settings)
+    outcome = OptunaSearcher(name).search(FakeObjective(log=log, stays_after=int(stays_after)), settings)
     print(json.dumps({"interrupted": outcome.interrupted, "trials": [t.to_json() for t in outcome.trials]}))
 """
 
 
 def start(
-    log: Path, storage: str, *, workers: int = 1, seconds: float = 0.0, resume: bool = False, name: str = "random"
+    log: Path, storage: str, *, workers: int = 1, stays_after: int = 0, resume: bool = False, name: str = "random"
 ) -> subprocess.Popen[str]:
-    arguments = [str(log), storage, str(workers), str(seconds), "resume" if resume else "", name]
+    arguments = [str(log), storage, str(workers), str(stays_after), "resume" if resume else "", name]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     script = log.parent / "search.py"
     script.write_text(SEARCH)
@@ -430,10 +430,14 @@ def start(
     )
 
 
-def wait_for(log: Path, evaluations: int) -> None:
-    deadline = time.monotonic() + 60
-    while evaluations_in(log) < evaluations:
-        assert time.monotonic() < deadline
+def wait_until_staying(log: Path, workers: int) -> None:
+    """Returns once every worker is in an evaluation that stays, and what ended before it is in the storage."""
+    while True:
+        lines = log.read_text().splitlines() if log.exists() else []
+        if sum(" end " in line for line in lines) >= 4 and sum(" start " in line for line in lines) == workers + sum(
+            " end " in line for line in lines
+        ):
+            return
         time.sleep(0.02)
 
 
@@ -450,7 +454,7 @@ def alive(pid: int) -> bool:
 
 def test_same_in_a_fresh_process(tmp_path: Path) -> None:
     here = OptunaSearcher("optuna-tpe").search(FakeObjective(), replace(SETTINGS, trials=8))
-    out, _ = start(tmp_path / "log", "", name="optuna-tpe").communicate(timeout=120)
+    out, _ = start(tmp_path / "log", "", name="optuna-tpe").communicate()
     assert [trial["values"] for trial in json.loads(out)["trials"]] == [trial.values for trial in here.trials]
 
 
@@ -458,20 +462,18 @@ def test_same_in_a_fresh_process(tmp_path: Path) -> None:
 def test_killed_search_is_resumed(workers: int, tmp_path: Path) -> None:
     """kill -9: what was finished is not run again, what was running is, and no worker lives on."""
     log = tmp_path / "log"
-    process = start(log, sqlite(tmp_path), workers=workers, seconds=0.1)
-    wait_for(log, 4)
+    process = start(log, sqlite(tmp_path), workers=workers, stays_after=4)
+    wait_until_staying(log, workers)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 10
-    while any(alive(pid) for pid in processes_in(log)) and time.monotonic() < deadline:
+    while any(alive(pid) for pid in processes_in(log)):
         time.sleep(0.05)
-    assert not any(alive(pid) for pid in processes_in(log))
     before = evaluations_in(log)
-    out, _ = start(log, sqlite(tmp_path), resume=True).communicate(timeout=120)
+    out, _ = start(log, sqlite(tmp_path), resume=True).communicate()
     trials = json.loads(out)["trials"]
     assert [trial["number"] for trial in trials] == list(range(8))
     again = sum(trial["attempts"] - 1 for trial in trials)
-    assert 1 <= again <= workers
+    assert again == workers
     assert evaluations_in(log) == 8 + again > before
     for trial in trials:
         # An attempt that was killed costs at most what it had reported.
@@ -485,21 +487,21 @@ def test_killed_search_is_resumed(workers: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ctrl_c_leaves_what_is_finished(workers: int, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    process = start(log, sqlite(tmp_path), workers=workers, seconds=0.1)
-    wait_for(log, 4)
+    process = start(log, sqlite(tmp_path), workers=workers, stays_after=4)
+    wait_until_staying(log, workers)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate()
     outcome = json.loads(out)
     assert outcome["interrupted"]
-    assert 1 <= len(outcome["trials"]) <= 4
+    assert 4 <= len(outcome["trials"]) <= 3 + workers
     assert not any(alive(pid) for pid in processes_in(log))
-    out, _ = start(log, sqlite(tmp_path), resume=True).communicate(timeout=120)
+    out, _ = start(log, sqlite(tmp_path), resume=True).communicate()
     resumed = json.loads(out)
     assert not resumed["interrupted"]
     finished = {trial["number"]: trial for trial in outcome["trials"]}
     assert len(resumed["trials"]) == 8
     assert all(trial == finished.get(trial["number"], trial) for trial in resumed["trials"])
-    assert 8 < evaluations_in(log) <= 8 + workers
+    assert evaluations_in(log) == 8 + workers
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "condensa"])

@@ -30,12 +30,14 @@ from fake_objective import FakeObjective
 from baselines.interface import SearchSettings
 from baselines.optuna_search import OptunaSearcher
 
-storage, log, processes = sys.argv[1:]
+storage, log, processes, stays_after = sys.argv[1:]
+
 Path(f"{{log}}.{{os.getpid()}}.ready").touch()
 while len(list(Path(log).parent.glob("*.ready"))) < int(processes):
     time.sleep(0.01)
+objective = FakeObjective(log=log, stays_after=int(stays_after), together=int(processes))
 settings = SearchSettings({trials}, storage=storage, resume=True, progress=False)
-outcome = OptunaSearcher("optuna-tpe").search(FakeObjective(seconds_per_epoch=0.03, log=log), settings)
+outcome = OptunaSearcher("optuna-tpe").search(objective, settings)
 print(json.dumps([trial.to_json() for trial in outcome.trials]))
 """
 
@@ -50,10 +52,10 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield {"sqlite": f"sqlite:///{tmp_path}/search.db", "journal": f"journal:{tmp_path}/search.log"}[request.param]
 
 
-def start(storage: str, log: Path) -> subprocess.Popen[str]:
+def start(storage: str, log: Path, stays_after: int = 0) -> subprocess.Popen[str]:
     tests = Path(__file__).parent
     return subprocess.Popen(
-        [sys.executable, "-c", SHARED.format(trials=TRIALS), storage, str(log), str(PROCESSES)],
+        [sys.executable, "-c", SHARED.format(trials=TRIALS), storage, str(log), str(PROCESSES), str(stays_after)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -61,19 +63,19 @@ def start(storage: str, log: Path) -> subprocess.Popen[str]:
     )
 
 
-def under_way(log: Path, pid: int, ended: int) -> bool:
-    """Tells whether a process is in the middle of an evaluation after so many."""
+def stays(log: Path, pid: int, stays_after: int) -> bool:
+    """Tells whether a process is in an evaluation that began when so many had ended."""
     lines = log.read_text().splitlines() if log.exists() else []
-    mine = [line.split()[1] for line in lines if line.startswith(f"{pid} ")]
-    return mine.count("end") >= ended and mine[-1:] == ["start"]
+    last = max((number for number, line in enumerate(lines) if line.startswith(f"{pid} ")), default=0)
+    return sum(" end " in line for line in lines[:last]) >= stays_after and " start " in lines[last]
 
 
 def test_three_processes_share_a_study_and_one_is_killed(storage: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    processes = [start(storage, log) for _ in range(PROCESSES)]
+    processes = [start(storage, log, stays_after) for stays_after in (2, 0, 0)]
     killed = processes[0]
     try:
-        while not under_way(log, killed.pid, ended=1):
+        while not stays(log, killed.pid, 2):
             assert all(process.poll() is None for process in processes), [p.stderr.read() for p in processes]
             time.sleep(0.002)
         killed.kill()
@@ -90,7 +92,7 @@ def test_three_processes_share_a_study_and_one_is_killed(storage: str, tmp_path:
     lines = log.read_text().splitlines()
     begun = sorted(re.findall(r" start (.*)", "\n".join(lines)))
     assert sorted(set(begun)) == sorted({str(sorted(trial["values"].items())) for trial in first})
-    assert len(begun) in (TRIALS, TRIALS + 1)  # at most the one that the killed process was in the middle of
+    assert len(begun) == TRIALS + 1  # again: the one that the killed process was in the middle of
     assert sum(trial["attempts"] for trial in first) == len(begun)
     assert len({line.split()[0] for line in lines}) == 3
     # What another opens now has nothing left to do.
@@ -152,7 +154,7 @@ def test_what_was_taken_over_counts_once(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_takes_every_process_with_it_is_given_up(tmp_path: Path) -> None:
-    code = SHARED.format(trials=2).replace("FakeObjective(seconds_per_epoch=0.03, log=log)", "Deadly(log=log)")
+    code = SHARED.format(trials=2).replace("search(objective,", "search(Deadly(log=log),")
     deadly = """
 import os, fake_objective
 class Deadly(fake_objective.FakeObjective):
@@ -163,7 +165,7 @@ class Deadly(fake_objective.FakeObjective):
 """
     tests = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
-    command = [sys.executable, "-c", deadly + code, f"sqlite:///{tmp_path}/search.db", str(tmp_path / "log"), "1"]
+    command = [sys.executable, "-c", deadly + code, f"sqlite:///{tmp_path}/search.db", str(tmp_path / "log"), "1", "0"]
     codes = []
     while 0 not in codes:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)

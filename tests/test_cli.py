@@ -465,10 +465,35 @@ def test_a_folder_of_checkpoints_belongs_to_one_command(tmp_path, capsys):
     assert "another command (target, seed differ)" in capsys.readouterr().err
 
 
-def run_in_a_process(arguments, folder):
-    """Starts a command in a process of its own and returns it, its stderr readable."""
+STAYS = """
+import sys, time
+from autocompress.cli import main
+
+class Stays:
+    def __init__(self, stream, words):
+        self.stream, self.words, self.line = stream, words, ""
+    def write(self, text):
+        self.stream.write(text)
+        self.stream.flush()
+        self.line = self.line.rpartition("\\n")[2] + text
+        while self.words in self.line and "\\n" in text:
+            time.sleep(1)
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+if __name__ == "__main__":
+    sys.stderr = Stays(sys.stderr, sys.argv[1])
+    sys.exit(main(sys.argv[2:]))
+"""
+
+
+def run_in_a_process(arguments, folder, stays_at="never"):
+    """Starts a command in a process of its own and returns it, its stderr readable.
+
+    A command that has written `stays_at` waits to be killed: however slow the machine, the kill finds it there.
+    """
     return subprocess.Popen(
-        [sys.executable, "-u", "-m", "autocompress", *(each for each in arguments if each != "--no-progress")],
+        [sys.executable, "-u", "-c", STAYS, stays_at, *(each for each in arguments if each != "--no-progress")],
         cwd=folder,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -482,7 +507,7 @@ def test_stopped_and_killed_and_resumed_gives_the_same_bytes(written, workshop, 
     arguments = compress_arguments(resumed, *UNDISTURBED, "--resume", str(tmp_path / "checkpoints"))
     # among the projections, and while finishing
     for last_epoch, number, status in [("3/12", signal.SIGTERM, 130), ("11/12", signal.SIGKILL, -signal.SIGKILL)]:
-        process = run_in_a_process(arguments, workshop)
+        process = run_in_a_process(arguments, workshop, f"epoch {last_epoch}")
         for line in process.stderr:
             if line.startswith(f"epoch {last_epoch}"):
                 process.send_signal(number)
