@@ -212,6 +212,7 @@ class Compressor:
             energy=None if self.energy is None else self.energy.use(chosen.state),
             promise=None if self.quality is None else self.quality.report(),
         )
+        constant = check_outputs(result.model, self.run, val if train is None else train)
         result.outcome = Outcome(
             candidates.origin if self.steps else ONE_SHOT,
             judged_by=judged_by,
@@ -223,8 +224,8 @@ class Compressor:
             promise_kept=None if result.promise is None else result.promise["kept"],
             steps=self.steps,
             total_steps=self.total_steps,
+            constant=constant,
         )
-        check_outputs(result.model, self.run, val if train is None else train)
         fill(self.network.model, result.state)
         return result
 
@@ -334,22 +335,26 @@ def as_number(evaluate: Callable[[nn.Module], Any]) -> Callable[[nn.Module], flo
     return lambda network: real_number("the score that evaluate= returns", evaluate(network))
 
 
-def check_outputs(compressed: nn.Module, run: Run, batches: Iterable[Any] | None) -> None:
+def check_outputs(compressed: nn.Module, run: Run, batches: Iterable[Any] | None) -> bool:
     """Checks that a compressed network's outputs are finite where the given one's were, or where nothing can tell.
 
+    Returns:
+        Whether they are the same for every example, where the given one's were not.
+
     Raises:
-        TrainingDivergedError: they are not; the layer is named.
+        TrainingDivergedError: they are not finite; the layer is named.
     """
     if batches is None or iter(batches) is batches:  # an iterator would lose what is looked at
-        return
+        return False
     reference = copy_network(run.network.model)
     put_back(all_tensors(reference), run.given)
     try:
-        check_finite(compressed, reference, batches, device=next(run.network.model.parameters()).device)
+        return check_finite(compressed, reference, batches, device=next(run.network.model.parameters()).device)
     except TrainingDivergedError:
         raise
     except Exception as error:  # whatever a network raises that does not take these batches as they are
         logger.warning("whether all outputs are finite was not looked at: %s: %s", type(error).__name__, error)
+    return False
 
 
 def _minus_loss(model: nn.Module, batches: Iterable[Any]) -> float:

@@ -39,6 +39,7 @@ class Outcome:
         promise_kept: whether a promise was kept; None where there is none.
         steps: optimizer steps that were taken ...
         total_steps: ... of so many announced.
+        constant: whether the network gave the same output for every example of a batch, where the given one did not.
     """
 
     chosen: str
@@ -51,6 +52,7 @@ class Outcome:
     promise_kept: bool | None = None
     steps: int = 0
     total_steps: int = 0
+    constant: bool = False
 
     @property
     def notes(self) -> list[str]:
@@ -62,6 +64,8 @@ class Outcome:
             more = len(self.zero_layers) - ZERO_LAYERS_SHOWN
             names = ", ".join(self.zero_layers[:ZERO_LAYERS_SHOWN]) + (f" and {more} more" if more > 0 else "")
             found.append(f"every weight is zero in {names}")
+        if self.constant and (not self.layers or len(self.zero_layers) < self.layers):
+            found.append("the network gives the same output for every example of a batch: try a larger target")
         if self.promise_kept is False:
             found.append("the promise was not kept by any network that was seen")
         if self.steps < self.total_steps:
