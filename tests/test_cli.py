@@ -431,6 +431,33 @@ def test_ctrl_c_within_an_import_is_ctrl_c(tmp_path, capsys, monkeypatch, kind):
     assert "interrupted, nothing was written" in capsys.readouterr().err
 
 
+HALF_IMPORTED = """
+import sys
+
+sys.modules["torch"] = None  # what Ctrl-C leaves of it cannot be imported any more
+
+import autocompress.cli
+
+def importing(options):
+    raise KeyboardInterrupt
+
+autocompress.cli._run = importing
+sys.exit(autocompress.cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [([], "nothing was written; with --resume"), (["--resume", "run"], "before the first checkpoint: run holds none")],
+)
+def test_ctrl_c_within_the_import_of_torch_is_told_without_it(tmp_path, more, told):
+    arguments = compress_arguments(tmp_path / "net.safetensors", "--weights", "dense.pt", *more)
+    done = subprocess.run([sys.executable, "-c", HALF_IMPORTED, *arguments], capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_bug_shows_its_traceback(monkeypatch, capsys, tmp_path):
     def stumble(*_, **__):
         raise KeyError("lost")

@@ -311,7 +311,10 @@ def _no_classes(output: Any, target: Any) -> str | None:
         return f"the output is {described(scores)}, the target {described(target)}"
     counted = target[target != IGNORED_TARGET]
     if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < scores.shape[-1]:
-        return f"the target has classes {int(counted.min())} to {int(counted.max())}, the output {scores.shape[-1]}"
+        return (
+            f"the target has classes {int(counted.min())} to {int(counted.max())}, the output {scores.shape[-1]}, "
+            "counted from 0"
+        )
     return None
 
 
