@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from autocompress.cli import compress_command, file_commands, main
+from autocompress.cli.console import _terminated_as_interrupted, interrupts_held_back
 from autocompress.cli.parser import build_parser
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.training.recipe import Recipe
@@ -456,6 +457,24 @@ def test_ctrl_c_within_the_import_of_torch_is_told_without_it(tmp_path, more, to
     assert done.returncode == 130, done.stderr
     assert told in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_within_an_import_comes_after_it(number):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    done = []
+
+    def imported() -> None:
+        with interrupts_held_back():
+            os.kill(os.getpid(), number)
+            done.append("imported")
+
+    with _terminated_as_interrupted(), pytest.raises(KeyboardInterrupt):
+        imported()
+    assert done == ["imported"]
+    with interrupts_held_back():
+        pass
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_a_bug_shows_its_traceback(monkeypatch, capsys, tmp_path):

@@ -6,6 +6,7 @@ import copy
 import io
 
 import pytest
+import small_task
 import torch
 from torch import nn
 
@@ -451,3 +452,30 @@ def test_evaluate_chooses_between_candidates() -> None:
     assert result.outcome.chosen == "trained"
     assert list(result.outcome.scores.values()) == [-1.0, -2.0, -3.0]
     assert torch.equal(result.model.second.weight, finished["second.weight"])
+
+
+@pytest.mark.parametrize("how", ["assign", "weight norm", "prune"])
+def test_a_parameter_that_is_replaced_is_named(how: str) -> None:
+    model = small_task.make_model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    compressor = ac.Compressor(model, optimizer, target="50%", total_steps=5)
+    x, y = next(iter(small_task.batches(64, 1)))
+    nn.functional.cross_entropy(model(x), y).backward()
+    compressor.step()
+    if how == "assign":
+        model.load_state_dict(small_task.make_model().state_dict(), assign=True)
+    elif how == "weight norm":
+        nn.utils.parametrizations.weight_norm(model[0])
+    else:
+        nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+    nn.functional.cross_entropy(model(x), y).backward()
+    with pytest.raises(ac.InvalidInputError, match=r"^0\.weight is another tensor than when the Compressor was made"):
+        compressor.step()
+
+
+@pytest.mark.parametrize("state", [{}, small_task.make_model().state_dict(), None])
+def test_what_is_no_state_of_a_compressor(state: object) -> None:
+    model = small_task.make_model()
+    compressor = ac.Compressor(model, torch.optim.SGD(model.parameters(), 0.1), target="50%", total_steps=5)
+    with pytest.raises(ac.InvalidInputError, match="no state of a Compressor"):
+        compressor.load_state_dict(state)

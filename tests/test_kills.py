@@ -36,16 +36,24 @@ SPEC = StudySpec(
 
 def result_of_study(folder: Path) -> Any:
     """Returns the records by cell without what differs from run to run."""
-    paths = sorted(folder.glob("results/mine/records/*.json"))
-    return {path.name: untimed(json.loads(path.read_text(encoding="utf-8"))) for path in paths}
+    found = {}
+    for path in sorted(folder.glob("results/mine/records/*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["search"] = [without(trial, PER_ATTEMPT) for trial in record.get("search", [])]
+        found[path.name] = without(record, {"search_gradient_steps", "anytime", "peak_memory_bytes"})
+    return found
 
 
-def untimed(value: Any) -> Any:
-    """Returns a part of a record without its times, and without the memory that processes took."""
+# What was spent on attempts that were killed is told.
+PER_ATTEMPT = {"attempts", "gradient_steps"}
+
+
+def without(value: Any, names: set[str]) -> Any:
+    """Returns a part of a record without some keys of it, and without times at any depth."""
     if isinstance(value, dict):
-        times = {"started", "wall_seconds", "device_seconds", "peak_memory_bytes"}
-        return {key: untimed(part) for key, part in value.items() if key not in times}
-    return [untimed(part) for part in value] if isinstance(value, list) else value
+        times = {"started", "wall_seconds", "device_seconds"}
+        return {key: without(part, set()) for key, part in value.items() if key not in names | times}
+    return [without(part, set()) for part in value] if isinstance(value, list) else value
 
 
 def result_of_search(folder: Path) -> Any:

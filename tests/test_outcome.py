@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import small_task
@@ -159,6 +160,11 @@ def test_one_output_for_every_input_is_said() -> None:
         (Outcome("trained", "the loss", greedy=True), ["bits were shared out by the greedy rule"]),
         (Outcome("one-shot", "the loss", {"trained": 0.0, "one-shot": 1.0}), ["training did not help"]),
         (Outcome("one-shot"), []),
+        (
+            Outcome("trained", "evaluate=", {"trained": math.nan, "one-shot": math.nan}),
+            ["no score by evaluate= is"],
+        ),
+        (Outcome("trained", "evaluate=", {"trained": 0.5, "one-shot": math.nan}), []),
         (Outcome("trained", "the loss", steps=3, total_steps=5), ["finish() came after 3 of 5 steps"]),
         (Outcome("one-shot", promise_kept=True, steps=5, total_steps=5), ["training led to no smaller file"]),
         (Outcome("one-shot", promise_kept=True), []),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 
-from autocompress.cli.console import run_command
+from autocompress.cli.console import interrupts_held_back, run_command
 from autocompress.cli.parser import build_parser
 
 
@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: Namespace) -> str:
     # Imported here so that `--help` and a mistyped option answer without loading torch's larger parts.
-    from autocompress.cli import compress_command, file_commands
+    with interrupts_held_back():
+        from autocompress.cli import compress_command, file_commands
 
     commands = {
         "compress": compress_command.compress_command,

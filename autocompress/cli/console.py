@@ -130,6 +130,27 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Is a block, an import of torch, which Ctrl-C and SIGTERM end only after it.
+
+    Broken off half-way, torch can neither be imported again nor left: at its end the process may abort.
+    """
+    held: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(signal.getsignal(number)):  # not one that is ignored, as in the background of a shell
+                before[number] = signal.signal(number, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if held:
+            raise KeyboardInterrupt
+
+
 class _Messages(logging.Handler):
     """Prints a log on stderr, above a progress bar where there is one."""
 

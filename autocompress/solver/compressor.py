@@ -117,6 +117,11 @@ class Compressor:
         rate = RelativeRate(optimizer, self.network.weights)
         self.run = Run(self.network, self.method, self._make_solver(projected), rate, self.ranks, constants)
         self.run.phases = self._make_phases(projected)
+        self._parameters = [
+            (name, module, key, parameter)
+            for name, module in self.network.model.named_modules()
+            for key, parameter in module._parameters.items()
+        ]
 
     def _make_method(self) -> Method:
         """Returns what meets the target; another class may meet it in another way."""
@@ -161,7 +166,18 @@ class Compressor:
             )
         if self.steps == 0 and all(p.grad is None for p in self.network.model.parameters()):
             raise InvalidInputError("the model has no gradients: call compressor.step() before optimizer.zero_grad()")
+        self._check_parameters()
         self.run.step()
+
+    def _check_parameters(self) -> None:
+        """Refuses a network whose parameters were replaced: what is trained then is not what is compressed."""
+        for name, module, key, parameter in self._parameters:
+            if module._parameters.get(key) is not parameter:
+                full = f"{name}.{key}".removeprefix(".")
+                raise InvalidInputError(
+                    f"{full} is another tensor than when the Compressor was made; make the Compressor after all changes "
+                    "to the network, and load weights without assign=True"
+                )
 
     def finish(
         self,
@@ -263,8 +279,10 @@ class Compressor:
         """Restores what `state_dict` returned; the model's own weights are the caller's to restore, first.
 
         Raises:
-            InvalidInputError: the state is of a run with another target, length or network.
+            InvalidInputError: the state is of a run with another target, length or network, or no state of a run.
         """
+        if not isinstance(state, dict) or "total_steps" not in state or "shapes" not in state:
+            raise InvalidInputError("this is no state of a Compressor: give what its state_dict() returned")
         for key, own in (("total_steps", self.total_steps), ("target", str(self.target))):
             if state[key] != own:
                 raise InvalidInputError(f"the saved run has {key} {state[key]!r}, this one {own!r}")

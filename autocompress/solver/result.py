@@ -78,7 +78,9 @@ class Outcome:
                 "training led to no smaller file that keeps the promise: this is the network as it was given, pruned "
                 "and quantized at once; train for longer, or at a lower learning rate"
             )
-        if self.chosen == ONE_SHOT and len(self.scores) > 1:
+        if self.scores and not any(map(math.isfinite, self.scores.values())):
+            found.append(f"no score by {self.judged_by} is a finite number: nothing decided between the networks")
+        elif self.chosen == ONE_SHOT and len(self.scores) > 1:
             found.append(
                 "training did not help: the network as it was given, pruned and quantized at once, is better by "
                 f"{self.judged_by}; train for longer, or at another learning rate"
