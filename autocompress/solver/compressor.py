@@ -175,7 +175,7 @@ class Compressor:
             if module._parameters.get(key) is not parameter:
                 full = f"{name}.{key}".removeprefix(".")
                 raise InvalidInputError(
-                    f"{full} is another tensor than when the Compressor was made; make the Compressor after all changes "
+                    f"{full} is another tensor than when the Compressor was made; make it after all changes "
                     "to the network, and load weights without assign=True"
                 )
 
