@@ -20,7 +20,13 @@ from typing import Any
 from tqdm import tqdm
 
 from autocompress.codec.atomic_write import NAME_CHARACTERS, remove_leftovers
-from autocompress.errors import AutocompressError, CorruptArtifactError, InfeasibleTargetError, InvalidInputError
+from autocompress.errors import (
+    MAX_SEED,
+    AutocompressError,
+    CorruptArtifactError,
+    InfeasibleTargetError,
+    InvalidInputError,
+)
 
 MODEL = (
     "lenet5, alexnet, resnet20/32/44/56, resnet50, torchvision:NAME, or package.module:function, a function without "
@@ -48,8 +54,8 @@ def not_negative(text: str) -> int:
 
 def seed(text: str) -> int:
     """Returns a whole number that every random generator takes as its seed."""
-    if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) < 2**32):
-        raise ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) <= MAX_SEED):
+        raise ArgumentTypeError(f"{text!r} is not a whole number from 0 to {MAX_SEED}")
     return int(text)
 
 

@@ -98,12 +98,17 @@ class Outcome:
         return {
             "chosen": self.chosen,
             "judged_by": self.judged_by,
-            "scores": {name: score if math.isfinite(score) else None for name, score in self.scores.items()},
+            "scores": {name: _in_json(score) for name, score in self.scores.items()},
             "zero_layers": list(self.zero_layers),
             "skipped_steps": self.skipped_steps,
             "greedy": self.greedy,
             "notes": self.notes,
         }
+
+
+def _in_json(score: float | None) -> float | None:
+    """Returns a score; one that is no number, which JSON does not know, is None."""
+    return score if score is not None and math.isfinite(score) else None
 
 
 def zero_layers(state: CompressedState) -> tuple[str, ...]:
@@ -204,9 +209,9 @@ class Result:
             "target": str(self.target),
             **report,
             **({} if self.energy is None else self.energy.to_json()),
-            "reference_accuracy": self.reference_accuracy,
-            "validation_accuracy": self.validation_accuracy,
-            "test_accuracy": self.test_accuracy,
+            "reference_accuracy": _in_json(self.reference_accuracy),
+            "validation_accuracy": _in_json(self.validation_accuracy),
+            "test_accuracy": _in_json(self.test_accuracy),
             "metric": self.metric,
             "reference_split": self.reference_split,
             "gradient_steps": self.gradient_steps,

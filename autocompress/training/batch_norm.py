@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.training.batches import check_repeatable, default_device, forward, split_batch, to_device
+from autocompress.training.batches import (
+    check_repeatable,
+    default_device,
+    forward,
+    holds_no_example,
+    split_batch,
+    to_device,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +74,8 @@ def refit_batch_norm(
             for number, batch in enumerate(batches):
                 if number >= max_batches:
                     break
+                if holds_no_example(batch):
+                    continue
                 size = _examples(batch)
                 for norm in norms:  # a running mean, weighted by examples
                     norm.momentum = size / (counted + size)

@@ -43,6 +43,13 @@ def split_batch(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
     )
 
 
+def holds_no_example(batch: Any) -> bool:
+    """Tells whether the inputs of a batch are tensors of length 0: their mean loss would be NaN."""
+    args, kwargs, _ = split_batch(batch)
+    inputs = [part for part in (*args, *kwargs.values()) if isinstance(part, Tensor) and part.ndim]
+    return bool(inputs) and not any(map(len, inputs))
+
+
 def to_device(batch: Any, device: torch.device | str, memory_format: torch.memory_format | None = None) -> Any:
     """Returns the batch with every tensor in it on `device`; 4-d float tensors in `memory_format` where given."""
     if isinstance(batch, Tensor):

@@ -178,6 +178,16 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
 _PARTS = {"model", "optimizer", "scheduler", "callbacks", "random", "data_order", "log", "total_steps", "step", "epoch"}
 
 
+def check_run_state(state: dict[str, Any], path: Path) -> None:
+    """Checks that what was read from a file is the state of a run.
+
+    Raises:
+        InvalidInputError: it is of something else.
+    """
+    if not state.keys() >= _PARTS:
+        raise InvalidInputError(f"{path} is not a checkpoint of a run; delete it to start anew")
+
+
 def restore_run(trainer: Trainer, saved: dict[str, Any]) -> None:
     """Takes up a run where its checkpoint left it.
 
