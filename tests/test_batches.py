@@ -182,6 +182,14 @@ def test_validation_data_that_give_no_score_are_refused_before_training(value, n
         run([(x, y)], [(torch.full_like(x, value), y)])
 
 
+def test_a_batch_that_batch_norm_cannot_be_refitted_on_is_named_and_changes_nothing() -> None:
+    model = make_norm_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ac.InvalidInputError, match="batch 1 of the data to refit batch norm on does not go through"):
+        refit_batch_norm(model, [*batches(64, 1), (torch.zeros(8, 3), torch.zeros(8))], device="cpu")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_test_data_that_give_no_score_are_said(caplog) -> None:
     (x, y), *_ = batches(64, 1)
     settings = {"train": [(x, y)], "val": [(x, y)], "test": [(x * torch.nan, y)], "target": "50%", "epochs": 0}

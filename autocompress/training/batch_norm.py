@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.training.batches import (
+    blaming,
     check_repeatable,
     default_device,
     forward,
@@ -80,14 +81,18 @@ def refit_batch_norm(
                 for norm in norms:  # a running mean, weighted by examples
                     norm.momentum = size / (counted + size)
                 before = _statistics(norms) if size == 1 else []
-                try:
-                    forward(model, to_device(batch, where))
-                    counted += size
-                except ValueError as error:
-                    if _TOO_SMALL not in str(error):
-                        raise
-                    left_out += 1
-                    _put_back(before)
+                with blaming(f"batch {number} of the data to refit batch norm on", batch):
+                    try:
+                        forward(model, to_device(batch, where))
+                        counted += size
+                    except ValueError as error:
+                        if _TOO_SMALL not in str(error):
+                            raise
+                        left_out += 1
+                        _put_back(before)
+        except BaseException:
+            _put_back(given)
+            raise
         finally:
             for norm, momentum in momenta.items():
                 norm.momentum = momentum
