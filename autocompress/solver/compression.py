@@ -125,6 +125,8 @@ def compress(
     """
     started = time.perf_counter()
     seed = whole_number("seed", seed, 0, MAX_SEED)
+    if not isinstance(recipe, Recipe | None):
+        raise InvalidInputError(f"recipe is {recipe!r}; it must be a Recipe, such as Recipe('sgd', learning_rate=0.1)")
     recipe = (recipe or Recipe()).for_compression()
     check_batches(train, "the training data")
     if val is not None:
