@@ -473,9 +473,9 @@ class Stays:
     def __init__(self, stream, words):
         self.stream, self.words, self.line = stream, words, ""
     def write(self, text):
+        self.line = self.line.rpartition("\\n")[2] + text  # first: the signal may come as soon as it is flushed
         self.stream.write(text)
         self.stream.flush()
-        self.line = self.line.rpartition("\\n")[2] + text
         while self.words in self.line and "\\n" in text:
             time.sleep(1)
     def __getattr__(self, name):
