@@ -31,7 +31,8 @@ class FakeObjective:
         log: file to which one line "pid start|end" per evaluation is appended, or None.
         stays_after: once the log has so many ends, what starts never ends by itself (0: everything ends). For tests
             that kill: however slow the machine, the kill finds an evaluation under way.
-        together: no evaluation goes on before so many processes have begun one.
+        together: no evaluation goes on before so many processes have begun one. One of a process that is to stay never
+            ends then: the others might have ended the whole search before its next one began.
     """
 
     epochs: int = 3
@@ -87,7 +88,8 @@ class FakeObjective:
             return True
         lines = [line.split(maxsplit=2) for line in Path(self.log).read_text().splitlines()]
         ended = sum(what == "end" for _, what, _ in lines)
-        return len({pid for pid, _, _ in lines}) >= self.together and not 0 < self.stays_after <= ended
+        stays = self.stays_after > 0 and (self.together > 0 or ended >= self.stays_after)
+        return len({pid for pid, _, _ in lines}) >= self.together and not stays
 
     def _note(self, what: str, values: Values) -> None:
         if self.log is not None:

@@ -64,10 +64,10 @@ def start(storage: str, log: Path, stays_after: int = 0) -> subprocess.Popen[str
 
 
 def stays(log: Path, pid: int, stays_after: int) -> bool:
-    """Tells whether a process is in an evaluation that began when so many had ended."""
+    """Tells whether a process is in an evaluation and so many have ended."""
     lines = log.read_text().splitlines() if log.exists() else []
-    last = max((number for number, line in enumerate(lines) if line.startswith(f"{pid} ")), default=0)
-    return sum(" end " in line for line in lines[:last]) >= stays_after and " start " in lines[last]
+    mine = [line for line in lines if line.startswith(f"{pid} ")]
+    return sum(" end " in line for line in lines) >= stays_after and bool(mine) and " start " in mine[-1]
 
 
 def test_three_processes_share_a_study_and_one_is_killed(storage: str, tmp_path: Path) -> None:
