@@ -231,13 +231,6 @@ def test_the_search_forgets_a_failure_above_a_success():
 BATCHES = [batch for _ in range(2) for batch in small_task.batches(320, 1, shuffle=True)]
 
 
-def make_model() -> nn.Module:
-    """Returns a network of two layers, the same at every call: what a run takes grows with their number."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 3))
-
-
 def nonzeros(model: nn.Module) -> int:
     return sum(int((p != 0).sum()) for p in model.parameters() if p.dim() > 1)
 
@@ -259,7 +252,7 @@ class Run:
     def __init__(
         self, evaluate=accuracy_by_size, *, norm: bool = False, target="drop:2", total_steps: int = 25
     ) -> None:
-        self.model = small_task.make_norm_model() if norm else make_model()
+        self.model = small_task.make_norm_model() if norm else small_task.make_shallow_model()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
         self.compressor = ac.Compressor(
             self.model, self.optimizer, target=target, total_steps=total_steps, evaluate=evaluate
@@ -447,7 +440,7 @@ def test_compress_keeps_its_promise_on_the_validation_data(target, norm):
 
 def command(out, *targets):
     words = [word for target in targets for word in ("--target", target)]
-    return ["compress", "small_task:make_model", "--data", "small_task:loaders", *words, "--out", str(out)]
+    return ["compress", "small_task:make_shallow_model", "--data", "small_task:loaders", *words, "--out", str(out)]
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):
