@@ -28,11 +28,10 @@ class FakeObjective:
     Attributes:
         seconds_per_epoch: slept in each epoch.
         fails_at: epoch at which every evaluation raises, or 0.
-        log: file to which one line "pid start|end" per evaluation is appended, or None.
-        stays_after: once the log has so many ends, what starts never ends by itself (0: everything ends). For tests
-            that kill: however slow the machine, the kill finds an evaluation under way.
-        together: no evaluation goes on before so many processes have begun one. One of a process that is to stay never
-            ends then: the others might have ended the whole search before its next one began.
+        log: file to which lines "pid start|stay|end" of each evaluation are appended, or None.
+        stays_after: once the log has so many ends, what starts stays and never ends by itself (0: everything ends).
+            For tests that kill: however slow the machine, the kill finds an evaluation under way.
+        together: no evaluation goes on before so many processes have begun one.
     """
 
     epochs: int = 3
@@ -52,8 +51,7 @@ class FakeObjective:
         import math
 
         self._note("start", values)
-        while not self._goes_on():
-            time.sleep(0.02)
+        self._wait(values)
         started = time.perf_counter()
         keep, bits = values["a.keep_fraction"], values["a.bits"]
         top = 0.99 - 0.1 * math.log10(keep / 0.1) ** 2 - 0.02 * (bits - 4) ** 2
@@ -83,13 +81,23 @@ class FakeObjective:
             stopped=stopped,
         )
 
-    def _goes_on(self) -> bool:
+    def _wait(self, values: Values) -> None:
         if self.log is None:
-            return True
-        lines = [line.split(maxsplit=2) for line in Path(self.log).read_text().splitlines()]
-        ended = sum(what == "end" for _, what, _ in lines)
-        stays = self.stays_after > 0 and (self.together > 0 or ended >= self.stays_after)
-        return len({pid for pid, _, _ in lines}) >= self.together and not stays
+            return
+        while len({pid for pid, _ in self._noted()}) < self.together:
+            time.sleep(0.02)
+        while self.together and self._ended() < self.stays_after:  # or the others end all before its next one
+            time.sleep(0.02)
+        if 0 < self.stays_after <= self._ended():
+            self._note("stay", values)
+            while True:
+                time.sleep(0.05)
+
+    def _ended(self) -> int:
+        return sum(what == "end" for _, what in self._noted())
+
+    def _noted(self) -> list[list[str]]:
+        return [line.split()[:2] for line in Path(self.log or "").read_text().splitlines()]
 
     def _note(self, what: str, values: Values) -> None:
         if self.log is not None:

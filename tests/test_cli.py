@@ -473,10 +473,11 @@ class Stays:
     def __init__(self, stream, words):
         self.stream, self.words, self.line = stream, words, ""
     def write(self, text):
-        self.line = self.line.rpartition("\\n")[2] + text  # first: the signal may come as soon as it is flushed
+        line = self.line + text
+        self.line = line.rpartition("\\n")[2]  # before the other side knows, and kills
         self.stream.write(text)
         self.stream.flush()
-        while self.words in self.line and "\\n" in text:
+        while self.words in line and "\\n" in text:
             time.sleep(1)
     def __getattr__(self, name):
         return getattr(self.stream, name)
