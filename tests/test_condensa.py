@@ -197,7 +197,7 @@ def test_lc_is_admm_on_a_quadratic_when_the_penalty_is_constant():
         twin = coded(v)
         admm.update([twin])
         lc.compress()
-        torch.testing.assert_close(lc.twins["w"], v, rtol=0, atol=1e-9)
+        torch.testing.assert_close(lc.decompressed["w"], v, rtol=0, atol=1e-9)
         torch.testing.assert_close(lc.multipliers["w"], -mu * admm.duals[0], rtol=0, atol=1e-6)
         assert lc.mu == mu
     assert float((x.detach() - v).abs().max()) < 0.2 * float((c - v).abs().max())
@@ -206,7 +206,7 @@ def test_lc_is_admm_on_a_quadratic_when_the_penalty_is_constant():
 def test_two_c_steps_by_hand():
     w = nn.Parameter(torch.tensor([[1.0, 0.4]]))
     lc = LearnCompress({"w": w}, Prune(0.5), mu=0.5, factor=2.0)
-    assert lc.twins["w"].tolist() == [[1.0, 0.0]]
+    assert lc.decompressed["w"].tolist() == [[1.0, 0.0]]
     w.grad = torch.tensor([[0.1, 0.1]])
     lc.penalize()
     torch.testing.assert_close(w.grad, torch.tensor([[0.1, 0.3]]))  # + 0.5 * 0.4
@@ -216,7 +216,7 @@ def test_two_c_steps_by_hand():
     with torch.no_grad():
         w.copy_(torch.tensor([[0.5, 0.4]]))
     lc.compress()  # w - lambda / mu = [0.5, 0.6]: the other one is kept now
-    torch.testing.assert_close(lc.twins["w"], torch.tensor([[0.0, 0.6]]))
+    torch.testing.assert_close(lc.decompressed["w"], torch.tensor([[0.0, 0.6]]))
     torch.testing.assert_close(lc.multipliers["w"], torch.tensor([[-0.5, 0.0]]))
 
 
@@ -445,7 +445,7 @@ def test_tied_weights_are_compressed_under_both_names():
     run = CondensaRun(objective, {"density": 0.2}, 1, FileSize("2KB"))
     network = run.compressed()
     assert network.second.weight is network.first.weight
-    assert torch.equal(network.first.weight, run.solver.state.twins["first.weight"])
+    assert torch.equal(network.first.weight, run.solver.state.decompressed["first.weight"])
     assert nonzeros({"first": network.first.weight, "head": network.head.weight}) == math.floor(0.2 * 460)
 
 

@@ -24,7 +24,7 @@ from autocompress.network.selection import original_bytes
 from autocompress.solver.budget_controller import BudgetController, SizeSearch
 from autocompress.solver.quality_constraint import STAGES
 from autocompress.targets import AccuracyDrop, FileSize, LossIncrease, WeightBits, combined, parse_target
-from studies.experiments import promises as accuracy_target
+from studies.experiments import quality_constraints
 
 # --- what may be asked --------------------------------------------------------------------------------------------
 
@@ -491,14 +491,14 @@ def record(way, half, file_bytes, steps, *, check, kept=True):
 
 def test_the_halves_are_disjoint_and_together_all():
     split = small_task.batches(201, 2)
-    first, second = accuracy_target.halves(split)
+    first, second = quality_constraints.halves(split)
     rows = [tuple(row) for part in (first, second) for row in part.inputs.tolist()]
     assert len(first.inputs) == 100
     assert sorted(rows) == sorted(map(tuple, split.inputs.tolist()))
 
 
 def test_the_fall_by_hand():
-    fall, error = accuracy_target.fall([record("promise", 0, 900, 10, check=[1, 1, 0, 1])], "check")
+    fall, error = quality_constraints.fall([record("promise", 0, 900, 10, check=[1, 1, 0, 1])], "check")
     assert fall == pytest.approx(25)
     assert error == pytest.approx(100 * math.sqrt((3 * 0.25**2 + 0.75**2) / 3) / 2)
 
@@ -507,14 +507,16 @@ def test_the_table_pools_halves_and_compares_with_bisection():
     right, wrong = [1] * 100, [1] * 90 + [0] * 10
     rows = [record("promise", half, 900, 10, check=right) for half in (0, 1)]
     rows += [record("bisection", half, 1000, 70, check=right) for half in (0, 1)]
-    text = re.sub(" +", " ", accuracy_target.table(rows))
+    text = re.sub(" +", " ", quality_constraints.table(rows))
     assert "| +0.00 ± 0.00 | yes | +0.00 | 900 | 0.90x and 0.90x | 0.14x |" in text
     assert "in 1 of 1 seeds" in text
     assert "geometric mean 0.90" in text
     broken = re.sub(
-        " +", " ", accuracy_target.table([record("promise", half, 900, 10, check=wrong, kept=False) for half in (0, 1)])
+        " +",
+        " ",
+        quality_constraints.table([record("promise", half, 900, 10, check=wrong, kept=False) for half in (0, 1)]),
     )
-    assert "| no, said not kept |" in broken
+    assert "| no, said not satisfied |" in broken
     assert "in 0 of 1 seeds" in broken
     with pytest.raises(ValueError, match="more than one record"):
-        accuracy_target.table([*rows, rows[0]])
+        quality_constraints.table([*rows, rows[0]])
