@@ -43,14 +43,13 @@ if __name__ == "__main__":
     import fake_cells
     from studies.design.cell import cells_of
     from studies.running.conditions import Conditions
+    from studies.running.local import LocalExecutor
     from studies.running.run import run_cells
     from studies.records.store import Store
 
     folder, kind, seeds = sys.argv[1:]
     conditions = Conditions("fake", "abc")
     if kind == "local":
-        from studies.running.local import LocalExecutor  # which takes a second, as PyTorch does
-
         executor = LocalExecutor(2, conditions, fake_cells.run)
     else:
         executor = fake_cells.HereExecutor(conditions)
