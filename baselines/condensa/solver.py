@@ -72,8 +72,8 @@ class Solver:
         self.parameters = dict(network.selection.weights)
         if biases:
             owners = {name.removesuffix("weight") for name in self.parameters}
-            sides = network.selection.vectors
-            self.parameters |= {name: bias for name, bias in sides if name.removesuffix("bias") in owners}
+            vectors = network.selection.vectors
+            self.parameters |= {name: bias for name, bias in vectors if name.removesuffix("bias") in owners}
         self.trained: list[Tensor] = [p for p in network.model.parameters() if p.requires_grad]
         self.state = LearnCompress(self.parameters, scheme, self.schedule.mu, self.schedule.mu_factor)
         self.steps, self.l_step = 0, 0
@@ -141,7 +141,7 @@ class Solver:
         """Notes the compressed network where its validation loss is the lowest so far."""
         own = {name: weight.detach().clone() for name, weight in self.parameters.items()}
         for name, weight in self.parameters.items():
-            weight.copy_(self.state.twins[name])
+            weight.copy_(self.state.decompressed[name])
         loss = self.validation_loss(self.network.model)
         if loss < self.best_loss or self.best_loss == float("inf"):
             self.best_loss = loss
