@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from autocompress.constraints.factory import counts_energy
 from autocompress.energy.channel_model import ChannelEnergy
-from autocompress.errors import InvalidInputError, whole_number
+from autocompress.errors import MAX_SEED, InvalidInputError, whole_number
 from autocompress.network.live_network import copy_network
 from autocompress.network.selection import Ignore
 from autocompress.solver.compressor import Compressor, check_target
@@ -42,19 +43,34 @@ CHECKPOINT_NAME = "compress.checkpoint"
 class CompressorCallback(Callback):
     """Carries the compressor through the trainer's loop and its checkpoints."""
 
-    def __init__(self, compressor: Compressor) -> None:
-        self.compressor = compressor
+    def __init__(self, compressor: Compressor, asked: Mapping[str, str] | None = None) -> None:
+        """Follows a run of the compressor; `asked` for in these words, beside network, target and length."""
+        self.compressor, self.asked = compressor, dict(asked or {})
 
     def on_step(self, trainer: Trainer) -> None:
         """Follows the optimizer step."""
         self.compressor.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the compressor's state."""
-        return self.compressor.state_dict()
+        """Returns the compressor's state, and what was asked for."""
+        return {**self.compressor.state_dict(), "asked": self.asked}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the compressor's state."""
+        """Restores the compressor's state.
+
+        Raises:
+            InvalidInputError: it is of a run of other weights, or of one that was asked for in other words.
+        """
+        before = state.get("asked", self.asked)  # not in what an earlier version wrote
+        other = sorted(name for name in self.asked if before.get(name) != self.asked[name])
+        own = self.compressor.run.given
+        if not all(map(_same, own, state["given"])) or len(own) != len(state["given"]):
+            other.insert(0, "the network's weights")
+        if other:
+            names = ", ".join(other)
+            raise InvalidInputError(
+                f"the checkpoint is of another run: {names} not the same; give another folder, or the same call"
+            )
         self.compressor.load_state_dict(state)
 
 
@@ -108,7 +124,7 @@ def compress(
         TrainingDivergedError: the loss became NaN or infinite.
     """
     started = time.perf_counter()
-    seed = whole_number("seed", seed, 0)
+    seed = whole_number("seed", seed, 0, MAX_SEED)
     recipe = (recipe or Recipe()).for_compression()
     check_batches(train, "the training data")
     if val is not None:
@@ -133,6 +149,8 @@ def compress(
     # Each batch of them decides in the end: what is wrong with one is found out here.
     with seeded(seed):
         before = None if val is None else scores(copy_network(reference), val)
+    if before is not None:
+        check_scores(name_of(metric), ranks.mean(before.loss), ranks.mean(before.metric))
     if asked.promise is not None and val is not None:
         judged: dict[str, Any] = {"loss": loss, "metric": metric, "device": where, "seed": seed}
         guess = ranks.decided(lambda: guesses(reference, val, **judged, scores=before))
@@ -179,7 +197,8 @@ def compress(
             progress=progress,
         )
         compressor = Compressor(model, trainer.optimizer, total_steps=trainer.total_steps, **settings)
-        trainer.callbacks.append(CompressorCallback(compressor))
+        words = {"seed": str(seed), "recipe": str(recipe), "ignore": str(ignore), "constants": str(constants)}
+        trainer.callbacks.append(CompressorCallback(compressor, words))
         curve = trainer.fit().curve
     else:
         untouched = torch.optim.SGD(model.parameters(), lr=0.0)  # takes no step
@@ -192,7 +211,10 @@ def compress(
         result.reference_accuracy, result.reference_split = ranks.mean(before.metric), "validation"
     if test is not None:
         try:
-            result.test_accuracy = ranks.mean(scores(result.model, test).metric)
+            found = scores(result.model, test)
+            result.test_accuracy = ranks.mean(found.metric)
+            if not math.isfinite(found.loss):
+                logger.warning("the loss on the test data is %s; its %s means little", found.loss, result.metric)
             result.reference_accuracy = ranks.mean(scores(copy_network(reference), test).metric)
             result.reference_split = "test"
         except InvalidInputError as error:  # the network is worth more than what is said of it
@@ -204,6 +226,20 @@ def compress(
     result.wall_seconds = time.perf_counter() - started
     result.device, result.seed = str(where), seed
     return result
+
+
+def check_scores(metric: str, loss: float, score: float) -> None:
+    """Checks that the network as it was given has scores on the validation data.
+
+    Raises:
+        InvalidInputError: one is NaN or infinite, so that nothing can be chosen by it.
+    """
+    for name, value in (("loss", loss), (metric, score)):
+        if not math.isfinite(value):
+            raise InvalidInputError(
+                f"the network as it was given has the {name} {value} on the validation data: check its outputs there, "
+                "the data for NaN, and the function for a division by zero"
+            )
 
 
 def _some_batches(model: nn.Module, train: Iterable[Any], seed: int) -> list[Any]:
@@ -227,6 +263,13 @@ def first_example(targets: Targets, train: Iterable[Any], seed: int) -> Any:
         example = input_example(train)
     restore_data_order(train, order)
     return example
+
+
+def _same(tensor: Tensor, other: Tensor) -> bool:
+    """Tells whether two tensors hold the same values; NaN is as NaN."""
+    if tensor.dtype != other.dtype or tensor.shape != other.shape:
+        return False
+    return bool(((tensor == other) | (tensor != tensor) & (other != other)).all())
 
 
 def _checkpoint(folder: str | Path | None) -> Path | None:

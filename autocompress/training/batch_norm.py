@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.training.batches import check_repeatable, default_device, examples_in, forward, run_on, to_device
+from autocompress.training.batches import (
+    blaming,
+    check_repeatable,
+    default_device,
+    examples_in,
+    forward,
+    holds_no_example,
+    run_on,
+    to_device,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,18 +76,24 @@ def refit_batch_norm(
             for number, batch in enumerate(batches):
                 if number >= max_batches:
                     break
+                if holds_no_example(batch):
+                    continue
                 size = examples_in(batch)
                 for norm in norms:  # a running mean, weighted by examples
                     norm.momentum = size / (counted + size)
                 before = _statistics(norms) if size == 1 else []
-                try:
-                    run_on(model, to_device(batch, where))
-                    counted += size
-                except ValueError as error:
-                    if _TOO_SMALL not in str(error):
-                        raise
-                    left_out += 1
-                    _put_back(before)
+                with blaming(f"batch {number} of the data to refit batch norm on", batch):
+                    try:
+                        run_on(model, to_device(batch, where))
+                        counted += size
+                    except ValueError as error:
+                        if _TOO_SMALL not in str(error):
+                            raise
+                        left_out += 1
+                        _put_back(before)
+        except BaseException:
+            _put_back(given)
+            raise
         finally:
             for norm, momentum in momenta.items():
                 norm.momentum = momentum

@@ -20,6 +20,7 @@ from autocompress.training.batches import (
     check_repeatable,
     default_device,
     forward,
+    holds_no_example,
     to_device,
     uses_bfloat16,
 )
@@ -77,6 +78,8 @@ def evaluate(
         with torch.inference_mode():
             for number, batch in enumerate(batches):
                 with blaming(f"batch {number} of the data to evaluate on", batch):
+                    if holds_no_example(batch):
+                        continue
                     with autocast(bfloat16, where):
                         output, target = forward(model, to_device(batch, where), with_target=loss is carried_loss)
                     score = metric(output, target).detach().float()
