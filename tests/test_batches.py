@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, IterableDataset
 
 import autocompress as ac
-from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import batches_of_epoch, check_batches, forward, input_example, to_device
 from autocompress.training.evaluation import evaluate
+from autocompress.training.layer_statistics import refit_batch_norm
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 
