@@ -28,7 +28,7 @@ class Fitted:
     """A proposal that meets the target.
 
     Attributes:
-        coded: the weights under it, one per compressed tensor.
+        quantized: the weights under it, one per compressed tensor.
         plan: what they follow, after the repair.
         size: what the target counts: bytes of the file, or bits of weight data.
         writer: writes the file, also after training has moved the values; None where the size is an estimate.
@@ -74,16 +74,16 @@ class FileBudget:
             target += 1
         return target
 
-    def measure(self, coded: Sequence[QuantizedTensor]) -> tuple[int, FileWriter]:
+    def measure(self, quantized: Sequence[QuantizedTensor]) -> tuple[int, FileWriter]:
         """Returns (bytes of the file, its writer): the biases are rounded at the weights' own price per bit."""
         weights = [weight.detach() for weight in self.network.weights]
-        error = relative_error(squared_error(coded, weights), weights)
-        file = replace(self.file, multiplier=marginal_multiplier(coded, weights), relative_error=error)
-        sides = vector_tensors(self.network.selection)
+        error = relative_error(squared_error(quantized, weights), weights)
+        file = replace(self.file, multiplier=marginal_multiplier(quantized, weights), relative_error=error)
+        vectors = vector_tensors(self.network.selection)
         if not self._vectors_fit:  # rounds the biases until they take no more than their share
-            _, file = file.bytes_without_weights(sides)
+            _, file = file.bytes_without_weights(vectors)
             self.file, self._vectors_fit = replace(self.file, vector_factor=file.vector_factor), True
-        return len(file.encode(coded, sides)[1]), file
+        return len(file.encode(quantized, vectors)[1]), file
 
     def size_of(self, state: CompressedState, data: bytes) -> int:
         """Returns what the target counts of a finished network."""
@@ -118,8 +118,8 @@ class WeightDataBudget:
     def target_for(self, size: int) -> int:
         return size
 
-    def measure(self, coded: Sequence[QuantizedTensor]) -> tuple[int, FileWriter]:
-        return weight_data_bits(coded), self.writer
+    def measure(self, quantized: Sequence[QuantizedTensor]) -> tuple[int, FileWriter]:
+        return weight_data_bits(quantized), self.writer
 
     def size_of(self, state: CompressedState, data: bytes) -> int:
         return state.weight_data_bits
@@ -151,14 +151,14 @@ def make_budget(network: Network, target: Target) -> Budget:
     raise InvalidInputError(f"the target {target} is none that a search can fit plans to; give a file size or weights:")
 
 
-def marginal_multiplier(coded: Sequence[QuantizedTensor], weights: Sequence[Tensor]) -> float:
+def marginal_multiplier(quantized: Sequence[QuantizedTensor], weights: Sequence[Tensor]) -> float:
     """Returns the squared error per bit at which a plan would grow: what its next few bits would buy.
 
     If every layer kept a little more, in proportion, each further weight would save about the square of the smallest
     that is kept, and cost its position, log2((1 - p) / p) bits, and its code.
     """
     error, bits = 0.0, 0.0
-    for tensor, weight in zip(coded, weights, strict=True):
+    for tensor, weight in zip(quantized, weights, strict=True):
         kept = weight.detach()[tensor.codes != 0]
         if not kept.numel():
             continue

@@ -42,11 +42,11 @@ class GradualPruning:
         return [weight.detach().float().clone() for weight in self.weights]
 
     @torch.no_grad()
-    def update(self, coded: Sequence[WeightTensor], pruned: Any = None, rules: Any = None) -> float:
+    def update(self, quantized: Sequence[WeightTensor], pruned: Any = None, rules: Any = None) -> float:
         """Prunes what a projection has pruned; returns the norm of what went."""
         before = self.points()
         self.masks = [
-            mask & (tensor.codes.to(mask.device) != 0) for tensor, mask in zip(coded, self.masks, strict=True)
+            mask & (tensor.codes.to(mask.device) != 0) for tensor, mask in zip(quantized, self.masks, strict=True)
         ]
         self.between()
         return math.sqrt(sum(float((w - b).square().sum()) for w, b in zip(self.weights, before, strict=True)))

@@ -57,13 +57,13 @@ def _optuna(name: str, pruner: str | None) -> Searcher:
 def _ray(name: str, pruner: str | None) -> Searcher:
     if pruner not in (None, "none"):
         raise InvalidInputError(f"pruner {pruner!r} cannot be used with {name}, whose scheduler stops trials itself")
-    from baselines.ray_search import RayAsha, RayOptuna, RayPbt, RayPrice
+    from baselines.ray_search import RayAsha, RayMultipliers, RayOptuna, RayPbt
 
     searchers: dict[str, Callable[[], Searcher]] = {
         "ray-optuna": RayOptuna,
         "ray-asha": RayAsha,
         "ray-pbt": RayPbt,
-        PRICE: RayPrice,
+        PRICE: RayMultipliers,
     }
     return searchers[name]()
 

@@ -51,13 +51,13 @@ class Plan:
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
 
     @classmethod
-    def of(cls, coded: Mapping[str, WeightTensor]) -> Plan:
+    def of(cls, quantized: Mapping[str, WeightTensor]) -> Plan:
         """Returns the plan that compressed tensors follow, such as `result.state.quantized`.
 
         Raises:
             InvalidInputError: one has a codebook of kernels, which no plan speaks of.
         """
-        scalar = zip(coded, scalar_tensors(list(coded.values())), strict=True)
+        scalar = zip(quantized, scalar_tensors(list(quantized.values())), strict=True)
         return cls({n: LayerPlan(c.nonzeros / max(c.codes.numel(), 1), len(c.values)) for n, c in scalar})
 
     def apply(

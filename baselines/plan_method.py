@@ -30,7 +30,7 @@ from baselines.gradual import cubic_schedule
 from baselines.interface import Values
 from baselines.plan import LayerPlan, Plan
 from baselines.repair import to_border
-from baselines.space import GradualSpace, PathSpace, PlanSpace, PriceSpace
+from baselines.space import GradualSpace, MultiplierSpace, PathSpace, PlanSpace
 
 HEADROOM = 1.05
 
@@ -77,11 +77,11 @@ class PlanMethod:
     def project_last(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
         return self._projected(self._repair(targets).quantized, targets)
 
-    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
-        return self._writer.fit(coded, sides)
+    def fit(self, quantized: Sequence[WeightTensor], vectors: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+        return self._writer.fit(quantized, vectors)
 
-    def vector_grids(self, sides: Mapping[str, Tensor]) -> dict[str, VectorGrid]:
-        return self._writer.vector_grids(sides)
+    def vector_grids(self, vectors: Mapping[str, Tensor]) -> dict[str, VectorGrid]:
+        return self._writer.vector_grids(vectors)
 
     @property
     def _writer(self) -> FileWriter:
@@ -99,10 +99,10 @@ class PlanMethod:
         self.writer = self.fitted.writer
         return self.fitted
 
-    def _projected(self, coded: list[QuantizedTensor], targets: Sequence[Tensor]) -> Projection:
-        self.codebooks = [tensor.values for tensor in coded]
-        error = squared_error(coded, targets)
-        return Projection(coded, None, error, relative_error(error, targets), 0.0)
+    def _projected(self, quantized: list[QuantizedTensor], targets: Sequence[Tensor]) -> Projection:
+        self.codebooks = [tensor.values for tensor in quantized]
+        error = squared_error(quantized, targets)
+        return Projection(quantized, None, error, relative_error(error, targets), 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         fitted = self.fitted
@@ -134,8 +134,8 @@ class GradualMethod(PlanMethod):
         # One value: only the mask is used. What the estimate had too few of could not come back in the end.
         return LayerPlan(cubic_schedule(min(1.0, HEADROOM * layer.keep_fraction), min(1.0, share)), 1)
 
-    def _projected(self, coded: list[QuantizedTensor], targets: Sequence[Tensor]) -> Projection:
-        found = super()._projected(coded, targets)
+    def _projected(self, quantized: list[QuantizedTensor], targets: Sequence[Tensor]) -> Projection:
+        found = super()._projected(quantized, targets)
         self.codebooks = None
         return found
 
@@ -152,7 +152,7 @@ class _ScaledTables:
         return index, values / self.scale
 
 
-class PricedMethod:
+class MultiplierMethod:
     """The compressor's own method, each layer's error multiplied by scale^2."""
 
     def __init__(self, inner: Method, values: Values, scales: Sequence[float]) -> None:
@@ -170,22 +170,22 @@ class PricedMethod:
     def project_last(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
         return self._unscaled(self.inner.project_last(weights, self._scaled(targets)), targets)
 
-    def fit(self, coded: Sequence[WeightTensor], sides: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
-        return self.inner.fit(coded, sides)
+    def fit(self, quantized: Sequence[WeightTensor], vectors: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
+        return self.inner.fit(quantized, vectors)
 
-    def vector_grids(self, sides: Mapping[str, Tensor]) -> dict[str, VectorGrid]:
-        return self.inner.vector_grids(sides)
+    def vector_grids(self, vectors: Mapping[str, Tensor]) -> dict[str, VectorGrid]:
+        return self.inner.vector_grids(vectors)
 
     def _scaled(self, targets: Sequence[Tensor]) -> list[Tensor]:
         return [target * scale for target, scale in zip(targets, self.scales, strict=True)]
 
     def _unscaled(self, found: Projection, targets: Sequence[Tensor]) -> Projection:
-        coded = [
+        quantized = [
             quantized_tensor(tensor.codes, tensor.values / scale)
             for tensor, scale in zip(scalar_tensors(found.quantized), self.scales, strict=True)
         ]
-        error = squared_error(coded, targets)
-        return Projection(coded, None, error, relative_error(error, targets), found.multiplier, found.greedy)
+        error = squared_error(quantized, targets)
+        return Projection(quantized, None, error, relative_error(error, targets), found.multiplier, found.greedy)
 
     def state_dict(self) -> dict[str, Any]:
         return {"values": dict(self.values), "inner": self.inner.state_dict()}
@@ -199,8 +199,8 @@ def make_plan_method(
     network: Network, budget: Budget, space: PlanSpace, values: Values, constants: SolverConstants
 ) -> Method:
     """Returns the method that meets a target under a proposal."""
-    if isinstance(space, PriceSpace):
-        return PricedMethod(budget.method(constants), values, space.scales(values))
+    if isinstance(space, MultiplierSpace):
+        return MultiplierMethod(budget.method(constants), values, space.scales(values))
     if isinstance(space, GradualSpace):
         return GradualMethod(network, budget, space, values, constants)
     return PlanMethod(network, budget, space, values, constants)

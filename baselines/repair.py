@@ -53,7 +53,7 @@ LOOSEST, TIGHTEST = -20.0, 60.0
 FIRST_MULTIPLIER = math.exp(-40.0)
 PLACE_TOLERANCE = 1e-5
 MAX_CODEBOOK = 256
-# The proposal itself is coded where its estimated size is so close to the limit, as a part of it.
+# The proposal itself is encoded where its estimated size is so close to the limit, as a part of it.
 WORTH_A_LOOK = 0.3
 # An estimate so near an end of the bracket, as a part of it, would give the plan of that end once more.
 NEAR = 0.02
@@ -132,9 +132,9 @@ def to_border(
 
     def applied(place: float) -> Fitted:
         plan = plan_at(place)
-        coded = plan.apply(weights, starts)
-        sizes.learn(plan, coded)
-        return Fitted(coded, plan, int(sizes.of(plan, place)), None, place)
+        quantized = plan.apply(weights, starts)
+        sizes.learn(plan, quantized)
+        return Fitted(quantized, plan, int(sizes.of(plan, place)), None, place)
 
     def fitted(place: float) -> Fitted:
         found = applied(place)
@@ -210,8 +210,8 @@ class _Sizes:
         self._shares: dict[tuple[str, int], NDArray[np.floating[Any]]] = {}  # by layer and size of its codebook
         self._known: dict[float, float] = {}  # place -> true size over estimate, both without what is fixed
 
-    def learn(self, plan: Plan, coded: Sequence[QuantizedTensor]) -> None:
-        for (name, layer), tensor in zip(plan.layers.items(), coded, strict=True):
+    def learn(self, plan: Plan, quantized: Sequence[QuantizedTensor]) -> None:
+        for (name, layer), tensor in zip(plan.layers.items(), quantized, strict=True):
             counts = Counts.of_codes(as_matrix(tensor.codes), len(tensor.values)).codes
             self._shares[name, layer.codebook] = counts / max(counts.sum(), 1)
 

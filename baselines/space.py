@@ -94,8 +94,8 @@ class GroupedSpace:
 
 
 @dataclass(frozen=True)
-class PriceSpace:
-    """A multiplier, in the logarithm, on what each layer's error counts in the priced projection."""
+class MultiplierSpace:
+    """A multiplier, in the logarithm, on what each layer's error counts in the projection."""
 
     layers: Layers
     name: str = "price"
@@ -180,7 +180,7 @@ def _above(magnitudes: Tensor, threshold: Tensor) -> float:
 
 
 PathSpace = GroupedSpace | UniformSpace | MagnitudeSpace
-PlanSpace = PathSpace | PriceSpace
+PlanSpace = PathSpace | MultiplierSpace
 
 
 def fit(space: PathSpace, values: Values, network: Network, budget: Budget) -> Fitted:
@@ -211,7 +211,7 @@ def make_space(name: str, network: Network, budget: Budget) -> PlanSpace:
     return space
 
 
-def one_price_plan(network: Network, budget: Budget) -> Plan:
+def one_multiplier_plan(network: Network, budget: Budget) -> Plan:
     """Returns the compressor's own plan for a network as it is: the same price of a bit in every layer."""
     weights = [weight.detach().float().clone() for weight in network.weights]
     found = scalar_tensors(budget.method(DEFAULTS).project_last(weights, weights).quantized)
@@ -228,7 +228,7 @@ def _grouped(name: str, grouping: Callable[[Layers], Mapping[str, Layers]]) -> C
         ]
         space = GroupedSpace(name, groups, tuple(min(max(keep, MIN_KEEP), 1.0) for keep in starts))
         uniform = fit(UniformSpace(layers), {"bits": START_BITS}, network, budget).plan
-        return replace(space, more_starts=(space.clipped(uniform), space.clipped(one_price_plan(network, budget))))
+        return replace(space, more_starts=(space.clipped(uniform), space.clipped(one_multiplier_plan(network, budget))))
 
     return make
 
@@ -250,7 +250,7 @@ _MAKERS: dict[str, Callable[[Layers, Network, Budget], PlanSpace]] = {
     "per-layer": _grouped("per-layer", lambda layers: {name: ((name, numel),) for name, numel in layers}),
     "block": _grouped("block", blocks),
     "global": _grouped("global", lambda layers: {"all": layers}),
-    "price": lambda layers, network, budget: PriceSpace(layers),
+    "price": lambda layers, network, budget: MultiplierSpace(layers),
     "uniform": lambda layers, network, budget: UniformSpace(layers),
     "magnitude": lambda layers, network, budget: MagnitudeSpace(layers),
     "gradual": lambda layers, network, budget: GradualSpace(layers),

@@ -86,10 +86,15 @@ class FakeObjective:
             return
         while len({pid for pid, _ in self._noted()}) < self.together:
             time.sleep(0.02)
-        if 0 < self.stays_after <= sum(what == "end" for _, what in self._noted()):
+        while self.together and self._ended() < self.stays_after:  # or the others end all before its next one
+            time.sleep(0.02)
+        if 0 < self.stays_after <= self._ended():
             self._note("stay", values)
             while True:
                 time.sleep(0.05)
+
+    def _ended(self) -> int:
+        return sum(what == "end" for _, what in self._noted())
 
     def _noted(self) -> list[list[str]]:
         return [line.split()[:2] for line in Path(self.log or "").read_text().splitlines()]

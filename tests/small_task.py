@@ -21,6 +21,13 @@ def make_model() -> nn.Module:
         return nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
 
 
+def make_shallow_model() -> nn.Module:
+    """Returns a network of two layers, the same at every call: what a run takes grows with their number."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 3))
+
+
 def make_norm_model() -> nn.Module:
     """Returns a network with batch norm, the same at every call."""
     with torch.random.fork_rng():

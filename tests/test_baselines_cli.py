@@ -60,7 +60,7 @@ class Calls:
 
 
 def small_network() -> nn.Module:
-    return nn.Sequential(OrderedDict(body=nn.Linear(64, 64), head=nn.Linear(64, 10)))
+    return nn.Sequential(OrderedDict(body=nn.Linear(8, 8), head=nn.Linear(8, 10)))
 
 
 def fake_task() -> Any:

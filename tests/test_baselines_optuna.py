@@ -204,7 +204,14 @@ def test_evolution_has_several_generations(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "pruner"),
-    [(name, None) for name in SAMPLING] + [("optuna-tpe", "hyperband"), ("optuna-cmaes", "median"), ("uniform", None)],
+    [
+        ("optuna-gp", None),
+        ("optuna-nsga2", None),
+        ("optuna-tpe", "hyperband"),
+        ("optuna-cmaes", "median"),
+        ("uniform", None),
+        *(pytest.param(name, None, marks=pytest.mark.slow) for name in ("random", "optuna-tpe", "optuna-cmaes")),
+    ],
 )
 def test_resumed_search_equals_an_uninterrupted_one(name: str, pruner: str | None, tmp_path: Path) -> None:
     """Interrupted in the middle of two of its trials, the second time without a chance to say so."""

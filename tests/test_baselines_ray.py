@@ -17,6 +17,8 @@ import ray
 from fake_objective import FakeObjective
 from ray.exceptions import RayActorError
 from searcher_contract import SearcherContract, evaluations_in
+from test_baselines_end_to_end import check_search
+from test_baselines_end_to_end import here as here  # a fixture
 
 from autocompress.errors import InvalidInputError
 from baselines.interface import Evaluation, Parameter, Report, SearchSettings, Values, go_on
@@ -137,6 +139,11 @@ class TestPopulation:
             assert trial.gradient_steps == 10 * len(trial.curve)
         evaluations = [line.split("start ")[1] for line in log.read_text().splitlines() if " start " in line]
         assert {str(sorted(trial.values.items())) for trial in mutated} <= set(evaluations)
+
+
+@pytest.mark.usefixtures("one_ray", "here")
+def test_the_command_writes_a_file_within_the_target(capsys):
+    check_search(capsys, "ray-asha")
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from small_task import batches, make_model, make_norm_model
+from small_task import batches, make_model, make_norm_model, make_shallow_model
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, IterableDataset
 
 import autocompress as ac
-from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import batches_of_epoch, check_batches, forward, input_example, to_device
 from autocompress.training.evaluation import evaluate
+from autocompress.training.layer_statistics import refit_batch_norm
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 
@@ -43,7 +43,7 @@ class StreamWithLength(Stream):
 
 def run(train, val=None) -> ac.Result:
     return ac.compress(
-        make_model(), train=train, val=val, target="50%", epochs=2, recipe=RECIPE, progress=False, device="cpu"
+        make_shallow_model(), train=train, val=val, target="50%", epochs=2, recipe=RECIPE, progress=False, device="cpu"
     )
 
 
@@ -75,10 +75,10 @@ def test_an_epoch_has_as_many_batches_as_were_announced(caplog) -> None:
 
 def test_evaluation_goes_through_a_stream_once() -> None:
     stream = Stream()
-    evaluate(make_model(), DataLoader(stream, batch_size=32), device="cpu")
+    evaluate(make_shallow_model(), DataLoader(stream, batch_size=32), device="cpu")
     assert stream.passes == 1
     with pytest.raises(ac.InvalidInputError, match="gives no batch at all"):
-        evaluate(make_model(), DataLoader(Stream(0), batch_size=32), device="cpu")
+        evaluate(make_shallow_model(), DataLoader(Stream(0), batch_size=32), device="cpu")
 
 
 def test_a_loader_whose_dataset_has_no_length_is_counted() -> None:
@@ -144,7 +144,7 @@ class Example:
 
 def test_a_batch_that_is_neither_is_refused() -> None:
     with pytest.raises(ac.InvalidInputError, match="a batch is a Example; it must be a tuple"):
-        forward(make_model(), Example(torch.zeros(1, 20)))
+        forward(make_shallow_model(), Example(torch.zeros(1, 20)))
 
 
 def test_a_loader_with_its_own_generator_gives_the_same_file_whatever_was_drawn_from_it() -> None:

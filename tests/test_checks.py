@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from small_task import batches, make_model, make_task, train_reference
+from small_task import batches, make_shallow_model, make_task, train_reference
 from torch import Tensor, nn
 
 import autocompress as ac
@@ -43,36 +43,41 @@ def check(model: nn.Module, train, **settings):
     ("model", "batch", "settings", "message"),
     [
         (
-            make_model(),
+            make_shallow_model(),
             (X[:, :5], CLASSES[1]),
             {},
             r"not take the inputs of the training data: RuntimeError: .*8x5",
         ),
         (regressor(), NUMBERS, {}, r"the target is float32 \[8, 1\], not whole numbers.* give loss="),
         (segmenter(), IMAGES, {}, r"the output is float32 \[2, 4, 5, 5\], the target int64 \[2, 5, 5\]\..* give loss="),
-        (make_model(), (X, CLASSES[1] + 1), {}, r"the target has classes 1 to 3, the output 3"),
-        (make_model(), CLASSES, {"loss": F.mse_loss}, r"loss cannot be computed on the training data: .* int64 \[8\]"),
+        (make_shallow_model(), (X, CLASSES[1] + 1), {}, r"the target has classes 1 to 3, the output 3"),
         (
-            make_model(),
+            make_shallow_model(),
+            CLASSES,
+            {"loss": F.mse_loss},
+            r"loss cannot be computed on the training data: .* int64 \[8\]",
+        ),
+        (
+            make_shallow_model(),
             CLASSES,
             {"loss": lambda o, t: F.cross_entropy(o, t, reduction="none")},
             r"float32 \[8\]; it must",
         ),
-        (make_model(), CLASSES, {"loss": lambda o, t: 3.0}, r"is a float; it must be a tensor with one number"),
-        (make_model(), CLASSES, {"loss": lambda o, t: o.detach().mean()}, r"has no gradient"),
+        (make_shallow_model(), CLASSES, {"loss": lambda o, t: 3.0}, r"is a float; it must be a tensor with one number"),
+        (make_shallow_model(), CLASSES, {"loss": lambda o, t: o.detach().mean()}, r"has no gradient"),
         (
-            make_model(),
+            make_shallow_model(),
             CLASSES,
             {"metric": lambda o, t: 0.5},
             r"metric of the training data is a float; it must",
         ),
         (
-            make_model(),
+            make_shallow_model(),
             CLASSES,
             {"metric": lambda o, t: o.mean()},
             r"is float32 \[\]; it .* one score per example",
         ),
-        (make_model(), CLASSES, {"metric": F.mse_loss}, r"the metric cannot be computed on the training data"),
+        (make_shallow_model(), CLASSES, {"metric": F.mse_loss}, r"the metric cannot be computed on the training data"),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_shape(model, batch, settings, message: str) -> None:
@@ -130,14 +135,16 @@ def test_every_split_is_tried_before_any_training(split: str, monkeypatch) -> No
     data[split] = [(X, CLASSES[1].float())]
     named = {"train": "training", "val": "validation", "test": "test"}[split]
     with pytest.raises(ac.InvalidInputError, match=rf"does not fit the {named} data|on the {named} data"):
-        ac.compress(make_model(), **data, target="50%", epochs=1, recipe=RECIPE, progress=False, device="cpu")
+        ac.compress(make_shallow_model(), **data, target="50%", epochs=1, recipe=RECIPE, progress=False, device="cpu")
 
 
 WRONG_LATER = [*batches(64, 1), (X, CLASSES[1] + 7)]
 
 
 def compress_briefly(**data):
-    return ac.compress(make_model(), target="50%", epochs=1, recipe=RECIPE, progress=False, device="cpu", **data)
+    return ac.compress(
+        make_shallow_model(), target="50%", epochs=1, recipe=RECIPE, progress=False, device="cpu", **data
+    )
 
 
 def test_a_later_batch_that_does_not_fit_is_named_in_training() -> None:
@@ -164,14 +171,14 @@ def test_a_later_batch_of_the_test_data_costs_no_network(caplog) -> None:
 
 @pytest.mark.parametrize("score", [None, "0.9", torch.ones(3), True, [0.9]])
 def test_a_score_that_is_no_number_is_named(score: object) -> None:
-    model = make_model()
+    model = make_shallow_model()
     settings = {"total_steps": 3, "evaluate": lambda network: score}
     with pytest.raises(ac.InvalidInputError, match=r"the score that evaluate= returns is .*; it must be a number"):
         ac.Compressor(model, torch.optim.SGD(model.parameters(), 0.1), target="drop:5", **settings)
 
 
 @pytest.mark.parametrize(
-    ("model", "kind"), [(nn.Linear, "the class Linear"), (make_model().state_dict(), "a OrderedDict")]
+    ("model", "kind"), [(nn.Linear, "the class Linear"), (make_shallow_model().state_dict(), "a OrderedDict")]
 )
 def test_what_is_no_network_is_named(model: object, kind: str) -> None:
     with pytest.raises(ac.InvalidInputError, match=f"the model is {kind}; give a network"):
@@ -182,14 +189,14 @@ def test_what_is_no_network_is_named(model: object, kind: str) -> None:
 
 def test_what_is_no_optimizer_is_named() -> None:
     with pytest.raises(ac.InvalidInputError, match=r"the optimizer is None; give the torch\.optim\.Optimizer"):
-        ac.Compressor(make_model(), None, target="50%", total_steps=1)
+        ac.Compressor(make_shallow_model(), None, target="50%", total_steps=1)
 
 
 @pytest.mark.parametrize(
     ("model", "batch", "loss", "expected"),
     [
-        (make_model(), CLASSES, None, correct_predictions),
-        (make_model(), CLASSES, lambda o, t: F.cross_entropy(o, t, label_smoothing=0.1), correct_predictions),
+        (make_shallow_model(), CLASSES, None, correct_predictions),
+        (make_shallow_model(), CLASSES, lambda o, t: F.cross_entropy(o, t, label_smoothing=0.1), correct_predictions),
         (regressor(), NUMBERS, F.mse_loss, MinusLoss),
         (regressor(), (X, CLASSES[1]), lambda o, t: (o[:, 0] - t).square().mean(), MinusLoss),
         (segmenter(), IMAGES, F.cross_entropy, MinusLoss),
@@ -360,8 +367,8 @@ def test_finish_with_validation_data_that_do_not_fit_loses_nothing() -> None:
 def test_an_evaluation_that_fails_in_finish_costs_no_training() -> None:
     def trained(**settings) -> ac.Result:
         model = copy_network(start)
-        compressor = ac.Compressor(model, torch.optim.SGD(model.parameters(), 0.01), target="60%", total_steps=20)
-        for _ in range(20):
+        compressor = ac.Compressor(model, torch.optim.SGD(model.parameters(), 0.01), target="60%", total_steps=10)
+        for _ in range(10):
             F.cross_entropy(model(X), CLASSES[1]).backward()
             compressor.optimizer.step()
             compressor.step()
@@ -371,7 +378,7 @@ def test_an_evaluation_that_fails_in_finish_costs_no_training() -> None:
                 compressor.finish(**settings)
         return compressor.finish()
 
-    start = make_model()
+    start = make_shallow_model()
     assert trained(evaluate=lambda network: None).data == trained().data
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections import OrderedDict
 
 import pytest
 import small_task
@@ -375,12 +376,12 @@ def train_with_broken_gradients(model: nn.Module, compressor: ac.Compressor, goo
 
 
 @pytest.mark.parametrize(
-    ("target", "total", "good"), [("400B", 100, set()), ("drop:50", 60, set()), ("drop:50", 60, {4, 9})]
+    ("target", "total", "good"), [("400B", 100, set()), ("drop:50", 50, set()), ("drop:50", 50, {4, 9})]
 )
 def test_gradients_that_are_not_finite_are_counted_over_the_whole_of_fine_tuning(
     target: str, total: int, good: set[int]
 ) -> None:
-    model = make()
+    model = nn.Sequential(OrderedDict(body=nn.Linear(6, 16), act=nn.ReLU(), head=nn.Linear(16, 3)))
     compressor = compressor_of(model, target=target, total_steps=total, evaluate=lambda _: 0.9)
     steps = train_with_broken_gradients(model, compressor, good)
     assert steps >= 10

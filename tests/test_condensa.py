@@ -22,7 +22,7 @@ from baselines.condensa.configurations import CONFIGURATIONS
 from baselines.condensa.goal import FitSize, KeepAccuracy, KeptOutcome, parse_asked
 from baselines.condensa.learn_compress import LearnCompress
 from baselines.condensa.objective import CondensaObjective
-from baselines.condensa.pruning import BlockPrune, FilterPrune, NeuronPrune, Prune, StructurePrune
+from baselines.condensa.pruning import FilterPrune, Prune, StructurePrune
 from baselines.condensa.run import CondensaRun
 from baselines.condensa.schedule import ALEXNET_CIFAR10_SCHEDULE, LENET5_MNIST_SCHEDULE, Schedule
 from baselines.condensa.schemes import Codebook, Compose, Quantize
@@ -63,7 +63,6 @@ def test_ties_are_broken_by_order():
     ("scheme", "layers", "kept"),
     [
         (FilterPrune(0.5), {"conv1", "conv2"}, 7),
-        (NeuronPrune(0.3), {"fc"}, 3),
         (StructurePrune(0.25), {"conv1", "conv2", "fc"}, 6),
     ],
 )
@@ -76,20 +75,6 @@ def test_whole_outputs_are_pruned_by_one_threshold_and_other_layers_stay(scheme,
         for row in range(len(tensor)):
             stays = name not in layers or (name, row) in largest
             assert torch.equal(tensor[row], w[name][row] if stays else torch.zeros_like(tensor[row]))
-
-
-def test_blocks_by_hand():
-    w = torch.tensor([[1.0, 0.0, 5.0], [1.0, 1.0, 0.0], [0.0, 0.0, 2.0]])
-    # Blocks of 2 x 2, at the edges 2 x 1, 1 x 2 and 1 x 1: squared norms 3, 25, 0, 4.
-    assert BlockPrune(0.5).compress({"w": w})["w"].tolist() == [[0, 0, 5], [0, 0, 0], [0, 0, 2]]
-    assert BlockPrune(0.75).compress({"w": w})["w"].tolist() == [[1, 0, 5], [1, 1, 0], [0, 0, 2]]
-
-
-def test_a_block_that_fits_evenly_keeps_exact_counts():
-    theta = BlockPrune(0.5, (2, 9)).compress({"conv2": weights()["conv2"]})["conv2"]
-    blocks = theta.view(3, 2, 8, 9).abs().sum((1, 3)) > 0
-    assert int(blocks.sum()) == 12
-    assert nonzeros({"w": theta}) == 12 * 18
 
 
 def test_float16_is_torchs_rounding_and_comes_back_without_a_change():
@@ -117,14 +102,12 @@ def test_a_codebook_has_so_many_values_and_leaves_zero(bits):
 SCHEMES = [
     Prune(0.1),
     FilterPrune(0.5),
-    NeuronPrune(0.5),
     StructurePrune(0.5),
-    BlockPrune(0.3, (2, 3)),
     Quantize(),
     Quantize(torch.bfloat16),
     Codebook(2),
     Compose((Prune(0.1), Quantize())),
-    Compose((BlockPrune(0.5), Prune(0.2), Codebook(3))),
+    Compose((StructurePrune(0.5), Prune(0.2), Codebook(3))),
 ]
 
 
@@ -168,7 +151,6 @@ def test_a_composition_is_undone_in_reverse():
     [
         (lambda: Prune(0.0), "density is 0.0"),
         (lambda: FilterPrune(1.5), "density is 1.5"),
-        (lambda: BlockPrune(0.5, (0, 2)), "block is"),
         (lambda: Codebook(9), "from 1 to 8"),
         (lambda: FilterPrune(0.5).compress({"fc": torch.ones(2, 2)}), "finds nothing to prune in fc"),
     ],
@@ -215,7 +197,7 @@ def test_lc_is_admm_on_a_quadratic_when_the_penalty_is_constant():
         twin = coded(v)
         admm.update([twin])
         lc.compress()
-        torch.testing.assert_close(lc.twins["w"], v, rtol=0, atol=1e-9)
+        torch.testing.assert_close(lc.decompressed["w"], v, rtol=0, atol=1e-9)
         torch.testing.assert_close(lc.multipliers["w"], -mu * admm.duals[0], rtol=0, atol=1e-6)
         assert lc.mu == mu
     assert float((x.detach() - v).abs().max()) < 0.2 * float((c - v).abs().max())
@@ -224,7 +206,7 @@ def test_lc_is_admm_on_a_quadratic_when_the_penalty_is_constant():
 def test_two_c_steps_by_hand():
     w = nn.Parameter(torch.tensor([[1.0, 0.4]]))
     lc = LearnCompress({"w": w}, Prune(0.5), mu=0.5, factor=2.0)
-    assert lc.twins["w"].tolist() == [[1.0, 0.0]]
+    assert lc.decompressed["w"].tolist() == [[1.0, 0.0]]
     w.grad = torch.tensor([[0.1, 0.1]])
     lc.penalize()
     torch.testing.assert_close(w.grad, torch.tensor([[0.1, 0.3]]))  # + 0.5 * 0.4
@@ -234,7 +216,7 @@ def test_two_c_steps_by_hand():
     with torch.no_grad():
         w.copy_(torch.tensor([[0.5, 0.4]]))
     lc.compress()  # w - lambda / mu = [0.5, 0.6]: the other one is kept now
-    torch.testing.assert_close(lc.twins["w"], torch.tensor([[0.0, 0.6]]))
+    torch.testing.assert_close(lc.decompressed["w"], torch.tensor([[0.0, 0.6]]))
     torch.testing.assert_close(lc.multipliers["w"], torch.tensor([[-0.5, 0.0]]))
 
 
@@ -463,7 +445,7 @@ def test_tied_weights_are_compressed_under_both_names():
     run = CondensaRun(objective, {"density": 0.2}, 1, FileSize("2KB"))
     network = run.compressed()
     assert network.second.weight is network.first.weight
-    assert torch.equal(network.first.weight, run.solver.state.twins["first.weight"])
+    assert torch.equal(network.first.weight, run.solver.state.decompressed["first.weight"])
     assert nonzeros({"first": network.first.weight, "head": network.head.weight}) == math.floor(0.2 * 460)
 
 

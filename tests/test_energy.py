@@ -222,18 +222,18 @@ def test_a_run_that_is_stopped_gives_the_same_file(trained: nn.Module, target: l
 
     def fresh(model: nn.Module) -> tuple[torch.optim.Optimizer, ac.Compressor]:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-        return optimizer, ac.Compressor(model, optimizer, target=target, total_steps=12, example=x)
+        return optimizer, ac.Compressor(model, optimizer, target=target, total_steps=8, example=x)
 
     whole = copy.deepcopy(trained)
     parts = (whole, *fresh(whole))
-    steps(*parts, 12)
+    steps(*parts, 8)
     first = copy.deepcopy(trained)
     begun = (first, *fresh(first))
-    steps(*begun, 5)
+    steps(*begun, 3)
     second = copy.deepcopy(first)
     optimizer, compressor = fresh(second)
     compressor.load_state_dict(copy.deepcopy(begun[2].state_dict()))
-    steps(second, optimizer, compressor, 7)
+    steps(second, optimizer, compressor, 5)
     assert compressor.finish().data == parts[2].finish().data
 
 
@@ -248,7 +248,7 @@ def test_the_command_line(tmp_path, capsys, monkeypatch: pytest.MonkeyPatch) -> 
         "--weights",
         str(tmp_path / "net.pt"),
     ]
-    command += ["--epochs", "2", "--out", str(tmp_path / "net.safetensors"), "--json", "--device", "cpu"]
+    command += ["--epochs", "1", "--out", str(tmp_path / "net.safetensors"), "--json", "--device", "cpu"]
     assert main([*command, "--target", "900B", "--target", "energy:70%"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["energy"] <= 0.7 * answer["dense_energy"]

@@ -151,7 +151,7 @@ def test_steps_are_those_that_were_taken(watch):
 
 
 def test_stopped_trials_count_what_they_took(reference):
-    objective = PlanObjective(make_task(), reference, target="600B", space="per-layer", epochs=4)
+    objective = PlanObjective(make_task(), reference, target="weights:60x", space="per-layer", epochs=4)
     with counted_steps() as steps:
         outcome = OptunaSearcher("random", "median").search(objective, SearchSettings(trials=8, progress=False))
     assert {trial.state for trial in outcome.trials} == {"complete", "stopped"}  # or nothing was tested here
@@ -185,7 +185,7 @@ def test_the_test_split_is_read_once_at_the_very_end(watch):
 
 def test_the_objective_holds_no_test_split(reference):
     task = make_task()
-    objective = PlanObjective(task, reference, target="600B", space="per-layer", epochs=1)
+    objective = PlanObjective(task, reference, target="weights:60x", space="per-layer", epochs=1)
     objective(objective.space.start)
     assert not _reachable(objective, task.test.inputs)
     assert _reachable(objective, task.validation.inputs)  # or the search looks in vain

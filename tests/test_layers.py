@@ -131,24 +131,6 @@ def test_baselines_know_neither_studies_nor_the_command_line(path):
         assert not other.startswith("autocompress.cli") or other == "autocompress.cli.console", other
 
 
-@pytest.mark.parametrize(
-    ("below", "above"),
-    [
-        ("targets.kinds", "constraints.factory"),
-        ("codec.range_coder", "constraints.file_size"),
-        ("numerics.kmeans", "constraints.energy"),
-        ("network.selection", "codec.file"),
-        ("constraints.file_size", "solver.compressor"),
-        ("training.trainer", "solver.compression"),
-        ("solver.constants", "solver.admm"),
-        ("task.named_task", "cli.compress_command"),
-    ],
-)
-def test_the_order_itself(below, above):
-    assert level_of(f"autocompress.{below}") < level_of(f"autocompress.{above}")
-    assert {f"autocompress.{below}", f"autocompress.{above}"} <= set(modules())
-
-
 def test_importing_the_package_brings_no_search_library():
     script = (
         "import pkgutil, importlib, sys, autocompress\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_task import batches, make_model, train_reference
+from small_task import batches, make_shallow_model, train_reference
 
 import autocompress as ac
 from autocompress.errors import whole_number
@@ -20,7 +20,7 @@ NUMPY_RECIPE = Recipe("sgd", np.float64(0.05), momentum=np.float32(0.5), batch_s
 def test_a_run_with_numpy_numbers_can_be_resumed_and_gives_the_same_file(tmp_path: Path) -> None:
     def run(number, real, folder: str) -> ac.Result:
         return ac.compress(
-            make_model(),
+            make_shallow_model(),
             train=batches(96, 1, shuffle=True),
             target="50%",
             epochs=number(2),
@@ -44,7 +44,7 @@ def test_a_recipe_holds_plain_numbers() -> None:
 
 
 def test_a_compressor_notes_plain_numbers() -> None:
-    model = make_model()
+    model = make_shallow_model()
     compressor = ac.Compressor(model, torch.optim.SGD(model.parameters(), 0.1), target="50%", total_steps=np.int64(5))
     assert type(compressor.state_dict()["total_steps"]) is int
 

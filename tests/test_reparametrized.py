@@ -19,7 +19,7 @@ from autocompress.network.reparametrized import WHOLE, KeepsParts, keep_parts, n
 from autocompress.network.selection import select
 from autocompress.solver.compressor import Compressor
 from autocompress.solver.lazy_projection import Nearest
-from tests.small_task import batches, make_model, make_task, train_reference
+from tests.small_task import batches, make_model, make_shallow_model, make_task, train_reference
 
 
 def old_weight_norm(module: nn.Module, **settings: Any) -> nn.Module:
@@ -38,7 +38,7 @@ NORMS = {
 
 def normed_network(kind: str) -> nn.Sequential:
     torch.manual_seed(0)  # the vectors of spectral norm
-    model = make_model()
+    model = make_shallow_model()
     assert isinstance(model, nn.Sequential)
     NORMS[kind](model[0])
     NORMS[kind](model[2])
@@ -50,8 +50,8 @@ def normed_network(kind: str) -> nn.Sequential:
     [
         ("new weight norm", "smallest"),
         ("new spectral norm", "drop:5"),
-        ("old weight norm", "700B"),
-        ("old spectral norm", "700B"),
+        ("old weight norm", "500B"),
+        ("old spectral norm", "500B"),
     ],
 )
 def test_a_network_divided_by_norms_ends_finite_at_any_size(kind: str, target: str, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_network_divided_by_norms_ends_finite_at_any_size(kind: str, target: s
     task = make_task()
     from autocompress.training.trainer import Trainer
 
-    Trainer(model, task.train, recipe=task.recipe, epochs=6, device="cpu", progress=False).fit()
+    Trainer(model, task.train, recipe=task.recipe, epochs=3, device="cpu", progress=False).fit()
     result = ac.compress(
         model, train=task.train, val=task.validation, target=target, epochs=1, device="cpu", progress=False
     )
@@ -143,7 +143,7 @@ def test_masks_of_prune_are_folded(target: str, tmp_path: Path) -> None:
     }
     task = make_task()
     result = ac.compress(
-        model, train=task.train, val=task.validation, target=target, epochs=3, device="cpu", progress=False
+        model, train=task.train, val=task.validation, target=target, epochs=1, device="cpu", progress=False
     )
     for name, mask in masks.items():
         kept = result.model.get_parameter(name.removesuffix("mask") + "orig")

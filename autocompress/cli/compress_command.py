@@ -71,11 +71,11 @@ def compress_command(options: Namespace) -> str:
     if options.json:
         return to_json(answer | {"out": str(options.out)})
     size = f"{options.out}: {result.file_bytes} bytes"
-    promise = [] if result.promise is None else [promise_line(result.promise)]
+    promise = [] if result.promise is None else [quality_line(result.promise)]
     return "\n".join([result.report(), "", *accuracy_lines(answer), *promise, size])
 
 
-def promise_line(promise: Mapping[str, Any]) -> str:
+def quality_line(promise: Mapping[str, Any]) -> str:
     """Returns whether a promise was kept, as text."""
     outcome = "kept" if promise["kept"] else "NOT kept by any network that was seen; this one comes nearest"
     scores = " ".join(f"{name} {promise[key]:.4f}," for name, key in (("allowed", "limit"), ("reference", "reference")))

@@ -141,10 +141,10 @@ def _code_state(
     weights = WeightModels(chosen={} if choices is None else choices)
     grids = _GridModels(weights.codebooks)
     raws = _RawModels()
-    kernel_models = KernelModels()
+    kernel_models = KernelModels() if kernels else None
     for entry in (entry for entry in entries if kinds[entry.name] == CODED):
         tensor = state.quantized[entry.name] if state else None
-        if kernels and code_kind(coder, entry.name, tensor, kernel_models):
+        if kernel_models is not None and code_kind(coder, entry.name, tensor, kernel_models):
             given = tensor if isinstance(tensor, KernelTensor) else None
             found = code_kernels(coder, entry.name, entry.shape, given, kernel_models, weights)
             result.quantized[entry.name] = found

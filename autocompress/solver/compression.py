@@ -22,12 +22,12 @@ from autocompress.solver.compressor import Compressor, check_target
 from autocompress.solver.constants import DEFAULTS, SolverConstants
 from autocompress.solver.result import Result, warn_of_loss
 from autocompress.targets import LossIncrease, Target, Targets, combined
-from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import TaughtBatches, check_batches, default_device, input_example
 from autocompress.training.checkpoint import Callback
 from autocompress.training.checks import check_task, guesses, name_of
 from autocompress.training.evaluation import Evaluation, evaluate, hold_out
-from autocompress.training.losses import distillation_from, output_distance
+from autocompress.training.layer_statistics import refit_batch_norm
+from autocompress.training.losses import classification_loss, correct_predictions, distillation_from, output_distance
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 from autocompress.training.ranks import presence, ranks_of
 from autocompress.training.recipe import Recipe
@@ -77,10 +77,11 @@ class CompressorCallback(Callback):
 def compress(
     model: nn.Module,
     *,
-    train: Iterable[Any],
+    train: Iterable[Any] | None = None,
     val: Iterable[Any] | None = None,
     test: Iterable[Any] | None = None,
     target: str | Target | Targets | Sequence[str | Target],
+    calibration: Iterable[Any] | None = None,
     loss: Callable[[Any, Tensor], Tensor] | None = None,
     metric: Callable[[Any, Tensor], Tensor] | None = None,
     epochs: int | None = None,
@@ -97,12 +98,15 @@ def compress(
 
     Args:
         model: a trained network.
-        train: batches to train on, gone through once per epoch: (inputs, targets) or dicts with a target.
+        train: batches to train on, gone through once per epoch: (inputs, targets) or dicts with a target. None: the
+            network is not trained, but pruned and quantized at once.
         val: batches that decide, by their loss, between the trained network and others; without them a twentieth of the
             training data is kept from training for that. A promise is measured on them and cannot do without.
         test: batches to report on, once, at the end.
         target: "50KB", "50KiB", "1%", "100x", "weights:836x", a promise ("drop:0.5", "loss:+2%"), a target object, or
             several that hold together.
+        calibration: without `train`, batches of the network's inputs, with or without targets: a few hundred examples
+            say which errors in the weights reach the layers' outputs, and set batch norm statistics.
         loss: (output, target) -> scalar; default: the one that the network's output carries as `loss` when it is given
             the target, else cross-entropy, or where the outputs are numbers like the targets (regression) the distance
             to the outputs of the network as it was given. Cross-entropy is joined by distillation from that network.
@@ -128,7 +132,16 @@ def compress(
     if not isinstance(recipe, Recipe | None):
         raise InvalidInputError(f"recipe is {recipe!r}; it must be a Recipe, such as Recipe('sgd', learning_rate=0.1)")
     recipe = (recipe or Recipe()).for_compression()
-    check_batches(train, "the training data")
+    if train is None:
+        if epochs:
+            raise InvalidInputError(f"epochs is {epochs}, but there is no data to train on: give train=, or epochs=0")
+        epochs, data = 0, calibration
+    elif calibration is not None:
+        raise InvalidInputError("calibration= is for compression without train=, whose batches serve for it as well")
+    else:
+        data = train
+    if data is not None:
+        check_batches(data, "the calibration data" if train is None else "the training data")
     if val is not None:
         check_batches(val, "the validation data")
     where = default_device(device)
@@ -137,10 +150,13 @@ def compress(
     ranks.check_same({"val": presence(val), "test": presence(test), "seed": seed, "epochs": epochs})
     if asked.promise is not None and val is None:
         raise InvalidInputError(f"the target {asked.promise} is a promise about validation data: give val=")
-    counted: dict[str, Any] = {"example": first_example(asked, train, seed), "energy_model": energy_model}
+    counted: dict[str, Any] = {"example": first_example(asked, data, seed), "energy_model": energy_model}
     check_target(model, asked, ignore, **counted)
     splits = {"the training data": train, "the validation data": val, "the test data": test}
-    loss, metric = check_task(model, splits, loss=loss, metric=metric, device=where, seed=seed, taught=True)
+    if all(split is None for split in splits.values()):
+        loss, metric = loss or classification_loss, metric or correct_predictions  # neither will be asked
+    else:
+        loss, metric = check_task(model, splits, loss=loss, metric=metric, device=where, seed=seed, taught=True)
     # Without a loss the targets say nothing of what the network was trained for: it is measured by its own outputs.
     teacher = copy_network(reference, device=where).eval() if loss is output_distance else None
     if teacher is not None:
@@ -162,7 +178,7 @@ def compress(
 
     epochs = recipe.compress_epochs if epochs is None else whole_number("epochs", epochs, 0)
     judge, judged_by = val, "the loss on the validation data"
-    if val is None and epochs:
+    if val is None and epochs and train is not None:
         parts = hold_out(train, seed)
         train, judged_by = parts.train, parts.words
         judge = parts.judge if teacher is None else TaughtBatches(parts.judge, teacher, where)
@@ -173,7 +189,7 @@ def compress(
             return -outcome.loss  # the metric of a few hundred examples moves in steps: equal ones decide nothing
         return outcome.loss if isinstance(asked.promise, LossIncrease) else outcome.metric
 
-    some = _some_batches(model, train, seed) if asked.promise is not None else []
+    some = _some_batches(model, data, seed) if asked.promise is not None else []
 
     settings: dict[str, Any] = {
         "target": asked,
@@ -184,7 +200,7 @@ def compress(
         **counted,
     }
     curve: list[tuple[int, float]] = []
-    if epochs:
+    if epochs and train is not None:
         trainer = Trainer(
             model,
             train,
@@ -207,7 +223,7 @@ def compress(
         untouched = torch.optim.SGD(model.parameters(), lr=0.0)  # takes no step
         compressor = Compressor(model, untouched, total_steps=0, **settings)
     with seeded(seed):  # a loader that shuffles by torch's own generator gives the same batches in every run
-        result = compressor.finish(train=train, judged_by=judged_by)
+        result = compressor.finish(train=data if train is None else train, judged_by=judged_by)
     result.metric = name_of(metric)
     if val is not None and before is not None:
         result.validation_accuracy = ranks.mean(scores(result.model, val).metric)
@@ -245,21 +261,21 @@ def check_scores(metric: str, loss: float, score: float) -> None:
             )
 
 
-def _some_batches(model: nn.Module, train: Iterable[Any], seed: int) -> list[Any]:
+def _some_batches(model: nn.Module, train: Iterable[Any] | None, seed: int) -> list[Any]:
     """Returns training batches for the batch norms of a network; none where it has no such layer.
 
     They are kept, because a loader that is being gone through cannot be gone through from its start as well.
     """
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+    if train is None or not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         return []
     with seeded(seed):
         set_epoch(train, 0)
         return list(itertools.islice(train, REFIT_BATCHES))
 
 
-def first_example(targets: Targets, train: Iterable[Any], seed: int) -> Any:
+def first_example(targets: Targets, train: Iterable[Any] | None, seed: int) -> Any:
     """Returns the first input to train on where a target needs one; a loader's random numbers are left as they were."""
-    if not counts_energy(targets):
+    if train is None or not counts_energy(targets):
         return None
     order = data_order_state(train)
     with seeded(seed):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from autocompress.errors import AutocompressError, InvalidInputError, TrainingDivergedError
 from autocompress.network.live_network import accepted_arguments, copy_network, tensors_in
-from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import (
     autocast,
     cause_of,
@@ -25,6 +24,7 @@ from autocompress.training.batches import (
     to_device,
 )
 from autocompress.training.evaluation import Evaluation, evaluate
+from autocompress.training.layer_statistics import forward_in_training
 from autocompress.training.losses import (
     IGNORED_TARGET,
     MinusLoss,

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from autocompress.errors import InvalidInputError
-from autocompress.training.batch_norm import refit_batch_norm as refit_batch_norm
 from autocompress.training.batches import (
     autocast,
     blaming,
@@ -24,6 +23,7 @@ from autocompress.training.batches import (
     to_device,
     uses_bfloat16,
 )
+from autocompress.training.layer_statistics import refit_batch_norm as refit_batch_norm
 from autocompress.training.losses import carried_loss, classification_loss, correct_predictions
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded
 from autocompress.training.tensor_batches import TensorBatches

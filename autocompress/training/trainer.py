@@ -16,7 +16,6 @@ from tqdm import tqdm
 from autocompress.codec.atomic_write import remove_leftovers
 from autocompress.errors import MAX_SEED, TrainingDivergedError, whole_number
 from autocompress.network.live_network import dense_gradients
-from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import (
     autocast,
     blaming,
@@ -39,6 +38,7 @@ from autocompress.training.checkpoint import (
     save_checkpoint,
 )
 from autocompress.training.checks import takes_bfloat16
+from autocompress.training.layer_statistics import forward_in_training
 from autocompress.training.learning_rate import find_learning_rate
 from autocompress.training.losses import (
     Distillation,

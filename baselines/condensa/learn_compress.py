@@ -1,4 +1,4 @@
-"""L-C: the network w, its compressed twin theta, the multipliers lambda, and the two kinds of step between them.
+"""L-C: the network w, its compressed form theta, the multipliers lambda, and the two kinds of step between them.
 
     minimise  loss(w)   subject to   w = delta(theta)                     (Carreira-Perpinan 2017; Joseph et al. 2020)
 
@@ -12,7 +12,7 @@ after the optimizer's, here it is in the gradient; there U stays when rho change
 | symbol | here | shape |
 |---|---|---|
 | w | `weights`, the parameters being trained | any, per layer |
-| delta(theta) | `twins` | as w |
+| delta(theta) | `decompressed` | as w |
 | lambda | `multipliers` | as w |
 | mu | `mu`, 0 before the first C step, which compresses directly | |
 """
@@ -45,31 +45,33 @@ class LearnCompress:
         self.weights, self.scheme, self.factor = dict(weights), scheme, factor
         self.mu = mu
         self.multipliers = {name: torch.zeros_like(w) for name, w in self.weights.items()}
-        self.twins = self._projected({name: w.detach() for name, w in self.weights.items()})
+        self.decompressed = self._projected({name: w.detach() for name, w in self.weights.items()})
 
     @torch.no_grad()
     def penalize(self) -> None:
         for name, weight in self.weights.items():
-            penalty = self.mu * (weight - self.twins[name]) - self.multipliers[name]
+            penalty = self.mu * (weight - self.decompressed[name]) - self.multipliers[name]
             weight.grad = penalty if weight.grad is None else weight.grad.add_(penalty)
 
     @torch.no_grad()
     def compress(self) -> None:
         """Takes a C step: theta, then lambda at the present mu, then mu."""
-        self.twins = self._projected({n: w.detach() - self.multipliers[n] / self.mu for n, w in self.weights.items()})
+        self.decompressed = self._projected(
+            {n: w.detach() - self.multipliers[n] / self.mu for n, w in self.weights.items()}
+        )
         for name, weight in self.weights.items():
-            self.multipliers[name] -= self.mu * (weight - self.twins[name])
+            self.multipliers[name] -= self.mu * (weight - self.decompressed[name])
         self.mu = min(self.mu * self.factor, MU_CAP)
 
     def _projected(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        twins = self.scheme.decompress(self.scheme.compress(weights))
-        return {name: twin.to(self.weights[name]) for name, twin in twins.items()}
+        decompressed = self.scheme.decompress(self.scheme.compress(weights))
+        return {name: tensor.to(self.weights[name]) for name, tensor in decompressed.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"mu": self.mu, "twins": self.twins, "multipliers": self.multipliers}
+        return {"mu": self.mu, "decompressed": self.decompressed, "multipliers": self.multipliers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.mu = state["mu"]
-        for mine, saved in ((self.twins, state["twins"]), (self.multipliers, state["multipliers"])):
+        for mine, saved in ((self.decompressed, state["decompressed"]), (self.multipliers, state["multipliers"])):
             for name, tensor in mine.items():
                 mine[name] = saved[name].to(tensor)

@@ -1,6 +1,6 @@
 """The schemes that prune: one threshold for the whole network.
 
-The k = floor(density * n) largest of n things are kept, things being weights, rows or blocks, measured by their
+The k = floor(density * n) largest of n things are kept, things being weights or rows, measured by their
 Euclidean norm. The published code keeps everything at the threshold; here ties are broken by order, so that the count
 is exact. Where all things are equally large this is the exact projection.
 """
@@ -42,10 +42,11 @@ class _Pruning:
         kept[every.argsort(descending=True, stable=True)[: max(1, math.floor(self.density * every.numel()))]] = True
         parts = torch.split(kept, [norm.numel() for norm in norms.values()])
         masks = {name: part.view(norms[name].shape) for name, part in zip(norms, parts, strict=True)}
-        return {
-            name: self._masked(w.detach(), masks[name]) if name in masks else w.detach().clone()
-            for name, w in weights.items()
-        }
+        theta = {}
+        for name, w in weights.items():
+            mask = masks.get(name, torch.ones((), dtype=torch.bool, device=w.device))
+            theta[name] = w.detach() * mask.view(*mask.shape, *[1] * (w.ndim - mask.ndim))
+        return theta
 
     def decompress(self, theta: Weights) -> dict[str, Tensor]:
         """Returns theta: zeros are weights."""
@@ -54,10 +55,6 @@ class _Pruning:
     def _norms(self, weight: Tensor) -> Tensor | None:
         """Returns the norm of each thing of a layer, or None where the layer has none of this kind."""
         raise NotImplementedError
-
-    def _masked(self, weight: Tensor, mask: Tensor) -> Tensor:
-        """Returns the layer with the things outside the mask (in the shape of the norms) at zero."""
-        return weight * mask.view(*mask.shape, *[1] * (weight.ndim - mask.ndim))
 
 
 @dataclass(frozen=True)
@@ -93,40 +90,3 @@ class FilterPrune(StructurePrune):
 
     def _norms(self, weight: Tensor) -> Tensor | None:
         return super()._norms(weight) if weight.ndim > 2 else None
-
-
-@dataclass(frozen=True)
-class NeuronPrune(StructurePrune):
-    """Keeps whole rows of linear layers; other layers stay as they are. Give it no layer of the network's outputs."""
-
-    def _norms(self, weight: Tensor) -> Tensor | None:
-        return super()._norms(weight) if weight.ndim == 2 else None
-
-
-@dataclass(frozen=True)
-class BlockPrune(_Pruning):
-    """Keeps whole blocks of the matrix [outputs, all others] of each layer.
-
-    Attributes:
-        block: rows and columns of a block; those at the lower and right edge may be smaller.
-    """
-
-    block: tuple[int, int] = (2, 2)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.block) != 2 or min(self.block) < 1:
-            raise InvalidInputError(f"block is {self.block}; it must be two whole numbers of at least 1")
-
-    def _norms(self, weight: Tensor) -> Tensor | None:
-        matrix = weight.flatten(1).float()
-        rows, columns = self.block
-        padding = (0, -matrix.shape[1] % columns, 0, -matrix.shape[0] % rows)
-        padded = torch.nn.functional.pad(matrix, padding)
-        blocks = padded.view(padded.shape[0] // rows, rows, padded.shape[1] // columns, columns)
-        return blocks.square().sum((1, 3)).sqrt()
-
-    def _masked(self, weight: Tensor, mask: Tensor) -> Tensor:
-        rows, columns = self.block
-        whole = mask.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
-        return weight * whole[: weight.shape[0], : weight[0].numel()].reshape(weight.shape)

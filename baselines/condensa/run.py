@@ -16,8 +16,8 @@ from autocompress.network.selection import select
 from autocompress.numerics.kmeans import encode, fit_codebook, sort_values
 from autocompress.solver.fine_tuning import fine_tuning_steps, finished_file, start_fine_tuning
 from autocompress.targets import FileSize
-from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import check_batches, default_device
+from autocompress.training.layer_statistics import refit_batch_norm
 from autocompress.training.random_state import seeded, set_epoch
 from baselines.condensa.schemes import MAX_BITS
 from baselines.condensa.solver import Solver, batches_from
@@ -63,10 +63,10 @@ class CondensaRun:
         """Solves, then trains the values of the best theta with its codes fixed, as every method here ends."""
         self.solver.fit(after, checkpoint)
         self.steps = self.solver.steps
-        coded = [_coded(weight.detach().float()) for weight in self.network.weights]
-        _, self.writer = FileBudget(self.network, self.target).measure(coded)
+        quantized = [_quantized(weight.detach().float()) for weight in self.network.weights]
+        _, self.writer = FileBudget(self.network, self.target).measure(quantized)
         left = self.total_steps - self.steps
-        self.finishing = start_fine_tuning(self.network, coded, self.writer, left)
+        self.finishing = start_fine_tuning(self.network, quantized, self.writer, left)
         self.network.model.train()
         with seeded(self.objective.seed):
             batches = batches_from(self.objective.train, self.steps, self.solver.steps_per_epoch)
@@ -80,8 +80,9 @@ class CondensaRun:
         """Returns a copy of the network as the last C step compressed it."""
         network = copy_network(self.network.model)
         with torch.no_grad():
-            for name, twin in self.solver.state.twins.items():  # a tied weight has one name here, two in a state_dict
-                network.get_parameter(name).copy_(twin)
+            # A tied weight has one name here, two in a state_dict.
+            for name, tensor in self.solver.state.decompressed.items():
+                network.get_parameter(name).copy_(tensor)
         return network
 
     def finish(self) -> tuple[CompressedState, bytes]:
@@ -91,7 +92,7 @@ class CondensaRun:
         return finished_file(self.network, self.finishing, self.writer)
 
 
-def _coded(weight: torch.Tensor) -> QuantizedTensor:
+def _quantized(weight: torch.Tensor) -> QuantizedTensor:
     """Returns a layer of delta(theta) as the file holds it; more than 256 values are fitted to as many."""
     mask = weight != 0
     if not bool(mask.any()):

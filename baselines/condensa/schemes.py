@@ -67,21 +67,21 @@ class Codebook:
             raise InvalidInputError(f"bits is {self.bits!r}; it must be a whole number from 1 to {MAX_BITS}")
 
     def compress(self, weights: Weights) -> dict[str, Tensor]:
-        return {name: self._coded(weight.detach().float()) for name, weight in weights.items()}
+        return {name: self._quantized(weight.detach().float()) for name, weight in weights.items()}
 
     def decompress(self, theta: Weights) -> dict[str, Tensor]:
         """Returns theta: the values stand in their places."""
         return dict(theta)
 
-    def _coded(self, weight: Tensor) -> Tensor:
+    def _quantized(self, weight: Tensor) -> Tensor:
         mask = weight != 0
         kept = weight[mask]
         if not kept.numel():
             return weight.clone()
         centroids = fit_codebook(sort_values(kept), 2**self.bits).centroids.float()
-        coded = torch.zeros_like(weight)
-        coded[mask] = centroids[torch.bucketize(kept, (centroids[:-1] + centroids[1:]) / 2)]
-        return coded
+        quantized = torch.zeros_like(weight)
+        quantized[mask] = centroids[torch.bucketize(kept, (centroids[:-1] + centroids[1:]) / 2)]
+        return quantized
 
 
 @dataclass(frozen=True)

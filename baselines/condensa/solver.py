@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from autocompress.constraints.constraint import Network
 from autocompress.errors import InvalidInputError, TrainingDivergedError
-from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import autocast, check_batches, to_device, uses_bfloat16
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
+from autocompress.training.layer_statistics import forward_in_training
 from autocompress.training.random_state import seeded, set_epoch
 from autocompress.training.recipe import MAX_GRADIENT_NORM
 from baselines.condensa.learn_compress import LearnCompress
@@ -72,8 +72,8 @@ class Solver:
         self.parameters = dict(network.selection.weights)
         if biases:
             owners = {name.removesuffix("weight") for name in self.parameters}
-            sides = network.selection.vectors
-            self.parameters |= {name: bias for name, bias in sides if name.removesuffix("bias") in owners}
+            vectors = network.selection.vectors
+            self.parameters |= {name: bias for name, bias in vectors if name.removesuffix("bias") in owners}
         self.trained: list[Tensor] = [p for p in network.model.parameters() if p.requires_grad]
         self.state = LearnCompress(self.parameters, scheme, self.schedule.mu, self.schedule.mu_factor)
         self.steps, self.l_step = 0, 0
@@ -141,7 +141,7 @@ class Solver:
         """Notes the compressed network where its validation loss is the lowest so far."""
         own = {name: weight.detach().clone() for name, weight in self.parameters.items()}
         for name, weight in self.parameters.items():
-            weight.copy_(self.state.twins[name])
+            weight.copy_(self.state.decompressed[name])
         loss = self.validation_loss(self.network.model)
         if loss < self.best_loss or self.best_loss == float("inf"):
             self.best_loss = loss

@@ -109,8 +109,8 @@ class RayAsha(RaySearcher):
 
 
 @dataclass(frozen=True)
-class RayPrice(RayAsha):
-    """Successive halving over the price of each layer: the compressor is the point that it starts from."""
+class RayMultipliers(RayAsha):
+    """Successive halving over a multiplier of each layer: the compressor is the point that it starts from."""
 
     name: ClassVar[str] = "price"
 

@@ -12,11 +12,11 @@ import inspect
 from pathlib import Path
 
 from autocompress.codec.atomic_write import write_whole
-from studies.experiments import condensa_published, energy, promises
+from studies.experiments import condensa_published, energy, quality_constraints
 from studies.experiments.store import load_records
 
 PAGE = Path(__file__).parents[2] / "docs" / "claims.md"
-EXPERIMENTS = (energy, promises, condensa_published)
+EXPERIMENTS = (energy, quality_constraints, condensa_published)
 
 
 def page() -> str:

@@ -12,8 +12,6 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 CHECKOUT = Path(__file__).parents[2]
 PACKAGES = ("autocompress", "baselines", "studies")
 
@@ -42,6 +40,8 @@ def versions() -> dict[str, str]:
 @functools.cache
 def hardware() -> dict[str, object]:
     """Returns {"cpu", "gpu", "cores"}: the makes, and the cores that this process may use; "" = no GPU."""
+    import torch
+
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -57,12 +57,16 @@ def usable_cores() -> int:
 
 def device_name(device: str) -> str:
     """Returns a device with the name of its make: "cpu", "cuda (NVIDIA H200)"."""
+    import torch
+
     where = torch.device(device)
     return f"{device} ({torch.cuda.get_device_name(where)})" if where.type == "cuda" else device
 
 
 def peak_memory_bytes() -> int:
     """Returns the most memory this process held: on a GPU if it used one, else in main memory."""
+    import torch
+
     if torch.cuda.is_available() and (peak := torch.cuda.max_memory_allocated()) > 0:
         return int(peak)
     try:

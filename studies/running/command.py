@@ -19,6 +19,7 @@ from studies.records.store import Store
 from studies.running.conditions import Conditions
 from studies.running.local import LocalExecutor
 from studies.running.run import Executor, open_cells, run_cells
+from studies.running.run_cell import run_cell
 from studies.running.status import states_of, status
 
 SEARCHES = "searches"  # folder beside the records
@@ -75,7 +76,7 @@ def _executor(options: Namespace, spec: StudySpec, to_do: list[Cell], folder: Pa
     share = min(1.0, int(10_000 * gpus / workers) / 10_000)
     share = share if options.gpus_per_cell is None else options.gpus_per_cell
     conditions = _conditions(options, spec, folder, threads, share)
-    return LocalExecutor(workers, conditions)
+    return LocalExecutor(workers, conditions, run_cell)
 
 
 def _conditions(options: Namespace, spec: StudySpec, folder: Path, threads: int, gpus: float) -> Conditions:

@@ -18,13 +18,12 @@ from studies.records.record import Record
 from studies.running.cell_process import CellFunction, CellProcess
 from studies.running.conditions import Conditions
 from studies.running.kept_search import folder_of, forget_search
-from studies.running.run_cell import failed, run_cell
 
 
 class LocalExecutor:
     """Runs each cell in a process of its own, at most `workers` at a time."""
 
-    def __init__(self, workers: int, conditions: Conditions, function: CellFunction = run_cell) -> None:
+    def __init__(self, workers: int, conditions: Conditions, function: CellFunction) -> None:
         """Starts nothing yet.
 
         Args:
@@ -80,6 +79,8 @@ class LocalExecutor:
         self._stack.close()
 
     def _failed(self, cell: Cell, error: str, started: str, wall_seconds: float) -> Record:
+        from studies.running.run_cell import failed  # brings PyTorch, which nothing else here needs
+
         return failed(cell, self.conditions, error, started, wall_seconds)
 
     def _start_ray(self, workers: int) -> str:

@@ -1,17 +1,18 @@
-"""Is a promise kept, and what does it save? Runs `drop:` targets on digits beside bisection over file sizes.
+"""Is a quality constraint satisfied, and what does it save? `drop:` targets on digits beside bisection over file sizes.
 
-    python -m studies.experiments.promises run
-    python -m studies.experiments.promises run --way bisection --seed 0 --seed 1 --seed 2
-    python -m studies.experiments.promises table
+    python -m studies.experiments.quality_constraints run
+    python -m studies.experiments.quality_constraints run --way bisection --seed 0 --seed 1 --seed 2
+    python -m studies.experiments.quality_constraints table
 
 The reference is trained on the training split alone. The validation split is cut in two halves: one steers the run, the
-other, which steered nothing, checks the promise; then they change places, so that every validation image checks once
-(cross-fitting). Bisection looks for the smallest `FileSize` run that keeps the same promise on the same half, to within
-10 % of its size; it takes seven runs or so, each 4/7 as long as the one run with a promise, which so has a quarter of
-its steps. A record is one line of `studies/results/accuracy_target.jsonl`: one seed, one half, one way of searching.
+other, which steered nothing, checks the constraint; then they change places, so that every validation image checks once
+(cross-fitting). Bisection looks for the smallest `FileSize` run that satisfies the same constraint on the same half, to
+within 10 % of its size; it takes seven runs or so, each 4/7 as long as the one run with a constraint, which so has a
+quarter of its steps. A record is one line of `studies/results/accuracy_target.jsonl`: one seed, one half, one way of
+searching, where "promise" stands for the run with the constraint.
 
-A promise has held where the other half's fall is at most the promised one plus 1.645 of its standard errors: a network
-that keeps it exactly exceeds that in one check of twenty.
+A constraint has held where the other half's fall is at most the allowed one plus 1.645 of its standard errors: a
+network that satisfies it with equality exceeds that in one check of twenty.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ from studies.running.compressing import compress_task
 
 RECORDS = store.RESULTS / "accuracy_target.jsonl"
 WAYS = ("promise", "bisection")
-BISECTION_EPOCHS = 4 / 7  # of a run of bisection, as a part of the run with a promise
+BISECTION_EPOCHS = 4 / 7  # of a run of bisection, as a part of the run with a constraint
 RESOLUTION = 1.1  # bisection ends when its bounds are within this factor
 HALVES_SEED = 20180610  # never to be changed: records on other halves could not be compared
-ONE_SIDED = 1.645  # standard errors: what a promise that is just kept exceeds in one of twenty checks
+ONE_SIDED = 1.645  # standard errors: what a constraint satisfied with equality exceeds in one of twenty checks
 
 
 def halves(batches: TensorBatches) -> list[TensorBatches]:
@@ -129,7 +130,7 @@ class Bench:
     def bisection(self) -> dict[str, Any]:
         """Returns the record of a bisection over file sizes, on their logarithm."""
         started = time.perf_counter()
-        promise = AccuracyDrop(float(self.options.drop))
+        constraint = AccuracyDrop(float(self.options.drop))
         before = statistics.mean(self.right(self.reference, self.steering))
         low = float(smallest_file(Network(self.reference, select(self.reference))))
         high = DEFAULTS.path_ceiling * original_bytes(self.reference)
@@ -140,12 +141,12 @@ class Bench:
             result = self.compressed(f"{int(size)}B", max(1, round(BISECTION_EPOCHS * self.options.epochs)))
             steps += result.gradient_steps
             score = statistics.mean(self.right(result.model, self.steering))
-            keeps = promise.margin(score, before) >= 0
+            satisfied = constraint.margin(score, before) >= 0
             tried.append([result.file_bytes, score])
-            low, high = (low, size) if keeps else (size, high)
-            best = result if keeps else best
+            low, high = (low, size) if satisfied else (size, high)
+            best = result if satisfied else best
             if best is None and high / low <= RESOLUTION:
-                break  # the promise is not kept up to the largest size
+                break  # not satisfied up to the largest size
         kept = best is not None
         best = best or result
         record = self.record("bisection", best.model, best.file_bytes) | {"kept": kept, "tried": tried}
@@ -184,7 +185,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         ratios += [row["file_bytes"] / other["file_bytes"] for row, other in pairs]
         lines.append(line | _compared(pairs))
         outcomes.append(outcome)
-    return "\n".join([store.table(lines, ("network, promise, epochs", "held")), "", *_summary(outcomes, ratios)])
+    return "\n".join([store.table(lines, ("network, constraint, epochs", "held")), "", *_summary(outcomes, ratios)])
 
 
 def _row(case: tuple[Any, ...], rows: list[dict[str, Any]]) -> tuple[dict[str, str], tuple[bool, bool]]:
@@ -194,11 +195,11 @@ def _row(case: tuple[Any, ...], rows: list[dict[str, Any]]) -> tuple[dict[str, s
     held = (check <= float(drop) + error, check <= float(drop) + ONE_SIDED * error)
     word = "yes" if held[0] else "within 1.645 errors" if held[1] else "no"
     return {
-        "network, promise, epochs": f"{task}, `drop:{drop}`, {epochs}",
+        "network, constraint, epochs": f"{task}, `drop:{drop}`, {epochs}",
         "seed": str(seed),
         "fall, steering half": f"{steering:+.2f}",
         "fall, checking half": f"{check:+.2f} ± {error:.2f}",
-        "held": word + ("" if all(row["kept"] for row in rows) else ", said not kept"),
+        "held": word + ("" if all(row["kept"] for row in rows) else ", said not satisfied"),
         "fall, test": f"{test:+.2f}",
         "bytes": file_range(min(row["file_bytes"] for row in rows), max(row["file_bytes"] for row in rows)),
     }, held
@@ -219,7 +220,7 @@ def _summary(outcomes: list[tuple[bool, bool]], ratios: list[float]) -> list[str
     if outcomes:
         one, more = (sum(outcome[index] for outcome in outcomes) for index in (0, 1))
         lines.append(
-            f"The promise held within one standard error in {one} of {len(outcomes)} seeds, within 1.645 in {more}."
+            f"The constraint held within one standard error in {one} of {len(outcomes)} seeds, within 1.645 in {more}."
         )
     if ratios:
         mean = math.exp(statistics.mean(map(math.log, ratios)))

@@ -24,7 +24,7 @@ from autocompress.network.selection import original_bytes
 from autocompress.solver.budget_controller import BudgetController, SizeSearch
 from autocompress.solver.quality_constraint import STAGES
 from autocompress.targets import AccuracyDrop, FileSize, LossIncrease, WeightBits, combined, parse_target
-from studies.experiments import promises as accuracy_target
+from studies.experiments import quality_constraints
 
 # --- what may be asked --------------------------------------------------------------------------------------------
 
@@ -250,9 +250,9 @@ class Run:
     """A network with batch norm or without, and a compressor, in a loop of its own."""
 
     def __init__(
-        self, evaluate=accuracy_by_size, *, norm: bool = False, target="drop:2", total_steps: int = 40
+        self, evaluate=accuracy_by_size, *, norm: bool = False, target="drop:2", total_steps: int = 25
     ) -> None:
-        self.model = small_task.make_norm_model() if norm else small_task.make_model()
+        self.model = small_task.make_norm_model() if norm else small_task.make_shallow_model()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
         self.compressor = ac.Compressor(
             self.model, self.optimizer, target=target, total_steps=total_steps, evaluate=evaluate
@@ -284,10 +284,10 @@ class Run:
 
 @pytest.fixture(scope="module")
 def states() -> dict[int, bytes]:
-    """The states of one run of 40 steps, after so many of them."""
+    """The states of one run of 25 steps, after so many of them."""
     run = Run()
     states = {0: run.saved()}
-    for begin, end in itertools.pairwise([0, 1, 5, 35, 40]):
+    for begin, end in itertools.pairwise([0, 1, 5, 22, 25]):
         states[end] = run.train(range(begin, end)).saved()
     return states
 
@@ -297,7 +297,7 @@ def finished(states: dict[int, bytes], steps: int) -> ac.Result:
 
 
 def test_the_smallest_file_seen_that_keeps_the_promise(states):
-    result = finished(states, 40)
+    result = finished(states, 25)
     promise = result.promise
     assert promise["kept"] is True
     assert promise["reference"] == 0.9
@@ -305,7 +305,7 @@ def test_the_smallest_file_seen_that_keeps_the_promise(states):
     assert result.file_bytes == min(size for size, score in promise["tried"] if score >= promise["limit"])
     # the limit is at 300 * 2^-0.2 = 261 nonzeros; of more in fewer values the file can be smaller
     assert 261 <= nonzeros(result.model) < 2 * 261
-    assert result.gradient_steps == 40
+    assert result.gradient_steps == 25
     assert result.to_json()["promise"] == promise
     json.dumps(result.to_json())
 
@@ -376,24 +376,24 @@ def test_a_file_size_and_a_promise(caplog):
         Run(target=["20B", "drop:2"])
 
 
-@pytest.mark.parametrize("total_steps", [1, 2, 7])
+@pytest.mark.parametrize("total_steps", [1, 2])
 def test_runs_of_a_few_steps(total_steps):
     result = Run(total_steps=total_steps).train(range(total_steps)).compressor.finish()
     assert result.promise["kept"] == (accuracy_by_size(result.model) >= result.promise["limit"])
 
 
-@pytest.mark.parametrize("steps", [0, 5, 35])
+@pytest.mark.parametrize("steps", [0, 5, 22])
 def test_finish_before_the_end(steps, states):
     result = finished(states, steps)
     assert result.promise["measured"] == accuracy_by_size(result.model)
 
 
 def test_a_run_resumed_after_every_step_gives_the_same_bytes():
-    settings = {"evaluate": validation_loss, "target": "2KB and loss:+2%", "norm": True, "total_steps": 12}
-    expected = Run(**settings).train(range(12)).compressor.finish()
+    settings = {"evaluate": validation_loss, "target": "2KB and loss:+2%", "norm": True, "total_steps": 8}
+    expected = Run(**settings).train(range(8)).compressor.finish()
     # between updates, at the border of the last phase, within and between its stages, at the end
     run = Run(**settings)
-    for number in range(12):
+    for number in range(8):
         run = Run(**settings).resume(run.train(range(number, number + 1)).saved())
         history = run.compressor.history
         assert history == expected.history[: len(history)], number
@@ -424,7 +424,7 @@ def test_compress_keeps_its_promise_on_the_validation_data(target, norm):
         val=task.validation,
         target=target,
         recipe=task.recipe,
-        epochs=2,
+        epochs=1,
         device="cpu",
         progress=False,
     )
@@ -440,21 +440,16 @@ def test_compress_keeps_its_promise_on_the_validation_data(target, norm):
 
 def command(out, *targets):
     words = [word for target in targets for word in ("--target", target)]
-    return ["compress", "small_task:make_model", "--data", "small_task:loaders", *words, "--out", str(out)]
+    return ["compress", "small_task:make_shallow_model", "--data", "small_task:loaders", *words, "--out", str(out)]
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("autocompress.task.named_task.recipe_for", lambda *_: small_task.RECIPE)
     monkeypatch.setenv("AUTOCOMPRESS_DATA", str(tmp_path))
     out = tmp_path / "net.safetensors"
-    more = ["--device", "cpu", "--no-progress", "--epochs", "1"]
-    assert main([*command(out, "3KB", "drop:5"), *more, "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["target"] == "3KB and drop:5"
-    assert answer["promise"]["promise"] == "drop:5"
-    assert answer["file_bytes"] == out.stat().st_size <= 3000
-    assert main([*command(out, "drop:5"), *more]) == 0
+    assert main([*command(out, "3KB", "drop:5"), "--device", "cpu", "--no-progress", "--epochs", "1"]) == 0
     assert "drop:5  kept: " in capsys.readouterr().out
+    assert out.stat().st_size <= 3000
 
 
 @pytest.mark.parametrize(
@@ -496,14 +491,14 @@ def record(way, half, file_bytes, steps, *, check, kept=True):
 
 def test_the_halves_are_disjoint_and_together_all():
     split = small_task.batches(201, 2)
-    first, second = accuracy_target.halves(split)
+    first, second = quality_constraints.halves(split)
     rows = [tuple(row) for part in (first, second) for row in part.inputs.tolist()]
     assert len(first.inputs) == 100
     assert sorted(rows) == sorted(map(tuple, split.inputs.tolist()))
 
 
 def test_the_fall_by_hand():
-    fall, error = accuracy_target.fall([record("promise", 0, 900, 10, check=[1, 1, 0, 1])], "check")
+    fall, error = quality_constraints.fall([record("promise", 0, 900, 10, check=[1, 1, 0, 1])], "check")
     assert fall == pytest.approx(25)
     assert error == pytest.approx(100 * math.sqrt((3 * 0.25**2 + 0.75**2) / 3) / 2)
 
@@ -512,14 +507,16 @@ def test_the_table_pools_halves_and_compares_with_bisection():
     right, wrong = [1] * 100, [1] * 90 + [0] * 10
     rows = [record("promise", half, 900, 10, check=right) for half in (0, 1)]
     rows += [record("bisection", half, 1000, 70, check=right) for half in (0, 1)]
-    text = re.sub(" +", " ", accuracy_target.table(rows))
+    text = re.sub(" +", " ", quality_constraints.table(rows))
     assert "| +0.00 ± 0.00 | yes | +0.00 | 900 | 0.90x and 0.90x | 0.14x |" in text
     assert "in 1 of 1 seeds" in text
     assert "geometric mean 0.90" in text
     broken = re.sub(
-        " +", " ", accuracy_target.table([record("promise", half, 900, 10, check=wrong, kept=False) for half in (0, 1)])
+        " +",
+        " ",
+        quality_constraints.table([record("promise", half, 900, 10, check=wrong, kept=False) for half in (0, 1)]),
     )
-    assert "| no, said not kept |" in broken
+    assert "| no, said not satisfied |" in broken
     assert "in 0 of 1 seeds" in broken
     with pytest.raises(ValueError, match="more than one record"):
-        accuracy_target.table([*rows, rows[0]])
+        quality_constraints.table([*rows, rows[0]])
