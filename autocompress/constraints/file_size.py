@@ -16,6 +16,7 @@ from autocompress.codec.weight_coder import Choice
 from autocompress.constraints.constraint import Network, Projection, Rule, relative_error
 from autocompress.constraints.file_writer import FileFit
 from autocompress.constraints.rate_distortion.assignment import LayerTables
+from autocompress.constraints.rate_distortion.error_feedback import project_with_feedback
 from autocompress.constraints.rate_distortion.fixed_tables import fixed_tables
 from autocompress.constraints.rate_distortion.projection import WarmStart, project_to_bits
 from autocompress.constraints.rate_distortion.rates import CodeLengths, Counts, as_matrix, code_length
@@ -70,23 +71,27 @@ class FileState:
     file: FileFit
     other_bits: float
     ratio: float = 1.0
-    next_calibration: float = 0.0
+    next_calibration: float = 1 / CALIBRATIONS
     warm_start: WarmStart | None = None
 
     def estimated_bits(self, file_bytes: float) -> float:
         """Returns what the quantized tensors may take, by the estimate, in a file of so many bytes."""
         return max((8 * file_bytes - self.other_bits) / self.ratio, 0.0)
 
-    def projected(self, warm_start: WarmStart | None, error: float) -> FileState:
-        """Returns the state after a projection with a relative error: biases are rounded at its multiplier."""
-        multiplier = None if warm_start is None else warm_start.multiplier
+    def projected(self, warm_start: WarmStart | None, error: float, least_multiplier: float = 0.0) -> FileState:
+        """Returns the state after a projection with a relative error: biases are rounded at its multiplier or above."""
+        multiplier = None if warm_start is None else max(warm_start.multiplier, least_multiplier)
         return replace(
             self, warm_start=warm_start, file=replace(self.file, multiplier=multiplier, relative_error=error)
         )
 
 
 class FileSizeConstraint:
-    """Keeps the written file within a number of bytes and, where it is limited, the energy within its budget."""
+    """Keeps the written file within a number of bytes and, where it is limited, the energy within its budget.
+
+    Attributes:
+        moments: E[x x^T] of each layer's inputs, where errors are to be counted and made up for in its outputs.
+    """
 
     def __init__(
         self,
@@ -114,6 +119,7 @@ class FileSizeConstraint:
         self.constants = constants
         self.file = FileFit(network, budget_bytes, energy)
         self.ceiling_bytes = constants.path_ceiling * original_bytes
+        self.moments: list[Tensor | None] = []
 
     def start(self) -> FileState:
         return FileState(self.file, 8.0 * self.file.smallest)
@@ -144,6 +150,11 @@ class FileSizeConstraint:
             state = replace(state, next_calibration=budget.fraction + 1 / CALIBRATIONS)
         return projection, state
 
+    @property
+    def takes_moments(self) -> bool:
+        """Whether errors can be made up for: not where energy is limited, nor where weights are divided by a norm."""
+        return self.energy is None and not self.network.selection.normalized
+
     def writer(self, state: FileState) -> FileFit:
         """Returns what writes the file, with biases rounded at the multiplier of the last projection."""
         return state.file
@@ -160,14 +171,22 @@ class FileSizeConstraint:
         ]
 
     def _projected(
-        self, x: Sequence[Tensor], bits: float, energy: EnergyBudget | None, state: FileState
+        self,
+        x: Sequence[Tensor],
+        bits: float,
+        energy: EnergyBudget | None,
+        state: FileState,
+        least_multiplier: float = 0.0,
     ) -> tuple[Projection, FileState]:
-        found = project_to_bits(x, bits, state.warm_start, energy)
+        if self.moments:
+            found = project_with_feedback(x, bits, self.moments, state.warm_start)
+        else:
+            found = project_to_bits(x, bits, state.warm_start, energy)
         error = relative_error(found.error, x)
         selection = self.network.selection
         quantized = keep_all_parts(found.quantized, x, [name for name, _ in selection.weights], selection.normalized)
         return Projection(quantized, None, found.error, error, found.state.multiplier), state.projected(
-            found.state, error
+            found.state, error, least_multiplier
         )
 
     def _calibrated(
@@ -191,7 +210,9 @@ class FileSizeConstraint:
         """Returns the projection of least error found whose real file fits and, where the weights want it, fills it.
 
         The estimated bits at which the file has the allowed size are looked for from both sides: by proportion until
-        one file is too large and one is not, then by interpolation between the two.
+         one file is too large and one is not, then by interpolation between the two. Biases are not rounded more
+        finely than at the multiplier of the last update: where W is close to V it falls without end as the bits rise,
+        and they would take all that the weights leave.
         """
         if budget.moved:
             state = self.with_target(state, budget.target_bytes)
@@ -202,8 +223,9 @@ class FileSizeConstraint:
         exceeds: tuple[float, int] | None = None
         best, kept, size = None, state.warm_start, -1
         choices: dict[str, Choice] = {}
+        least = 0.0 if budget.moved else state.file.multiplier or 0.0
         for _ in range(CLOSING_ROUNDS):
-            projection, state = self._projected(x, bits, self.energy, state)
+            projection, state = self._projected(x, bits, self.energy, state, least)
             before = size
             size, state = self._calibrated(scalar_tensors(projection.quantized), state, choices)
             logger.debug("last projection: %.0f estimated bits, file %d, allowed %d", bits, size, allowed)
@@ -223,7 +245,7 @@ class FileSizeConstraint:
                 bits *= max(8 * goal - state.other_bits, 0.0) / max(8 * size - state.other_bits, 1.0)
         if best is None:
             return projection, state  # the writer tightens what is over
-        return best, state.projected(kept, best.relative_error)
+        return best, state.projected(kept, best.relative_error, least)
 
     def to_plain(self, state: FileState) -> dict[str, Any]:
         warm_start, file = state.warm_start, state.file
@@ -233,13 +255,13 @@ class FileSizeConstraint:
             "energy_multiplier": 0.0 if warm_start is None else warm_start.energy_multiplier,
             "tables": [[t.values, t.lengths.code_bits, t.lengths.row_bits, t.lengths.column_bits] for t in tables],
             "numbers": [state.ratio, state.other_bits, state.next_calibration],
-            "file": [file.relative_error, file.vector_factor, file.budget_bytes],
+            "file": [file.relative_error, file.vector_factor, file.budget_bytes, file.multiplier],
         }
 
     def from_plain(self, saved: dict[str, Any]) -> FileState:
         ratio, other_bits, next_calibration = saved["numbers"]
-        error, vector_factor, budget_bytes = saved["file"]
+        error, vector_factor, budget_bytes, multiplier = saved["file"]
         tables = [LayerTables(v, CodeLengths(c, r, k)) for v, c, r, k in saved["tables"]]
         warm_start = None if saved["price"] is None else WarmStart(saved["price"], tables, saved["energy_multiplier"])
         file = replace(self.file, vector_factor=vector_factor, budget_bytes=budget_bytes)
-        return FileState(file, other_bits, ratio, next_calibration).projected(warm_start, error)
+        return FileState(file, other_bits, ratio, next_calibration).projected(warm_start, error, multiplier or 0.0)

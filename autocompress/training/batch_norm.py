@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.training.batches import check_repeatable, default_device, forward, split_batch, to_device
+from autocompress.training.batches import check_repeatable, default_device, examples_in, forward, run_on, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def forward_in_training(model: nn.Module, batch: Any, *, with_target: bool = Fal
         if _TOO_SMALL not in str(error):
             raise
     logger.info("a batch of one example goes through the batch norms with their running statistics")
-    with _modes_put_back(model):
+    with modes_put_back(model):
         for norm in _norms(model):
             norm.eval()
         return forward(model, batch, with_target=with_target)
@@ -58,7 +58,7 @@ def refit_batch_norm(
     model.to(where)
     momenta = {norm: norm.momentum for norm in norms}
     counted, left_out, given = 0, 0, _statistics(norms)
-    with _modes_put_back(model), torch.no_grad():
+    with modes_put_back(model), torch.no_grad():
         model.eval()
         for norm in norms:
             norm.reset_running_stats()
@@ -67,12 +67,12 @@ def refit_batch_norm(
             for number, batch in enumerate(batches):
                 if number >= max_batches:
                     break
-                size = _examples(batch)
+                size = examples_in(batch)
                 for norm in norms:  # a running mean, weighted by examples
                     norm.momentum = size / (counted + size)
                 before = _statistics(norms) if size == 1 else []
                 try:
-                    forward(model, to_device(batch, where))
+                    run_on(model, to_device(batch, where))
                     counted += size
                 except ValueError as error:
                     if _TOO_SMALL not in str(error):
@@ -103,15 +103,9 @@ def _put_back(statistics: list[tuple[Tensor, Tensor]]) -> None:
         tensor.copy_(value)
 
 
-def _examples(batch: Any) -> int:
-    """Returns the number of examples in a batch: the length of its target, or of the first tensor in it."""
-    args, kwargs, target = split_batch(batch)
-    tensors = [part for part in (target, *args, *kwargs.values()) if isinstance(part, Tensor) and part.ndim]
-    return max(1, len(tensors[0])) if tensors else 1
-
-
 @contextlib.contextmanager
-def _modes_put_back(model: nn.Module) -> Iterator[None]:
+def modes_put_back(model: nn.Module) -> Iterator[None]:
+    """Leaves every module in the mode, of training or evaluation, in which it was."""
     modes = {module: module.training for module in model.modules()}
     try:
         yield

@@ -98,6 +98,24 @@ def forward(model: nn.Module, batch: Any, *, with_target: bool = False) -> tuple
     return model(*args, **(accepted_arguments(model, kwargs) if kwargs else {})), target
 
 
+def run_on(model: nn.Module, batch: Any) -> Any:
+    """Returns the output for a batch with or without a target: `forward`'s, a dict of inputs, or one tensor."""
+    if isinstance(batch, Tensor):
+        return model(batch)
+    if isinstance(batch, Mapping) and not any(key in batch for key in TARGET_KEYS):
+        return model(**accepted_arguments(model, {str(name): value for name, value in batch.items()}))
+    if isinstance(batch, (tuple, list)) and len(batch) == 1:
+        return model(*batch)
+    return forward(model, batch)[0]
+
+
+def examples_in(batch: Any) -> int:
+    """Returns the number of examples in a batch: the length of its last tensor, the target if there is one."""
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
+    tensors = [part for part in reversed([*parts]) if isinstance(part, Tensor) and part.ndim]
+    return max(1, len(tensors[0])) if tensors else 1
+
+
 def check_batches(batches: Iterable[Any], name: str) -> int:
     """Returns the number of batches, after checking that there are some and that they can be gone through again.
 

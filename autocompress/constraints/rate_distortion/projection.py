@@ -44,8 +44,7 @@ from autocompress.energy.accelerator import EnergyBudget
 from autocompress.network.compressed_tensors import QuantizedTensor, round_codebook
 
 ROUNDS = 40  # of new tables in one projection, at most
-MAX_MULTIPLIER_MOVE = 2.0  # factor per step towards another budget
-ADAPTED_MULTIPLIER = 1.05  # a multiplier that has moved by more than this factor asks for tables made for it
+MAX_MULTIPLIER_MOVE = 2.0  # factor per step towards another budget; one further away asks for tables made for it
 MERGED_AT = (1.0, 0.25, 0.0)  # parts of the multiplier at which codes are merged
 COLD_STEPS, WARM_STEPS = 8, 2  # of the tables towards another budget
 MIN_IMPROVEMENT = 1e-3  # of the error, for which tables are changed
@@ -219,11 +218,27 @@ def _improved(problem: _Problem, found: _Candidate) -> _Candidate | None:
     error = problem.error(found)
     if error <= 1e-12 * problem.square:
         return None
+    multiplier, least = found.multiplier, MIN_IMPROVEMENT * error
+    present = _lagrangian(found.layers, multiplier)
     for layers in _proposals(found):
-        other = problem.solve(layers, (found.multiplier, found.energy_multiplier))
-        if other is not None and problem.error(other) < error * (1 - MIN_IMPROVEMENT):
+        if _lagrangian(layers, multiplier) > present - least:
+            continue
+        other = problem.solve(layers, (multiplier, found.energy_multiplier))
+        if other is not None and problem.error(other) < error - least:
             return other
     return None
+
+
+def _lagrangian(layers: Sequence[Layer], multiplier: float) -> float:
+    """Returns what the nonzeros cost in bits and energy, at their multipliers, less what they take off the error.
+
+    What it falls by at the same multipliers the error at the budget falls by, to the first order.
+    """
+    kept = [layer.assign(multiplier) for layer in layers]
+    bits = sum(code_length(used_counts(*pair)) for pair in zip(layers, kept, strict=True))
+    gain = sum(float(each.gain.sum(dtype=float)) for each in kept)
+    energy = sum(y.energy_multiplier * y.energy.of(k.count) for y, k in zip(layers, kept, strict=True) if y.energy)
+    return multiplier * bits + energy - gain
 
 
 def _nothing(matrices: list[Tensor], multiplier: float) -> tuple[list[QuantizedTensor], WarmStart]:
@@ -262,7 +277,7 @@ def project_to_bits(
     found = (warm and problem.as_it_is(layers, (multiplier, energy_multiplier))) or problem.solve(
         layers, (multiplier, energy_multiplier)
     )
-    if not warm or found is None or abs(math.log(found.multiplier / multiplier)) > math.log(ADAPTED_MULTIPLIER):
+    if not warm or found is None or abs(math.log(found.multiplier / multiplier)) > math.log(MAX_MULTIPLIER_MOVE):
         for adapted, at in _adapted(problem, layers, multiplier, WARM_STEPS if warm else COLD_STEPS):
             other = problem.solve(adapted, (at, adapted[0].energy_multiplier))
             if found is None or (other is not None and problem.error(other) < problem.error(found)):

@@ -1,0 +1,150 @@
+"""The rate-distortion projection on the error of layers' outputs: for a network that is not trained afterwards.
+
+    minimise  sum_l tr (V_l - X_l) H_l (V_l - X_l)^T   subject to   sum_l bits(V_l) <= budget,   H_l = E[x x^T]
+
+for the inputs x of layer l, H_l scaled to a mean diagonal of one: with inputs that are uncorrelated and alike this is
+the projection of `projection`, from whose answer it starts. Column by column, each weight takes the value of least
+`error + multiplier * bits`, its error counted with what the columns to its right can still make up for; then they do
+(Hassibi and Stork 1993; Frantar et al. 2023, "GPTQ", there on a fixed grid and without a cost in bits). Between passes
+codebook values become the means of what they stand for, code lengths and multiplier are estimated anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autocompress.constraints.rate_distortion.assignment import LayerTables
+from autocompress.constraints.rate_distortion.projection import BitsProjection, WarmStart, project_to_bits
+from autocompress.constraints.rate_distortion.rates import Counts, as_matrix, code_length, estimate_code_lengths
+from autocompress.network.compressed_tensors import QuantizedTensor, quantized_tensor
+
+# Added to the diagonal of H, whose mean is one: the inputs seen are some of those there are.
+DAMPING = 0.1
+PASSES = 12
+# A pass that ends this close below the budget, as a part of it, is the last.
+TOLERANCE = 0.003
+# Power of bits over budget that the multiplier is moved by.
+MOVE = 1.5
+COLUMNS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """X_l and how the errors of its columns are made up for.
+
+    Attributes:
+        x: [groups, rows, n].
+        second: H, [groups, n, n].
+        feedback: upper Cholesky factor of the inverse of the damped H, [groups, n, n].
+    """
+
+    x: Tensor
+    second: Tensor
+    feedback: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, second: Tensor | None) -> _Layer:
+        matrix = as_matrix(x.detach().float())
+        if second is None:
+            eye = torch.ones(1, 1, 1, device=x.device)
+            return cls(matrix.reshape(1, -1, 1), eye, eye)  # every weight for itself
+        second = second / second.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-30)
+        damped = second + DAMPING * torch.eye(second.shape[-1], device=second.device)
+        feedback = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+        return cls(matrix.view(second.shape[0], -1, second.shape[-1]), second, feedback)
+
+    def error(self, v: Tensor) -> float:
+        """Returns tr (V - X) H (V - X)^T."""
+        off = v.view(self.x.shape) - self.x
+        return float(((off @ self.second) * off).sum(dtype=torch.float64))
+
+
+def _assigned(layer: _Layer, tables: LayerTables, shape: tuple[int, int], multiplier: float) -> tuple[Tensor, Tensor]:
+    """Returns codes, int64 [R, C], and what X was made, [R, C], before each of its columns was quantized."""
+    groups, rows, columns = layer.x.shape
+    w, codes = layer.x.clone(), torch.zeros(layer.x.shape, dtype=torch.int64, device=layer.x.device)
+    lengths = tables.lengths
+    values = torch.cat([tables.values.new_zeros(1), tables.values]).to(w)
+    bits = (lengths.position_bits().to(w) * multiplier).view(w.shape)
+    code_bits = torch.cat([torch.zeros(1), lengths.code_bits]).to(w) * multiplier
+    for start in range(0, columns, COLUMNS_AT_ONCE):
+        end = min(start + COLUMNS_AT_ONCE, columns)
+        errors = torch.zeros(groups, rows, end - start, device=w.device)
+        for j in range(start, end):
+            scale = layer.feedback[:, j, j].view(-1, 1, 1)
+            cost = ((w[:, :, j, None] - values) / scale).square_() + code_bits
+            cost[:, :, 1:] += bits[:, :, j, None]
+            codes[:, :, j] = cost.argmin(2)
+            errors[:, :, j - start] = (w[:, :, j] - values[codes[:, :, j]]) / scale[:, :, 0]
+            rest = layer.feedback[:, j, j + 1 : end]
+            w[:, :, j + 1 : end] -= errors[:, :, j - start, None] * rest[:, None]
+        w[:, :, end:] -= errors @ layer.feedback[:, start:end, end:]
+    return codes.view(shape), w.view(shape)
+
+
+def _tables(layer: _Layer, codes: Tensor, made: Tensor, values: Tensor) -> LayerTables:
+    """Returns the tables that fit an assignment: means of what the values stand for, by what their errors cost."""
+    weights = layer.feedback.diagonal(dim1=1, dim2=2).square().reciprocal()[:, None].expand(layer.x.shape).flatten()
+    flat = codes.flatten()
+    sums = torch.zeros(values.numel() + 1, device=made.device).index_add_(0, flat, made.flatten() * weights)
+    counts = torch.zeros_like(sums).index_add_(0, flat, weights)
+    fitted = quantized_tensor(codes.cpu(), (sums / counts.clamp_min(1e-30))[1:].cpu())
+    return LayerTables(fitted.values, estimate_code_lengths(Counts.of_codes(fitted.codes, fitted.values.numel())))
+
+
+def _with_one(codes: Tensor, x: Tensor, values: Tensor) -> Tensor:
+    """Returns codes of which at least one is not zero: a layer that is all zero ends the network."""
+    if not bool(codes.any()) and values.numel():
+        place = int(x.abs().argmax())
+        codes.view(-1)[place] = 1 + int((values - x.flatten()[place].cpu()).abs().argmin())
+    return codes
+
+
+def project_with_feedback(
+    targets: Sequence[Tensor],
+    budget_bits: float,
+    moments: Sequence[Tensor | None],
+    previous: WarmStart | None = None,
+) -> BitsProjection:
+    """Projects X onto the networks within a budget of bits, by the error of their layers' outputs.
+
+    Args:
+        targets: X, float tensors of two or more dimensions each.
+        budget_bits: as of `project_to_bits`.
+        moments: E[x x^T] of each layer's inputs, [groups, n, n]; None = as if they were uncorrelated and alike.
+        previous: state of the last such projection, for a warm start.
+
+    Returns:
+        The projection; `error` is tr (V - X) H (V - X)^T over all layers. Where no pass is within the budget, that of
+        `project_to_bits`.
+    """
+    layers = [_Layer.of(*pair) for pair in zip(targets, moments, strict=True)]
+    found = None if previous is not None else project_to_bits(targets, budget_bits)
+    state = previous if found is None else found.state
+    assert state is not None
+    multiplier, tables = state.multiplier, state.tables
+    best: BitsProjection | None = None
+    for number in range(PASSES):
+        quantized, fitted, bits, error = [], [], 0.0, 0.0
+        for layer, x, table in zip(layers, targets, tables, strict=True):
+            matrix = as_matrix(x)
+            codes, made = _assigned(layer, table, (matrix.shape[0], matrix.shape[1]), multiplier)
+            tensor = quantized_tensor(_with_one(codes, matrix, table.values).cpu(), table.values.cpu())
+            bits += code_length(Counts.of_codes(tensor.codes, tensor.values.numel()))
+            error += layer.error(tensor.dense().to(made))
+            quantized.append(QuantizedTensor(tensor.codes.view(x.shape).to(x.device), tensor.values.to(x.device)))
+            fitted.append(_tables(layer, codes, made, table.values))
+        if bits <= budget_bits and (best is None or error < best.error):
+            best = BitsProjection(quantized, bits, error, WarmStart(multiplier, fitted))
+        if number and budget_bits * (1 - TOLERANCE) <= bits <= budget_bits:
+            break
+        part = bits / max(budget_bits * (1 - TOLERANCE / 2), 1.0)
+        multiplier *= min(max(part**MOVE, 0.5), 2.0)
+        tables = fitted
+    if best is not None:
+        return best
+    return project_to_bits(targets, budget_bits) if found is None else found
