@@ -35,11 +35,15 @@ class TrainingDivergedError(AutocompressError, ArithmeticError):
     """The training loss became NaN or infinite."""
 
 
-def whole_number(name: str, value: Any, least: int) -> int:
+# The largest seed that every random generator takes.
+MAX_SEED = 2**32 - 1
+
+
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Returns a whole number of any library as an int.
 
     Raises:
-        InvalidInputError: it is none, or below `least`; `name` says of what.
+        InvalidInputError: it is none, below `least` or above `most`; `name` says of what.
     """
     try:
         number = operator.index(value)
@@ -49,4 +53,6 @@ def whole_number(name: str, value: Any, least: int) -> int:
         raise InvalidInputError(f"{name} is {value!r}; it must be a whole number of at least {least}")
     if number < least:
         raise InvalidInputError(f"{name} is {number}; it must be at least {least}")
+    if most is not None and number > most:
+        raise InvalidInputError(f"{name} is {number}; it must be at most {most}")
     return number

@@ -10,7 +10,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from autocompress.cli.console import run_command
+from autocompress.cli.console import interrupts_held_back, run_command
 from baselines.methods import METHODS
 from baselines.options import build_parser
 
@@ -29,6 +29,7 @@ def _run(options: Namespace) -> str:
         width = max(map(len, METHODS))
         return "\n".join(f"{name:{width}}  {method.description}" for name, method in METHODS.items())
     # Imported here so that `list` and a mistyped option answer without loading torch's larger parts.
-    from baselines.search_command import search_command
+    with interrupts_held_back():
+        from baselines.search_command import search_command
 
     return search_command(options)

@@ -10,7 +10,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptio
 from collections.abc import Sequence
 from pathlib import Path
 
-from autocompress.cli.console import positive, run_command
+from autocompress.cli.console import interrupts_held_back, positive, run_command
 
 DESCRIPTION = """\
 Compares methods on tasks, for targets and seeds: every cell of that grid is run once and leaves one record; tables,
@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _answer(options: Namespace) -> str:
     """Returns what a command has to say on stdout."""
     # Imported here so that `--help` and a mistyped option answer at once.
-    from studies import commands
+    with interrupts_held_back():
+        from studies import commands
 
     return str(getattr(commands, f"{options.command}_command")(options))
 

@@ -90,11 +90,10 @@ def _load(path: Path) -> StudySpec:
         found.loader.exec_module(module)
     except InvalidInputError:
         raise
-    except Exception as error:  # the user's own code may raise anything
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise InvalidInputError(
-            f"{str(path)!r} fails at line {where.lineno}: {type(error).__name__}: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything, and end the process
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        line = error.lineno if isinstance(error, SyntaxError) else last.lineno
+        raise InvalidInputError(f"{str(path)!r} fails at line {line}: {type(error).__name__}: {error}") from error
     spec = getattr(module, "SPEC", None)
     if not isinstance(spec, StudySpec):
         raise InvalidInputError(f"{str(path)!r} must set SPEC to a StudySpec; it is {type(spec).__name__}")

@@ -266,6 +266,22 @@ def test_load_keeps_dtype_and_leaves_the_module_alone_when_it_fails(tmp_path):
         load(tmp_path / "none.safetensors", model)
 
 
+def test_what_can_hold_no_weights_is_refused(tmp_path):
+    model, data = small_file()
+    save_artifact(tmp_path / "net.safetensors", data)
+    with torch.device("meta"):
+        absent = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    for into, message in [
+        (absent, r"0\.weight of the network is on the meta device and holds no values"),
+        (model.state_dict(), r"into is a OrderedDict; it must be a torch\.nn\.Module"),
+        (nn.Linear, "into is the class Linear; it must"),
+        (None, "into is a NoneType; it must"),
+    ]:
+        with pytest.raises(InvalidInputError, match=message):
+            load(tmp_path / "net.safetensors", into)
+    assert load(tmp_path / "net.safetensors", absent.to_empty(device="cpu"))[0].weight.isfinite().all()
+
+
 def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
     path = tmp_path / "net.safetensors"
     save_artifact(path, b"old")

@@ -13,7 +13,7 @@ from small_task import make_task, train_reference
 
 from autocompress.errors import AutocompressError, InfeasibleTargetError, InvalidInputError
 from baselines.gradual import GradualPruning
-from baselines.interface import SearchOutcome, SearchSettings, Trial
+from baselines.interface import SearchOutcome, SearchSettings, Trial, go_on
 from baselines.methods import METHODS
 from baselines.objective import PlanObjective, PlanRun
 from baselines.optuna_search import OptunaSearcher
@@ -150,3 +150,31 @@ class TestSpending:
         assert [trial.gradient_steps for trial in first.trials] == [30, 30]
         more = SearchSettings(9, storage=storage, max_gradient_steps=125, resume=True, progress=False)
         assert len(OptunaSearcher("random", "none").search(objective, more).trials) == 4
+
+    def test_what_a_killed_process_did_is_told_and_does_not_count(self, tmp_path) -> None:
+        class Killed(FakeObjective):
+            def __call__(self, values, report=go_on, state=None):
+                def until_the_end(progress):
+                    answer = report(progress)
+                    if progress.epoch == self.epochs:
+                        raise KeyboardInterrupt
+                    return answer
+
+                return super().__call__(values, until_the_end, state)
+
+        def settings(name: str, resume: bool = False) -> SearchSettings:
+            storage = f"sqlite:///{tmp_path}/{name}.db"
+            return SearchSettings(9, storage=storage, max_gradient_steps=75, progress=False, resume=resume)
+
+        whole = OptunaSearcher("random", "none").search(FakeObjective(steps_per_epoch=10), settings("whole"))
+        for number in range(2):
+            killed = OptunaSearcher("random", "none").search(
+                Killed(steps_per_epoch=10), settings("killed", resume=number > 0)
+            )
+            assert killed.interrupted
+        found = OptunaSearcher("random", "none").search(
+            FakeObjective(steps_per_epoch=10), settings("killed", resume=True)
+        )
+        assert [trial.values for trial in found.trials] == [trial.values for trial in whole.trials]
+        assert [trial.gradient_steps for trial in whole.trials] == [30, 30]
+        assert [trial.gradient_steps for trial in found.trials] == [90, 30]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -18,9 +22,11 @@ from fake_objective import FakeObjective
 from postgres import postgres_url
 
 from baselines.interface import SearchSettings
-from baselines.optuna_search import OptunaSearcher, ownership
+from baselines.optuna_search import OptunaSearcher, ownership, proposals
 from baselines.optuna_search.ownership import GRACE_SECONDS, OWNER, Ownership
+from baselines.optuna_search.proposals import Proposals
 from baselines.optuna_search.storage import close_storage, open_storage
+from baselines.optuna_search.trials import LOSSES
 
 TRIALS, PROCESSES = 18, 3
 SHARED = """
@@ -149,6 +155,98 @@ def test_what_was_taken_over_counts_once(tmp_path: Path) -> None:
     mine = searcher.search(Slow(), settings).trials
     assert len(others) == 1
     assert mine == tuple(others)
+
+
+class Turns:
+    """Two threads that go on one write or read at a time, in an order that a seed decides."""
+
+    def __init__(self, seed: int) -> None:
+        self.random, self.turns, self.at = random.Random(seed), {}, {}
+        self.changed = threading.Condition()
+
+    def wait(self, what: str) -> None:
+        """Stands still in a thread until it is its turn; threads that take no turns go on."""
+        name = threading.current_thread().name
+        if name not in self.at:
+            return
+        with self.changed:
+            self.at[name] = what
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.at[name] == "going on")
+
+    def run(self, works: dict[str, Callable[[], None]]) -> None:
+        """Runs the works to their ends."""
+
+        def whole(name: str, work: Callable[[], None]) -> None:
+            self.wait("the beginning")
+            try:
+                work()
+            finally:
+                with self.changed:
+                    self.at[name] = "its end"
+                    self.changed.notify_all()
+
+        self.at = dict.fromkeys(works, "going on")
+        threads = [threading.Thread(target=whole, name=name, args=(name, work)) for name, work in works.items()]
+        for thread in threads:
+            thread.start()
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: "going on" not in self.at.values())
+                ready = [name for name, what in self.at.items() if what not in ("its end", "settling")]
+                # Who settles waits for far longer than the other takes to put a trial back.
+                ready = ready or [name for name, what in self.at.items() if what == "settling"]
+                if not ready:
+                    break
+                self.at[self.random.choice(ready)] = "going on"
+                self.changed.notify_all()
+        for thread in threads:
+            thread.join()
+
+
+class InTurns:
+    """A storage whose reads and writes of trials wait for their turn."""
+
+    def __init__(self, storage: optuna.storages.BaseStorage, turns: Turns) -> None:
+        self.storage, self.turns = storage, turns
+
+    def __getattr__(self, name: str) -> object:
+        if name in ("get_trial", "set_trial_user_attr", "set_trial_state_values"):
+            self.turns.wait(name)
+        return getattr(self.storage, name)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_lost_trial_that_two_put_back_at_once_is_begun_once(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, storage = Turns(seed), optuna.storages.InMemoryStorage()
+    monkeypatch.setattr(proposals, "time", SimpleNamespace(sleep=lambda seconds: turns.wait("settling")))
+    study = optuna.create_study(storage=storage)
+    trial_id = study.ask()._trial_id
+    gone = {"token": "gone", "machine": ownership.machine(), "pid": 2**22 + 1, "beat": 0}
+    storage.set_trial_user_attr(trial_id, OWNER, gone)
+    both = {
+        name: Proposals("random", study, storage, FakeObjective(), SearchSettings(1, progress=False), 1)
+        for name in ("first", "second")
+    }
+    begun: list[str] = []
+
+    def look(name: str) -> None:
+        if both[name].next() is not None:
+            begun.append(name)
+
+    for each in both.values():
+        each.storage = each.ownership._storage = InTurns(storage, turns)
+    turns.run({name: partial(look, name) for name in both})
+    if not begun:  # it waits for whoever looks next
+        assert storage.get_trial(trial_id).state == optuna.trial.TrialState.WAITING
+        look("first")
+    assert len(begun) == 1
+    trial = storage.get_trial(trial_id)
+    assert trial.state == optuna.trial.TrialState.RUNNING
+    assert trial.user_attrs[OWNER]["token"] == both[begun[0]].ownership.token
+    assert trial.user_attrs[LOSSES] == 1
+    for each in both.values():
+        each.ownership.close()
 
 
 def test_a_trial_that_takes_every_process_with_it_is_given_up(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from small_task import batches, make_shallow_model
+from small_task import batches, make_model, make_norm_model, make_shallow_model
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, IterableDataset
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 import autocompress as ac
 from autocompress.training.batches import batches_of_epoch, check_batches, forward, input_example, to_device
 from autocompress.training.evaluation import evaluate
+from autocompress.training.layer_statistics import refit_batch_norm
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 
@@ -153,3 +154,52 @@ def test_a_loader_with_its_own_generator_gives_the_same_file_whatever_was_drawn_
     first = run(loader)
     list(loader)
     assert run(loader).data == first.data
+
+
+EMPTY = (torch.zeros(0, 20), torch.zeros(0, dtype=torch.long))
+
+
+def test_a_batch_without_examples_is_named_in_training_and_counts_nothing_elsewhere() -> None:
+    some = list(batches(64, 1))
+    with pytest.raises(ac.InvalidInputError, match=r"the batch of step 2 .*: it holds no example; .*\[0, 20\]"):
+        Trainer(make_model(), [*some, EMPTY], recipe=RECIPE, epochs=1, device="cpu", progress=False).fit()
+    whole, with_empty = (evaluate(make_model(), data, device="cpu") for data in (some, [*some, EMPTY]))
+    assert (with_empty.loss, with_empty.metric) == (whole.loss, whole.metric)
+    models = make_norm_model(), make_norm_model()
+    for model, data in zip(models, (some, [EMPTY, *some, EMPTY]), strict=True):
+        refit_batch_norm(model, data, device="cpu")
+    assert torch.equal(models[0][1].running_var, models[1][1].running_var)
+    assert models[1][1].running_var.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("value", "named"), [(torch.nan, "loss nan"), (torch.inf, "loss nan")], ids=["not a number", "infinite"]
+)
+def test_validation_data_that_give_no_score_are_refused_before_training(value, named, monkeypatch) -> None:
+    monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("trained"))
+    (x, y), *_ = batches(64, 1)
+    with pytest.raises(ac.InvalidInputError, match=f"as it was given has the {named} on the validation data"):
+        run([(x, y)], [(torch.full_like(x, value), y)])
+
+
+def test_a_batch_that_batch_norm_cannot_be_refitted_on_is_named_and_changes_nothing() -> None:
+    model = make_norm_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ac.InvalidInputError, match="batch 1 of the data to refit batch norm on does not go through"):
+        refit_batch_norm(model, [*batches(64, 1), (torch.zeros(8, 3), torch.zeros(8))], device="cpu")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_test_data_that_give_no_score_are_said(caplog) -> None:
+    (x, y), *_ = batches(64, 1)
+    settings = {"train": [(x, y)], "val": [(x, y)], "test": [(x * torch.nan, y)], "target": "50%", "epochs": 0}
+    result = ac.compress(make_model(), **settings, device="cpu", metric=lambda o, t: o[:, 0])
+    assert "the loss on the test data is nan; its <lambda> means little" in caplog.text
+    assert result.test_accuracy != result.test_accuracy
+    assert result.to_json()["test_accuracy"] is None
+
+
+def test_a_seed_that_no_generator_takes() -> None:
+    for seed in (2**32, -1):
+        with pytest.raises(ac.InvalidInputError, match=f"seed is {seed}; it must be at"):
+            ac.compress(make_model(), train=list(batches(64, 1)), target="50%", seed=seed)

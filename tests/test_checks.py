@@ -85,6 +85,49 @@ def test_what_does_not_fit_is_named_with_its_shape(model, batch, settings, messa
         check(model, batch, **settings)
 
 
+class OneNumber(nn.Linear):
+    """Gives outputs [n]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, 0]
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize(
+    "loss", [F.mse_loss, F.l1_loss, lambda o, t: (o - t).square().mean(), lambda o, t: F.softplus(-o * t).mean()]
+)
+def test_targets_of_all_examples_against_each_output_are_refused(loss, monkeypatch) -> None:
+    monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("trained"))
+    x, column = NUMBERS
+    data = {"train": [(x, column[:, 0])], "val": [(x, column)]}
+    with pytest.raises(ac.InvalidInputError, match=r"the validation data .* which target .* \[8\], .* \[8, 1\]"):
+        ac.compress(OneNumber(20, 1), **data, target="300B", loss=loss, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize(
+    ("batch", "loss"),
+    [
+        (NUMBERS, lambda o, t: F.mse_loss(o, t[:, 0])),
+        (NUMBERS, lambda o, t: F.mse_loss(o.view(-1), t.view(-1))),
+        (NUMBERS, lambda o, t: o.square().mean()),  # takes no target
+        (NUMBERS, lambda o, t: (o[:, None] - t).square().mean()),
+        ((X, torch.ones(8, 1)), F.mse_loss),  # all the same
+        ((X[:1], torch.ones(1, 1)), F.mse_loss),
+    ],
+)
+def test_shapes_that_the_loss_brings_together_are_taken(batch, loss) -> None:
+    assert check(OneNumber(20, 1), batch, loss=loss)[0] is loss
+
+
+def test_a_metric_that_takes_each_output_with_all_targets_is_refused() -> None:
+    def distance(output: Tensor, target: Tensor) -> Tensor:
+        return -(output - target).abs().mean(1)
+
+    with pytest.raises(ac.InvalidInputError, match="the metric of the training data does not depend on which target"):
+        check(OneNumber(20, 1), NUMBERS, loss=lambda o, t: F.mse_loss(o, t[:, 0]), metric=distance)
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_every_split_is_tried_before_any_training(split: str, monkeypatch) -> None:
     monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("trained"))
@@ -274,7 +317,7 @@ def test_a_network_with_outputs_that_are_not_finite_is_not_returned() -> None:
     broken = copy_network(model)
     with torch.no_grad():
         broken[2].parametrizations.weight.original1[1] = 0  # a row without a direction
-    check_finite(model, model, [CLASSES])
+    assert not check_finite(model, model, [CLASSES])
     check_finite(broken, broken, [CLASSES])  # as it was given
     with pytest.raises(ac.TrainingDivergedError, match=r"infinite outputs from layer '2\.?.*' on, where the given one"):
         check_finite(broken, model, [CLASSES])

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from autocompress.cli import compress_command, file_commands, main
+from autocompress.cli.console import _terminated_as_interrupted, interrupts_held_back
 from autocompress.cli.parser import build_parser
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.training.recipe import Recipe
@@ -429,6 +430,51 @@ def test_ctrl_c_within_an_import_is_ctrl_c(tmp_path, capsys, monkeypatch, kind):
     monkeypatch.setattr(compress_command, "compress", importing)
     assert main(compress_arguments(tmp_path / "net.safetensors", "--weights", "dense.pt")) == 130
     assert "interrupted, nothing was written" in capsys.readouterr().err
+
+
+HALF_IMPORTED = """
+import sys
+
+sys.modules["torch"] = None  # what Ctrl-C leaves of it cannot be imported any more
+
+import autocompress.cli
+
+def importing(options):
+    raise KeyboardInterrupt
+
+autocompress.cli._run = importing
+sys.exit(autocompress.cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [([], "nothing was written; with --resume"), (["--resume", "run"], "before the first checkpoint: run holds none")],
+)
+def test_ctrl_c_within_the_import_of_torch_is_told_without_it(tmp_path, more, told):
+    arguments = compress_arguments(tmp_path / "net.safetensors", "--weights", "dense.pt", *more)
+    done = subprocess.run([sys.executable, "-c", HALF_IMPORTED, *arguments], capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_within_an_import_comes_after_it(number):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    done = []
+
+    def imported() -> None:
+        with interrupts_held_back():
+            os.kill(os.getpid(), number)
+            done.append("imported")
+
+    with _terminated_as_interrupted(), pytest.raises(KeyboardInterrupt):
+        imported()
+    assert done == ["imported"]
+    with interrupts_held_back():
+        pass
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_a_bug_shows_its_traceback(monkeypatch, capsys, tmp_path):

@@ -7,6 +7,7 @@ import io
 from collections import OrderedDict
 
 import pytest
+import small_task
 import torch
 from torch import nn
 
@@ -244,6 +245,30 @@ def test_compress_resumed_gives_the_same_bytes(tmp_path, monkeypatch) -> None:
     assert resumed_run.data == ac.compress(make(), **settings).data
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"recipe": Recipe("sgd", 0.04)}, "recipe"),
+        ({"ignore": ["head.bias"]}, "ignore"),
+        ({"model": None}, "the network's weights"),
+        ({"target": "50%"}, None),
+    ],
+)
+def test_compress_goes_on_with_the_same_call_alone(tmp_path, change, named) -> None:
+    call = {"train": BATCHES[:3], "val": BATCHES[:1], "target": TARGET, "epochs": 1, "recipe": Recipe("sgd", 0.05)}
+    first = ac.compress(make(), **call, resume=tmp_path)
+    assert ac.compress(make(), **call, resume=tmp_path).data == first.data
+    model = make()
+    if "model" in change:
+        with torch.no_grad():
+            next(model.parameters())[0, 0] += 1
+        change = {}
+    message = "the saved run has target" if named is None else f"the checkpoint is of another run: {named} not the same"
+    with pytest.raises(InvalidInputError, match=message):
+        ac.compress(model, **call | change, resume=tmp_path)
+
+
 def test_compress_leaves_its_model_alone_and_keeps_the_target() -> None:
     model = make().eval()
     before = copy.deepcopy(model.state_dict())
@@ -452,3 +477,30 @@ def test_evaluate_chooses_between_candidates() -> None:
     assert result.outcome.chosen == "trained"
     assert list(result.outcome.scores.values()) == [-1.0, -2.0, -3.0]
     assert torch.equal(result.model.second.weight, finished["second.weight"])
+
+
+@pytest.mark.parametrize("how", ["assign", "weight norm", "prune"])
+def test_a_parameter_that_is_replaced_is_named(how: str) -> None:
+    model = small_task.make_model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    compressor = ac.Compressor(model, optimizer, target="50%", total_steps=5)
+    x, y = next(iter(small_task.batches(64, 1)))
+    nn.functional.cross_entropy(model(x), y).backward()
+    compressor.step()
+    if how == "assign":
+        model.load_state_dict(small_task.make_model().state_dict(), assign=True)
+    elif how == "weight norm":
+        nn.utils.parametrizations.weight_norm(model[0])
+    else:
+        nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+    nn.functional.cross_entropy(model(x), y).backward()
+    with pytest.raises(ac.InvalidInputError, match=r"^0\.weight is another tensor than when the Compressor was made"):
+        compressor.step()
+
+
+@pytest.mark.parametrize("state", [{}, small_task.make_model().state_dict(), None])
+def test_what_is_no_state_of_a_compressor(state: object) -> None:
+    model = small_task.make_model()
+    compressor = ac.Compressor(model, torch.optim.SGD(model.parameters(), 0.1), target="50%", total_steps=5)
+    with pytest.raises(ac.InvalidInputError, match="no state of a Compressor"):
+        compressor.load_state_dict(state)

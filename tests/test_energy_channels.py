@@ -222,9 +222,46 @@ def test_saliencies_are_what_goes_with_a_channel() -> None:
     np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-6)
 
 
+class Moved(nn.Module):
+    """Moves the channels on by one between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 8, 3, bias=False), nn.Conv2d(8, 3, 3, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).roll(1, 1))
+
+
+class Shuffled(nn.Module):
+    """Makes four channels one of twice the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 8, 3), nn.Conv2d(2, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(nn.functional.pixel_shuffle(self.first(x), 2))
+
+
+@pytest.mark.parametrize(
+    "example", [torch.zeros(1, 2, 8, 8), (torch.ones(1, 2, 8, 8),), {"x": torch.zeros(1, 2, 8, 8)}]
+)
+def test_an_example_of_one_value_hides_nothing(example) -> None:
+    with pytest.raises(InvalidInputError, match="'first' cannot be removed"):
+        ac.shrink(Moved(), example)
+
+
+def test_what_is_no_network_has_no_channels() -> None:
+    for function in (ac.shrink, ac.energy_of):
+        with pytest.raises(InvalidInputError, match="the model is a str; give a network"):
+            function("net", torch.zeros(1, 2))
+
+
 @pytest.mark.parametrize(
     ("model", "example", "message"),
     [
+        (Shuffled(), torch.randn(1, 2, 8, 8), "channels of layer 'first' cannot be followed to second: something"),
         (Mixed(), torch.randn(2, 6), "'first' cannot be removed"),
         (make_model("resnet20"), torch.randn(1, 3, 32, 32), "'conv1' cannot be removed"),
         (nn.Linear(3, 2), torch.randn(1, 3), "no channels that could be removed"),

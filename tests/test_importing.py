@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from autocompress.errors import InvalidInputError
+from autocompress.task.named_data import load_data
+from autocompress.task.named_models import make_model
 from autocompress.task.user_code import import_function, own_source
 
 
@@ -48,6 +50,8 @@ def test_what_cannot_be_imported(here):
         ("import os\n\nx = undefined\n", r"cannot import 'faulty' .*: NameError: .*faulty\.py, line 3\)"),
         ("def make(size, depth=3): ...\n", r"'faulty:make' cannot be called without arguments \(missing .*'size'\)"),
         ("make = 3\n", r"'faulty' has no function 'make'"),
+        ("import sys\nsys.exit(3)\n", r"cannot import 'faulty' .*: SystemExit: 3 \(.*faulty\.py, line 2\)"),
+        ("import argparse\nargparse.ArgumentParser().parse_args(['--mine'])\n", r"cannot import .*: SystemExit: 2"),
     ],
 )
 def test_a_faulty_module_of_the_users_is_told_in_one_sentence(here, source, message):
@@ -55,6 +59,25 @@ def test_a_faulty_module_of_the_users_is_told_in_one_sentence(here, source, mess
     with pytest.raises(InvalidInputError, match=message) as error:
         import_function("faulty:make")
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "raise OSError('no disk\\nat all')",
+            r"'faulty:make' cannot be called: OSError: no disk \(.*faulty\.py, line 2\)",
+        ),
+        ("return {}['lr']", r"cannot be called: KeyError: 'lr' \("),
+        ("raise SystemExit(3)", r"cannot be called: SystemExit: 3 \("),
+    ],
+)
+def test_a_function_that_raises_is_told_in_one_sentence(here, body, message):
+    (here / "faulty.py").write_text(f"def make():\n    {body}\n")
+    for use in (make_model, lambda name: load_data(name, batch_size=8)):
+        with pytest.raises(InvalidInputError, match=message) as error:
+            use("faulty:make")
+        assert len(str(error.value).splitlines()) == 1
 
 
 def test_a_class_and_a_built_in_are_functions(here):

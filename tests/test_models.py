@@ -129,7 +129,7 @@ class Evil:
         return (print, ("unpickled",))
 
 
-@pytest.mark.parametrize("content", [b"", b"no weights", "evil", "list"])
+@pytest.mark.parametrize("content", [b"", b"no weights", b"hello", "evil", "list"])
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_files_that_hold_no_weights(tmp_path, capsys, content, suffix: str) -> None:
     path = tmp_path / f"w.{suffix}"

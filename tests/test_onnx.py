@@ -103,6 +103,28 @@ def test_inputs_that_the_network_does_not_take(network, tmp_path):
         export_onnx(network, (torch.zeros(1, 1, 8, 8), torch.zeros(1)), tmp_path / "net.onnx")
 
 
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (torch.zeros(1, 1, 8, 9), "does not take the example given: "),
+        (torch.zeros(0, 1, 8, 8), r"inputs \w+ hold no example"),
+        (torch.tensor(1.0), r"inputs \w+ hold no example"),
+        ("images", r"inputs \w+ of .* are no tensors"),
+    ],
+)
+def test_examples_that_are_none(network, tmp_path, example, message):
+    with pytest.raises(InvalidInputError, match=message):
+        export_onnx(network, example, tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_returns_no_tensor(tmp_path):
+    with pytest.raises(InvalidInputError, match="output holds no tensor to export"):
+        export_onnx(Structured(lambda logits, hidden: 3.0), torch.randn(5, 3), tmp_path / "net.onnx")
+    with pytest.raises(InvalidInputError, match="the model is a str; give a network"):
+        export_onnx("net", torch.randn(5, 3), tmp_path / "net.onnx")
+
+
 def test_missing_packages_are_named(network, tmp_path, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
@@ -120,12 +142,12 @@ def test_different_answers_leave_no_file(network, tmp_path, monkeypatch):
 
 
 def test_a_network_that_cannot_be_exported(tmp_path):
-    class Refusing(nn.Module):
+    class Branching(nn.Module):
         def forward(self, x):
-            raise RuntimeError("no such thing")
+            return 2 * x if x.sum() > 0 else x
 
     with pytest.raises(AutocompressError, match="could not export"):
-        export_onnx(Refusing(), torch.randn(1, 2), tmp_path / "net.onnx")
+        export_onnx(Branching(), torch.randn(1, 2), tmp_path / "net.onnx")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import small_task
@@ -125,6 +126,24 @@ def test_a_regressor_without_a_loss_learns_the_given_networks_outputs() -> None:
     assert result.outcome.chosen != "one-shot"
 
 
+def test_one_output_for_every_input_is_said() -> None:
+    """No layer is all zeros, and yet nothing of the input comes through."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 3))
+    x, y = small_task.batches(40, 1).inputs, small_task.batches(40, 1).targets
+    compressor = ac.Compressor(model, torch.optim.SGD(model.parameters(), 0.0), target="80%", total_steps=1)
+    nn.functional.cross_entropy(model(x), y).backward()
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0)  # what a step too large does
+    compressor.step()
+    outcome = compressor.finish(train=[(x, y)]).outcome
+    assert outcome.zero_layers == ()
+    assert outcome.constant
+    assert "the network gives the same output for every example of a batch: try a larger target" in outcome.notes
+    same = ac.Compressor(model, torch.optim.SGD(model.parameters(), 0.0), target="80%", total_steps=0)
+    assert not same.finish(train=[(x, y)]).outcome.constant  # as it was given
+
+
 @pytest.mark.parametrize(
     ("outcome", "notes"),
     [
@@ -132,10 +151,17 @@ def test_a_regressor_without_a_loss_learns_the_given_networks_outputs() -> None:
         (Outcome("trained", "the loss", zero_layers=("a", "b"), layers=2), ["every compressed weight is zero"]),
         (Outcome("trained", "the loss", zero_layers=("a",), layers=2), ["every weight is zero in a"]),
         (Outcome("trained", "the promise", promise_kept=False), ["the promise was not kept"]),
+        (Outcome("trained", "the loss", constant=True, layers=2), ["the network gives the same output for every"]),
+        (Outcome("trained", "the loss", constant=True, zero_layers=("a",), layers=1), ["every compressed weight"]),
         (Outcome("trained", "the loss", skipped_steps=3), ["3 steps of fine-tuning were skipped"]),
         (Outcome("trained", "the loss", greedy=True), ["bits were shared out by the greedy rule"]),
         (Outcome("one-shot", "the loss", {"trained": 0.0, "one-shot": 1.0}), ["training did not help"]),
         (Outcome("one-shot"), []),
+        (
+            Outcome("trained", "evaluate=", {"trained": math.nan, "one-shot": math.nan}),
+            ["no score by evaluate= is"],
+        ),
+        (Outcome("trained", "evaluate=", {"trained": 0.5, "one-shot": math.nan}), []),
         (Outcome("trained", "the loss", steps=3, total_steps=5), ["finish() came after 3 of 5 steps"]),
         (Outcome("one-shot", promise_kept=True, steps=5, total_steps=5), ["training led to no smaller file"]),
         (Outcome("one-shot", promise_kept=True), []),

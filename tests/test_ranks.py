@@ -82,7 +82,7 @@ def compress_in_a_loop(rank: int, folder: Path, *, target: str, norm: bool) -> d
         return float((network(inputs).argmax(1) == labels).float().mean())
 
     def refit(network: nn.Module) -> None:
-        from autocompress.training.batch_norm import refit_batch_norm
+        from autocompress.training.layer_statistics import refit_batch_norm
 
         refit_batch_norm(network, mine[:4], device="cpu")
 

@@ -28,6 +28,7 @@ from studies.records.record import Record
 from studies.records.store import Store
 from studies.running.conditions import Conditions
 from studies.running.kept_search import forget_search
+from studies.running.local import LocalExecutor
 from studies.running.reference import reference_of
 from studies.running.run import run_cells
 from studies.running.run_cell import search_cell
@@ -120,6 +121,25 @@ def test_every_cell_is_run_once(trace: Path):
     assert run_cells(more, store, HereExecutor(CONDITIONS)) == 6
     assert untimed(store.read()) == expected(more)
     assert len(lines_of(trace, "start")) == len(set(lines_of(trace, "start"))) == 12
+
+
+def test_what_a_cell_prints_is_kept_with_its_search_and_goes_with_it(tmp_path: Path, monkeypatch) -> None:
+    """Nobody would remove it from a temporary folder after a kill."""
+    logs: list[Path] = []
+    monkeypatch.setattr(
+        "studies.running.local.CellProcess.start", lambda function, cell, conditions, log: logs.append(log)
+    )
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    cell = cells_of(make_spec())[0]
+    executor = LocalExecutor(1, replace(CONDITIONS, storage=str(tmp_path / "searches")))
+    executor.start(cell)
+    logs[0].write_text("printed")
+    assert logs[0].parent.parent == tmp_path / "searches"
+    executor.recorded(cell)
+    assert not logs[0].exists()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_changed_cell_is_run_again(trace: Path):

@@ -254,6 +254,8 @@ def test_studies_are_found(tmp_path: Path):
         ("SPEC = 3", "must set SPEC to a StudySpec; it is int"),
         ("", "must set SPEC to a StudySpec; it is NoneType"),
         ("a = 1\nb = 1 / 0", "fails at line 2: ZeroDivisionError"),
+        ("a = 1\ndef b(:\n", "fails at line 2: SyntaxError"),
+        ("a = 1\n\nraise SystemExit(3)", "fails at line 3: SystemExit: 3"),
         (OWN.replace("[0]", "[-1]"), "study mine: seeds -1 must be"),
     ],
 )

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from autocompress.errors import AutocompressError, InvalidInputError, TrainingDivergedError
 from autocompress.task import Task, load_task
-from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import autocast, forward, split_batch, to_device
 from autocompress.training.checkpoint import Callback, load_checkpoint, save_checkpoint
 from autocompress.training.evaluation import evaluate
+from autocompress.training.layer_statistics import refit_batch_norm
 from autocompress.training.losses import Distillation, TeacherOutputs, classification_loss, correct_predictions
 from autocompress.training.recipe import Recipe
 from autocompress.training.reference import reference_network
@@ -582,6 +582,22 @@ def test_damaged_checkpoint(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(InvalidInputError, match="not a readable checkpoint"):
         trainer(network(), checkpoint=path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_no_file_of_bytes_is_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    for content in [b"", b"hello", b"epoch 3\n", *(bytes([code]) * 9 for code in range(256))]:
+        path.write_bytes(content)
+        with pytest.raises(InvalidInputError, match=r"not a readable checkpoint|is not a checkpoint"):
+            load_checkpoint(path)
+
+
+def test_a_checkpoint_of_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    torch.save({"state_dict": network().state_dict(), "epoch": 3, "step": 4}, path)
+    with pytest.raises(InvalidInputError, match="c is not a checkpoint of a run; delete it"):
+        trainer(network(), checkpoint=path).fit()
 
 
 def test_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:

@@ -108,6 +108,16 @@ def test_what_cannot_be_copied_is_refused_by_name_before_training() -> None:
         copy_network(model)
 
 
+def with_buffer(tensor: torch.Tensor) -> nn.Module:
+    model = nn.Sequential(nn.Linear(8, 2))
+    model.register_buffer("edges", tensor)
+    return model
+
+
+def exported() -> nn.Module:
+    return torch.export.export(nn.Linear(8, 2), (torch.ones(4, 8),)).module()
+
+
 def scripted_block() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 8), torch.jit.script(nn.Linear(8, 2)))
 
@@ -118,11 +128,16 @@ def scripted_block() -> nn.Module:
         (lambda: torch.jit.script(nn.Linear(8, 2)), "the network is TorchScript; give the torch.nn.Module"),
         (lambda: torch.jit.trace(nn.Linear(8, 2), torch.ones(1, 8)), "the network is TorchScript"),
         (scripted_block, "the module '1' is TorchScript"),
+        (lambda: with_buffer(torch.eye(3).to_sparse()), "edges is a sparse tensor, which no file holds"),
+        (lambda: with_buffer(torch.eye(3).to_sparse_csr()), "edges is a sparse tensor"),
+        (lambda: with_buffer(torch.nested.nested_tensor([torch.ones(2)])), "edges is a nested tensor"),
+        (exported, "the network cannot be put into evaluation mode"),
         (lambda: nn.Sequential(nn.Linear(8, 2), nn.LazyBatchNorm1d()), r"1\.weight has no shape yet; pass a batch"),
         (lambda: nn.Sequential(nn.Linear(8, 2), nn.LazyBatchNorm1d(affine=False)), r"1\.running_mean has no shape yet"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta", "ignore:The PyTorch API of nested tensors")
 def test_what_is_no_whole_network_of_modules_is_refused_by_name(make, message: str) -> None:
     model = make()
     for refuse in (

@@ -9,7 +9,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 
-from autocompress.cli.console import run_command
+from autocompress.cli.console import interrupts_held_back, run_command
 from autocompress.cli.parser import build_parser
 
 
@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: Namespace) -> str:
     # Imported here so that `--help` and a mistyped option answer without loading torch's larger parts.
-    from autocompress.cli import compress_command, file_commands
+    with interrupts_held_back():
+        from autocompress.cli import compress_command, file_commands
 
     commands = {
         "compress": compress_command.compress_command,
@@ -44,8 +45,7 @@ def _how_to_go_on(options: Namespace) -> str:
         return "interrupted"
     if options.resume is None:
         return "interrupted, nothing was written; with --resume DIR a run can be continued"
-    from autocompress.solver.compression import CHECKPOINT_NAME
-
-    if not (options.resume / CHECKPOINT_NAME).exists():
+    # Nothing is imported here: Ctrl-C may have come in the middle of torch, which cannot be begun once more.
+    if not any(options.resume.glob("*.checkpoint")):
         return f"interrupted before the first checkpoint: {options.resume} holds none, the same command starts anew"
     return f"interrupted; the same command goes on from {options.resume}"

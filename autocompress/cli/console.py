@@ -20,7 +20,13 @@ from typing import Any
 from tqdm import tqdm
 
 from autocompress.codec.atomic_write import NAME_CHARACTERS, remove_leftovers
-from autocompress.errors import AutocompressError, CorruptArtifactError, InfeasibleTargetError, InvalidInputError
+from autocompress.errors import (
+    MAX_SEED,
+    AutocompressError,
+    CorruptArtifactError,
+    InfeasibleTargetError,
+    InvalidInputError,
+)
 
 MODEL = (
     "lenet5, alexnet, resnet20/32/44/56, resnet50, torchvision:NAME, or package.module:function, a function without "
@@ -48,8 +54,8 @@ def not_negative(text: str) -> int:
 
 def seed(text: str) -> int:
     """Returns a whole number that every random generator takes as its seed."""
-    if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) < 2**32):
-        raise ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) <= MAX_SEED):
+        raise ArgumentTypeError(f"{text!r} is not a whole number from 0 to {MAX_SEED}")
     return int(text)
 
 
@@ -128,6 +134,27 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Is a block, an import of torch, which Ctrl-C and SIGTERM end only after it.
+
+    Broken off half-way, torch can neither be imported again nor left: at its end the process may abort.
+    """
+    held: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(signal.getsignal(number)):  # not one that is ignored, as in the background of a shell
+                before[number] = signal.signal(number, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if held:
+            raise KeyboardInterrupt
 
 
 class _Messages(logging.Handler):

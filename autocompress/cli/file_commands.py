@@ -17,7 +17,6 @@ from autocompress.codec.file import load, read_state
 from autocompress.codec.size_report import size_report
 from autocompress.energy.channel_graph import ANALYTIC_SAMPLES, ChannelGraph
 from autocompress.energy.energy_meters import make_meter, measured_energy
-from autocompress.energy.network_energy import run_example
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import CompressedState
 from autocompress.network.live_network import named_tensors
@@ -90,7 +89,6 @@ def export_command(options: Namespace) -> str:
     if options.to == "onnx":
         from autocompress.network.onnx_export import export_onnx
 
-        run_example(model, example)  # a wrong --input-shape is told by the network itself
         difference = export_onnx(model, example, options.out)
     else:
         save_state_dict(model, options.out)

@@ -20,6 +20,7 @@ from autocompress.codec.state_coder import decode_kinds, decode_stream, encode_s
 from autocompress.codec.weight_coder import Choice
 from autocompress.errors import CorruptArtifactError, InvalidInputError
 from autocompress.network.compressed_tensors import CompressedState
+from autocompress.network.live_network import named_tensors
 from autocompress.network.network_state import fill
 
 # 2: compressed tensors may have codebooks of kernels. Files without any are still written as version 1.
@@ -242,5 +243,11 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
         CorruptArtifactError: a damaged file; the module is unchanged.
     """
     if not isinstance(into, nn.Module):
-        raise InvalidInputError(f"into is {into!r}; it must be a torch.nn.Module, such as make_model()")
+        kind = f"the class {into.__name__}" if isinstance(into, type) else f"a {type(into).__name__}"
+        raise InvalidInputError(f"into is {kind}; it must be a torch.nn.Module, such as make_model()")
+    absent = next((name for name, tensor in named_tensors(into).items() if tensor.is_meta), None)
+    if absent is not None:
+        raise InvalidInputError(
+            f"{absent} of the network is on the meta device and holds no values; call to_empty(device='cpu') first"
+        )
     return fill(into, read_state(path, into))

@@ -19,7 +19,7 @@ from autocompress.energy.channel_model import ChannelEnergy, Floats, fit_channel
 from autocompress.energy.network_energy import EnergyUse, layer_shapes, run_example
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import CompressedState
-from autocompress.network.live_network import copy_network, tensors_in
+from autocompress.network.live_network import copy_network, refuse_unfinished, tensors_in
 
 # Random widths that the bilinear model is fitted to, where the analytic model takes no time.
 ANALYTIC_SAMPLES = 400
@@ -75,9 +75,10 @@ class ChannelGraph:
         """
         from autocompress.energy.channel_groups import channel_groups
 
+        refuse_unfinished(model)
         difference(model, model, example)  # an output that cannot be compared is not the fault of any channel
         self.shapes = layer_shapes(model, example)
-        self.example = _on(example, next(model.parameters()).device)
+        self.example = _telling(model, _on(example, next(model.parameters()).device))
         layers = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, _LAYERS)} & set(self.shapes)
         self.groups: list[ChannelGroup] = []
         for members in channel_groups(model, self.example):
@@ -87,6 +88,13 @@ class ChannelGraph:
                 for name, side, index, channel in members
                 if f"{name}.weight" in layers
             )
+            for part in slices:
+                size = model.get_parameter(part.weight).shape[part.dim]
+                if int(part.index.max()) >= size or int(part.channel.max()) >= len(channels):
+                    raise InvalidInputError(
+                        f"the channels of layer {root!r} cannot be followed to {part.weight.removesuffix('.weight')}: "
+                        "something between them moves or mixes channels"
+                    )
             if any(part.dim == 1 for part in slices):
                 self.groups.append(ChannelGroup(root, len(channels), slices))
         if not self.groups:
@@ -266,6 +274,31 @@ def difference(first: nn.Module, second: nn.Module, example: Any) -> float:
     if not gaps:
         raise InvalidInputError("the network's output holds no tensor to compare; its forward must return some")
     return max(gaps)
+
+
+def _telling(model: nn.Module, example: Any) -> Any:
+    """Returns an example whose values differ: of zeros alone a network may do the same whatever becomes of channels.
+
+    A floating-point input of one value all over is drawn from [0, 1) where the network's outputs are then finite.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: drawn(part) for key, part in value.items()}
+        if isinstance(value, tuple | list):
+            return tuple(map(drawn, value))
+        constant = (
+            isinstance(value, Tensor) and value.is_floating_point() and bool((value == value.flatten()[:1]).all())
+        )
+        return torch.rand(value.shape, generator=generator).to(value) if constant else value
+
+    other = drawn(example)
+    try:
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(run_example(model, other)))
+    except InvalidInputError:
+        return example
+    return other if finite else example
 
 
 def _on(example: Any, device: torch.device) -> Any:

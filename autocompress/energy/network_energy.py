@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autocompress.energy.accelerator import LayerShape, WeightEnergy
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import CompressedState
-from autocompress.network.live_network import accepted_arguments
+from autocompress.network.live_network import accepted_arguments, refuse_unfinished
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -115,6 +115,7 @@ def network_energy(model: nn.Module, example: Any) -> NetworkEnergy:
 
 def energy_of(model: nn.Module, example: Any) -> EnergyUse:
     """Returns the energy of a network with its zeros, and what it would be without them; see `network_energy`."""
+    refuse_unfinished(model)
     energy = network_energy(model, example)
     counts = {name: int(torch.count_nonzero(model.get_parameter(name))) for name in energy.weights}
     return EnergyUse(energy.dense, energy.used(counts))
@@ -167,7 +168,8 @@ def run_example(model: nn.Module, example: Any) -> Any:
         parts = example if isinstance(example, tuple | list) else (example,)
         return model(*(_moved(part, device) for part in parts))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise InvalidInputError(f"the network does not take the example given: {error}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidInputError(f"the network does not take the example given: {reason}") from error
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -112,8 +112,8 @@ def refuse_unfinished(model: nn.Module) -> None:
     """Checks that all of a network is there, as Python modules with tensors.
 
     Raises:
-        InvalidInputError: it is no module, a tensor has no shape yet, or a module is TorchScript, whose copies cannot
-            be trained.
+        InvalidInputError: it is no module, a tensor has no shape yet or is sparse, or a module is TorchScript, whose
+            copies cannot be trained, or out of torch.export, which has no modes.
     """
     if not isinstance(model, nn.Module):
         kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
@@ -121,10 +121,25 @@ def refuse_unfinished(model: nn.Module) -> None:
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
             raise InvalidInputError(f"{name} has no shape yet; pass a batch through the network first")
+        if tensor.layout != torch.strided or tensor.is_nested:
+            raise InvalidInputError(
+                f"{name} is a {'nested' if tensor.is_nested else 'sparse'} tensor, which no file holds; make it dense, "
+                "or keep it in a plain attribute of the module"
+            )
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             where = f"the module {name!r}" if name else "the network"
             raise InvalidInputError(f"{where} is TorchScript; give the torch.nn.Module that it was made from")
+    if "eval" in vars(model):  # torch.export puts a method there that raises
+        training = model.training
+        try:
+            model.eval()
+            model.train(training)
+        except NotImplementedError as error:
+            raise InvalidInputError(
+                f"the network cannot be put into evaluation mode ({error}); give the torch.nn.Module that it was "
+                "exported from"
+            ) from error
 
 
 class _WithoutHistory(TorchFunctionMode):

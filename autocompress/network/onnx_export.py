@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from autocompress.codec.atomic_write import replacing
 from autocompress.errors import AutocompressError, InvalidInputError
-from autocompress.network.live_network import accepted_arguments, copy_network, tensors_in
+from autocompress.network.live_network import accepted_arguments, copy_network, refuse_unfinished, tensors_in
 
 logger = logging.getLogger(__name__)
 
@@ -44,20 +44,22 @@ def export_onnx(model: nn.Module, example: Any, path: str | os.PathLike[str]) ->
 
     Raises:
         AutocompressError: a package is missing, PyTorch cannot export the network, or the outputs differ.
-        InvalidInputError: the file cannot be written there.
+        InvalidInputError: the network does not take the example or returns no tensor, or the file cannot be written.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise AutocompressError(
             f'exporting to ONNX needs {", ".join(missing)}; install them with: pip install "autocompress[onnx]"'
         )
+    refuse_unfinished(model)
     inputs = by_name(model, example)
     network = copy_network(model, device="cpu").eval()
+    expected = _outputs(network, inputs)
     path = Path(path)
     try:
         with replacing(path, ".onnx") as temporary:
             _write(network, inputs, str(temporary))
-            difference = _difference(network, inputs, str(temporary))
+            difference = _difference(expected, inputs, str(temporary))
             if not difference <= RELATIVE_TOLERANCE:
                 raise AutocompressError(
                     f"the exported ONNX model answers differently from the network: by {difference:.2g} of its largest "
@@ -86,8 +88,29 @@ def by_name(model: nn.Module, example: Any) -> dict[str, Tensor]:
     other = [name for name, part in example.items() if not isinstance(part, Tensor)]
     if other:
         raise InvalidInputError(f"the inputs {', '.join(other)} of {type(model).__name__} are no tensors")
+    empty = [name for name, part in example.items() if not part.ndim or not len(part)]
+    if empty:
+        raise InvalidInputError(f"the inputs {', '.join(empty)} hold no example; their first dimension is the batch")
     # Two examples at least: torch.export takes a dimension of one for a constant.
     return {name: torch.cat([part, part])[: max(2, len(part))].detach().cpu() for name, part in example.items()}
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Returns the tensors in the network's output.
+
+    Raises:
+        InvalidInputError: there are none, or the network does not take the inputs.
+    """
+    try:
+        output = network(**inputs)
+    except Exception as error:  # whatever the user's network raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidInputError(f"the network does not take the example given: {reason}") from error
+    found = tensors_in(output)
+    if not any(tensor.numel() for tensor in found):
+        raise InvalidInputError("the network's output holds no tensor to export; its forward must return some")
+    return found
 
 
 def _write(network: nn.Module, inputs: dict[str, Tensor], path: str) -> None:
@@ -124,21 +147,20 @@ class _FlatOutputs(nn.Module):
         return tuple(tensors_in(self.network(**dict(zip(self.names, inputs, strict=True)))))
 
 
-def _difference(network: nn.Module, inputs: dict[str, Tensor], path: str) -> float:
+def _difference(expected: list[Tensor], inputs: dict[str, Tensor], path: str) -> float:
     """Returns the largest difference between PyTorch's and onnxruntime's outputs, nan if one of them is nan."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     found = session.run(None, {name: part.numpy() for name, part in inputs.items()})
-    with torch.no_grad():
-        output = network(**inputs)
-    expected = tensors_in(output)
     if len(expected) != len(found):  # one tensor given out twice is one output there
         raise AutocompressError(
             f"the network gives {len(expected)} tensors and the exported model {len(found)}; nothing was written"
         )
     worst = 0.0
     for ours, theirs in zip(expected, found, strict=True):
+        if not ours.numel():
+            continue
         gap = float((ours - torch.from_numpy(theirs)).abs().max()) / max(1.0, float(ours.abs().max()))
         worst = gap if not gap <= worst else worst  # keeps a nan
     return worst

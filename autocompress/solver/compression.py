@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,19 @@ from torch import Tensor, nn
 
 from autocompress.constraints.factory import counts_energy
 from autocompress.energy.channel_model import ChannelEnergy
-from autocompress.errors import InvalidInputError, whole_number
+from autocompress.errors import MAX_SEED, InvalidInputError, whole_number
 from autocompress.network.live_network import copy_network
 from autocompress.network.selection import Ignore
 from autocompress.solver.compressor import Compressor, check_target
 from autocompress.solver.constants import DEFAULTS, SolverConstants
 from autocompress.solver.result import Result, warn_of_loss
 from autocompress.targets import LossIncrease, Target, Targets, combined
-from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import TaughtBatches, check_batches, default_device, input_example
 from autocompress.training.checkpoint import Callback
 from autocompress.training.checks import check_task, guesses, name_of
 from autocompress.training.evaluation import Evaluation, evaluate, hold_out
-from autocompress.training.losses import distillation_from, output_distance
+from autocompress.training.layer_statistics import refit_batch_norm
+from autocompress.training.losses import classification_loss, correct_predictions, distillation_from, output_distance
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 from autocompress.training.ranks import ranks_of
 from autocompress.training.recipe import Recipe
@@ -42,29 +43,45 @@ CHECKPOINT_NAME = "compress.checkpoint"
 class CompressorCallback(Callback):
     """Carries the compressor through the trainer's loop and its checkpoints."""
 
-    def __init__(self, compressor: Compressor) -> None:
-        self.compressor = compressor
+    def __init__(self, compressor: Compressor, asked: Mapping[str, str] | None = None) -> None:
+        """Follows a run of the compressor; `asked` for in these words, beside network, target and length."""
+        self.compressor, self.asked = compressor, dict(asked or {})
 
     def on_step(self, trainer: Trainer) -> None:
         """Follows the optimizer step."""
         self.compressor.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the compressor's state."""
-        return self.compressor.state_dict()
+        """Returns the compressor's state, and what was asked for."""
+        return {**self.compressor.state_dict(), "asked": self.asked}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the compressor's state."""
+        """Restores the compressor's state.
+
+        Raises:
+            InvalidInputError: it is of a run of other weights, or of one that was asked for in other words.
+        """
+        before = state.get("asked", self.asked)  # not in what an earlier version wrote
+        other = sorted(name for name in self.asked if before.get(name) != self.asked[name])
+        own = self.compressor.run.given
+        if not all(map(_same, own, state["given"])) or len(own) != len(state["given"]):
+            other.insert(0, "the network's weights")
+        if other:
+            names = ", ".join(other)
+            raise InvalidInputError(
+                f"the checkpoint is of another run: {names} not the same; give another folder, or the same call"
+            )
         self.compressor.load_state_dict(state)
 
 
 def compress(
     model: nn.Module,
     *,
-    train: Iterable[Any],
+    train: Iterable[Any] | None = None,
     val: Iterable[Any] | None = None,
     test: Iterable[Any] | None = None,
     target: str | Target | Targets | Sequence[str | Target],
+    calibration: Iterable[Any] | None = None,
     loss: Callable[[Any, Tensor], Tensor] | None = None,
     metric: Callable[[Any, Tensor], Tensor] | None = None,
     epochs: int | None = None,
@@ -81,12 +98,15 @@ def compress(
 
     Args:
         model: a trained network.
-        train: batches to train on, gone through once per epoch: (inputs, targets) or dicts with a target.
+        train: batches to train on, gone through once per epoch: (inputs, targets) or dicts with a target. None: the
+            network is not trained, but pruned and quantized at once.
         val: batches that decide, by their loss, between the trained network and others; without them a twentieth of the
             training data is kept from training for that. A promise is measured on them and cannot do without.
         test: batches to report on, once, at the end.
         target: "50KB", "50KiB", "1%", "100x", "weights:836x", a promise ("drop:0.5", "loss:+2%"), a target object, or
             several that hold together.
+        calibration: without `train`, batches of the network's inputs, with or without targets: a few hundred examples
+            say which errors in the weights reach the layers' outputs, and set batch norm statistics.
         loss: (output, target) -> scalar; default: the one that the network's output carries as `loss` when it is given
             the target, else cross-entropy, or where the outputs are numbers like the targets (regression) the distance
             to the outputs of the network as it was given. Cross-entropy is joined by distillation from that network.
@@ -108,9 +128,18 @@ def compress(
         TrainingDivergedError: the loss became NaN or infinite.
     """
     started = time.perf_counter()
-    seed = whole_number("seed", seed, 0)
+    seed = whole_number("seed", seed, 0, MAX_SEED)
     recipe = (recipe or Recipe()).for_compression()
-    check_batches(train, "the training data")
+    if train is None:
+        if epochs:
+            raise InvalidInputError(f"epochs is {epochs}, but there is no data to train on: give train=, or epochs=0")
+        epochs, data = 0, calibration
+    elif calibration is not None:
+        raise InvalidInputError("calibration= is for compression without train=, whose batches serve for it as well")
+    else:
+        data = train
+    if data is not None:
+        check_batches(data, "the calibration data" if train is None else "the training data")
     if val is not None:
         check_batches(val, "the validation data")
     where = default_device(device)
@@ -118,10 +147,13 @@ def compress(
     ranks, asked = ranks_of(model), combined(target)
     if asked.promise is not None and val is None:
         raise InvalidInputError(f"the target {asked.promise} is a promise about validation data: give val=")
-    counted: dict[str, Any] = {"example": first_example(asked, train, seed), "energy_model": energy_model}
+    counted: dict[str, Any] = {"example": first_example(asked, data, seed), "energy_model": energy_model}
     check_target(model, asked, ignore, **counted)
     splits = {"the training data": train, "the validation data": val, "the test data": test}
-    loss, metric = check_task(model, splits, loss=loss, metric=metric, device=where, seed=seed, taught=True)
+    if all(split is None for split in splits.values()):
+        loss, metric = loss or classification_loss, metric or correct_predictions  # neither will be asked
+    else:
+        loss, metric = check_task(model, splits, loss=loss, metric=metric, device=where, seed=seed, taught=True)
     # Without a loss the targets say nothing of what the network was trained for: it is measured by its own outputs.
     teacher = copy_network(reference, device=where).eval() if loss is output_distance else None
     if teacher is not None:
@@ -133,6 +165,8 @@ def compress(
     # Each batch of them decides in the end: what is wrong with one is found out here.
     with seeded(seed):
         before = None if val is None else scores(copy_network(reference), val)
+    if before is not None:
+        check_scores(name_of(metric), ranks.mean(before.loss), ranks.mean(before.metric))
     if asked.promise is not None and val is not None:
         judged: dict[str, Any] = {"loss": loss, "metric": metric, "device": where, "seed": seed}
         guess = ranks.decided(lambda: guesses(reference, val, **judged, scores=before))
@@ -141,7 +175,7 @@ def compress(
 
     epochs = recipe.compress_epochs if epochs is None else whole_number("epochs", epochs, 0)
     judge, judged_by = val, "the loss on the validation data"
-    if val is None and epochs:
+    if val is None and epochs and train is not None:
         parts = hold_out(train, seed)
         train, judged_by = parts.train, parts.words
         judge = parts.judge if teacher is None else TaughtBatches(parts.judge, teacher, where)
@@ -152,7 +186,7 @@ def compress(
             return -outcome.loss  # the metric of a few hundred examples moves in steps: equal ones decide nothing
         return outcome.loss if isinstance(asked.promise, LossIncrease) else outcome.metric
 
-    some = _some_batches(model, train, seed) if asked.promise is not None else []
+    some = _some_batches(model, data, seed) if asked.promise is not None else []
 
     settings: dict[str, Any] = {
         "target": asked,
@@ -163,7 +197,7 @@ def compress(
         **counted,
     }
     curve: list[tuple[int, float]] = []
-    if epochs:
+    if epochs and train is not None:
         trainer = Trainer(
             model,
             train,
@@ -179,20 +213,24 @@ def compress(
             progress=progress,
         )
         compressor = Compressor(model, trainer.optimizer, total_steps=trainer.total_steps, **settings)
-        trainer.callbacks.append(CompressorCallback(compressor))
+        words = {"seed": str(seed), "recipe": str(recipe), "ignore": str(ignore), "constants": str(constants)}
+        trainer.callbacks.append(CompressorCallback(compressor, words))
         curve = trainer.fit().curve
     else:
         untouched = torch.optim.SGD(model.parameters(), lr=0.0)  # takes no step
         compressor = Compressor(model, untouched, total_steps=0, **settings)
     with seeded(seed):  # a loader that shuffles by torch's own generator gives the same batches in every run
-        result = compressor.finish(train=train, judged_by=judged_by)
+        result = compressor.finish(train=data if train is None else train, judged_by=judged_by)
     result.metric = name_of(metric)
     if val is not None and before is not None:
         result.validation_accuracy = ranks.mean(scores(result.model, val).metric)
         result.reference_accuracy, result.reference_split = ranks.mean(before.metric), "validation"
     if test is not None:
         try:
-            result.test_accuracy = ranks.mean(scores(result.model, test).metric)
+            found = scores(result.model, test)
+            result.test_accuracy = ranks.mean(found.metric)
+            if not math.isfinite(found.loss):
+                logger.warning("the loss on the test data is %s; its %s means little", found.loss, result.metric)
             result.reference_accuracy = ranks.mean(scores(copy_network(reference), test).metric)
             result.reference_split = "test"
         except InvalidInputError as error:  # the network is worth more than what is said of it
@@ -206,27 +244,48 @@ def compress(
     return result
 
 
-def _some_batches(model: nn.Module, train: Iterable[Any], seed: int) -> list[Any]:
+def check_scores(metric: str, loss: float, score: float) -> None:
+    """Checks that the network as it was given has scores on the validation data.
+
+    Raises:
+        InvalidInputError: one is NaN or infinite, so that nothing can be chosen by it.
+    """
+    for name, value in (("loss", loss), (metric, score)):
+        if not math.isfinite(value):
+            raise InvalidInputError(
+                f"the network as it was given has the {name} {value} on the validation data: check its outputs there, "
+                "the data for NaN, and the function for a division by zero"
+            )
+
+
+def _some_batches(model: nn.Module, train: Iterable[Any] | None, seed: int) -> list[Any]:
     """Returns training batches for the batch norms of a network; none where it has no such layer.
 
     They are kept, because a loader that is being gone through cannot be gone through from its start as well.
     """
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+    if train is None or not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         return []
     with seeded(seed):
         set_epoch(train, 0)
         return list(itertools.islice(train, REFIT_BATCHES))
 
 
-def first_example(targets: Targets, train: Iterable[Any], seed: int) -> Any:
+def first_example(targets: Targets, train: Iterable[Any] | None, seed: int) -> Any:
     """Returns the first input to train on where a target needs one; a loader's random numbers are left as they were."""
-    if not counts_energy(targets):
+    if train is None or not counts_energy(targets):
         return None
     order = data_order_state(train)
     with seeded(seed):
         example = input_example(train)
     restore_data_order(train, order)
     return example
+
+
+def _same(tensor: Tensor, other: Tensor) -> bool:
+    """Tells whether two tensors hold the same values; NaN is as NaN."""
+    if tensor.dtype != other.dtype or tensor.shape != other.shape:
+        return False
+    return bool(((tensor == other) | (tensor != tensor) & (other != other)).all())
 
 
 def _checkpoint(folder: str | Path | None) -> Path | None:

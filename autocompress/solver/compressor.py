@@ -117,6 +117,11 @@ class Compressor:
         rate = RelativeRate(optimizer, self.network.weights)
         self.run = Run(self.network, self.method, self._make_solver(projected), rate, self.ranks, constants)
         self.run.phases = self._make_phases(projected)
+        self._parameters = [
+            (name, module, key, parameter)
+            for name, module in self.network.model.named_modules()
+            for key, parameter in module._parameters.items()
+        ]
 
     def _make_method(self) -> Method:
         """Returns what meets the target; another class may meet it in another way."""
@@ -161,7 +166,18 @@ class Compressor:
             )
         if self.steps == 0 and all(p.grad is None for p in self.network.model.parameters()):
             raise InvalidInputError("the model has no gradients: call compressor.step() before optimizer.zero_grad()")
+        self._check_parameters()
         self.run.step()
+
+    def _check_parameters(self) -> None:
+        """Refuses a network whose parameters were replaced: what is trained then is not what is compressed."""
+        for name, module, key, parameter in self._parameters:
+            if module._parameters.get(key) is not parameter:
+                full = f"{name}.{key}".removeprefix(".")
+                raise InvalidInputError(
+                    f"{full} is another tensor than when the Compressor was made; make it after all changes "
+                    "to the network, and load weights without assign=True"
+                )
 
     def finish(
         self,
@@ -212,6 +228,7 @@ class Compressor:
             energy=None if self.energy is None else self.energy.use(chosen.state),
             promise=None if self.quality is None else self.quality.report(),
         )
+        constant = check_outputs(result.model, self.run, val if train is None else train)
         result.outcome = Outcome(
             candidates.origin if self.steps else ONE_SHOT,
             judged_by=judged_by,
@@ -223,8 +240,8 @@ class Compressor:
             promise_kept=None if result.promise is None else result.promise["kept"],
             steps=self.steps,
             total_steps=self.total_steps,
+            constant=constant,
         )
-        check_outputs(result.model, self.run, val if train is None else train)
         fill(self.network.model, result.state)
         return result
 
@@ -263,8 +280,10 @@ class Compressor:
         """Restores what `state_dict` returned; the model's own weights are the caller's to restore, first.
 
         Raises:
-            InvalidInputError: the state is of a run with another target, length or network.
+            InvalidInputError: the state is of a run with another target, length or network, or no state of a run.
         """
+        if not isinstance(state, dict) or "total_steps" not in state or "shapes" not in state:
+            raise InvalidInputError("this is no state of a Compressor: give what its state_dict() returned")
         for key, own in (("total_steps", self.total_steps), ("target", str(self.target))):
             if state[key] != own:
                 raise InvalidInputError(f"the saved run has {key} {state[key]!r}, this one {own!r}")
@@ -335,22 +354,26 @@ def as_number(evaluate: Callable[[nn.Module], Any]) -> Callable[[nn.Module], flo
     return lambda network: real_number("the score that evaluate= returns", evaluate(network))
 
 
-def check_outputs(compressed: nn.Module, run: Run, batches: Iterable[Any] | None) -> None:
+def check_outputs(compressed: nn.Module, run: Run, batches: Iterable[Any] | None) -> bool:
     """Checks that a compressed network's outputs are finite where the given one's were, or where nothing can tell.
 
+    Returns:
+        Whether they are the same for every example, where the given one's were not.
+
     Raises:
-        TrainingDivergedError: they are not; the layer is named.
+        TrainingDivergedError: they are not finite; the layer is named.
     """
     if batches is None or iter(batches) is batches:  # an iterator would lose what is looked at
-        return
+        return False
     reference = copy_network(run.network.model)
     put_back(all_tensors(reference), run.given)
     try:
-        check_finite(compressed, reference, batches, device=next(run.network.model.parameters()).device)
+        return check_finite(compressed, reference, batches, device=next(run.network.model.parameters()).device)
     except TrainingDivergedError:
         raise
     except Exception as error:  # whatever a network raises that does not take these batches as they are
         logger.warning("whether all outputs are finite was not looked at: %s: %s", type(error).__name__, error)
+    return False
 
 
 def _minus_loss(model: nn.Module, batches: Iterable[Any]) -> float:

@@ -22,8 +22,7 @@ from autocompress.solver.admm import Admm, RelativeRate
 from autocompress.solver.constants import SolverConstants
 from autocompress.solver.fine_tuning import FineTuning, finished_file, start_fine_tuning
 from autocompress.solver.lazy_projection import LazyProjection
-from autocompress.training.batch_norm import refit_batch_norm
-from autocompress.training.input_moments import InputMoments, input_moments
+from autocompress.training.layer_statistics import InputMoments, input_moments, refit_batch_norm
 from autocompress.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)

@@ -39,6 +39,7 @@ class Outcome:
         promise_kept: whether a promise was kept; None where there is none.
         steps: optimizer steps that were taken ...
         total_steps: ... of so many announced.
+        constant: whether the network gave the same output for every example of a batch, where the given one did not.
     """
 
     chosen: str
@@ -51,6 +52,7 @@ class Outcome:
     promise_kept: bool | None = None
     steps: int = 0
     total_steps: int = 0
+    constant: bool = False
 
     @property
     def notes(self) -> list[str]:
@@ -62,6 +64,8 @@ class Outcome:
             more = len(self.zero_layers) - ZERO_LAYERS_SHOWN
             names = ", ".join(self.zero_layers[:ZERO_LAYERS_SHOWN]) + (f" and {more} more" if more > 0 else "")
             found.append(f"every weight is zero in {names}")
+        if self.constant and (not self.layers or len(self.zero_layers) < self.layers):
+            found.append("the network gives the same output for every example of a batch: try a larger target")
         if self.promise_kept is False:
             found.append("the promise was not kept by any network that was seen")
         if self.steps < self.total_steps:
@@ -74,7 +78,9 @@ class Outcome:
                 "training led to no smaller file that keeps the promise: this is the network as it was given, pruned "
                 "and quantized at once; train for longer, or at a lower learning rate"
             )
-        if self.chosen == ONE_SHOT and len(self.scores) > 1:
+        if self.scores and not any(map(math.isfinite, self.scores.values())):
+            found.append(f"no score by {self.judged_by} is a finite number: nothing decided between the networks")
+        elif self.chosen == ONE_SHOT and len(self.scores) > 1:
             found.append(
                 "training did not help: the network as it was given, pruned and quantized at once, is better by "
                 f"{self.judged_by}; train for longer, or at another learning rate"
@@ -92,12 +98,17 @@ class Outcome:
         return {
             "chosen": self.chosen,
             "judged_by": self.judged_by,
-            "scores": {name: score if math.isfinite(score) else None for name, score in self.scores.items()},
+            "scores": {name: _in_json(score) for name, score in self.scores.items()},
             "zero_layers": list(self.zero_layers),
             "skipped_steps": self.skipped_steps,
             "greedy": self.greedy,
             "notes": self.notes,
         }
+
+
+def _in_json(score: float | None) -> float | None:
+    """Returns a score; one that is no number, which JSON does not know, is None."""
+    return score if score is not None and math.isfinite(score) else None
 
 
 def zero_layers(state: CompressedState) -> tuple[str, ...]:
@@ -198,9 +209,9 @@ class Result:
             "target": str(self.target),
             **report,
             **({} if self.energy is None else self.energy.to_json()),
-            "reference_accuracy": self.reference_accuracy,
-            "validation_accuracy": self.validation_accuracy,
-            "test_accuracy": self.test_accuracy,
+            "reference_accuracy": _in_json(self.reference_accuracy),
+            "validation_accuracy": _in_json(self.validation_accuracy),
+            "test_accuracy": _in_json(self.test_accuracy),
             "metric": self.metric,
             "reference_split": self.reference_split,
             "gradient_steps": self.gradient_steps,

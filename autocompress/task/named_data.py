@@ -12,7 +12,7 @@ from torch import Tensor
 
 from autocompress.errors import InvalidInputError
 from autocompress.task.arrays import data_extra, hold_out, load_arrays, load_digits, stratified
-from autocompress.task.user_code import import_function
+from autocompress.task.user_code import call_function
 from autocompress.training.tensor_batches import CropAndFlip, Normalize, TensorBatches
 
 DATA_NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
@@ -104,7 +104,7 @@ def _load_named(name: str, batch_size: int, device: torch.device | str, seed: in
 
 
 def _load_own(name: str) -> Splits:
-    loaders = import_function(name)()
+    loaders = call_function(name)
     if not isinstance(loaders, (tuple, list)) or len(loaders) not in (2, 3):
         raise InvalidInputError(f"{name!r} must return the loaders (train, validation) or (train, validation, test)")
     train, validation, test = (*loaders, None)[:3]

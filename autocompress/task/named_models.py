@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from autocompress.errors import InvalidInputError
 from autocompress.network.live_network import EXTRA_STATE, named_tensors, state_names, storage_key
 from autocompress.task.arrays import data_extra
 from autocompress.task.networks import AlexNet, CifarResNet, LeNet5, ResNet50
-from autocompress.task.user_code import import_function
+from autocompress.task.user_code import call_function
 
 # name -> (constructor, channels of the images it is meant for)
 _MODELS: dict[str, tuple[Callable[..., nn.Module], int]] = {
@@ -54,7 +53,7 @@ def make_model(name: str, num_classes: int = 10, in_channels: int | None = None)
     if name.startswith(_TORCHVISION):
         return _torchvision_model(name.removeprefix(_TORCHVISION), num_classes, in_channels)
     if ":" in name:
-        model = import_function(name)()
+        model = call_function(name)
         if not isinstance(model, nn.Module):
             raise InvalidInputError(f"{name!r} returned a {type(model).__name__}; it must return a torch.nn.Module")
         return model
@@ -155,7 +154,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+    except Exception as error:  # torch.load takes any bytes for a pickle, and ends in any error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):
             reason = "it holds pickled objects; save model.state_dict() instead"

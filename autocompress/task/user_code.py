@@ -10,7 +10,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from autocompress.errors import InvalidInputError
+import torch
+
+from autocompress.errors import AutocompressError, InvalidInputError
 
 
 def own_source(reference: str) -> str | None:
@@ -47,10 +49,8 @@ def import_function(reference: str) -> Callable[..., Any]:
         raise InvalidInputError(
             f"cannot import {module_name!r} of {reference!r} ({error}); it must be installed or lie in {os.getcwd()}"
         ) from error
-    except Exception as error:  # whatever the user's module raises when it is imported
-        raise InvalidInputError(
-            f"cannot import {module_name!r} of {reference!r}: {type(error).__name__}: {error} ({_place_of(error)})"
-        ) from error
+    except (Exception, SystemExit) as error:  # a script that reads its own arguments ends the process
+        raise InvalidInputError(f"cannot import {module_name!r} of {reference!r}: {_cause(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         named = ", ".join(
@@ -68,9 +68,27 @@ def import_function(reference: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _place_of(error: Exception) -> str:
-    """Returns file and line of an error in a module that is being imported."""
+def call_function(reference: str) -> Any:
+    """Returns what the function that `package.module:function` names returns.
+
+    Raises:
+        InvalidInputError: as `import_function`, or whatever the function raises, by name and place.
+    """
+    function = import_function(reference)
+    try:
+        return function()
+    except (AutocompressError, torch.OutOfMemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise InvalidInputError(f"{reference!r} cannot be called: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """Returns an error of the user's code with its file and line."""
     if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}"
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{last.filename}, line {last.lineno}"
+        place = f"{error.filename}, line {error.lineno}"
+    else:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{last.filename}, line {last.lineno}"
+    said = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {said} ({place})"

@@ -43,6 +43,17 @@ def split_batch(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
     )
 
 
+def holds_no_example(batch: Any) -> bool:
+    """Tells whether the inputs of a batch are tensors of length 0: their mean loss would be NaN."""
+    if isinstance(batch, Mapping):
+        batch = [part for key, part in batch.items() if key not in TARGET_KEYS]
+    elif isinstance(batch, (tuple, list)):
+        batch = batch[:-1] or batch
+    inputs = [part for part in (batch if isinstance(batch, (tuple, list)) else [batch]) if isinstance(part, Tensor)]
+    inputs = [part for part in inputs if part.ndim]
+    return bool(inputs) and not any(map(len, inputs))
+
+
 def to_device(batch: Any, device: torch.device | str, memory_format: torch.memory_format | None = None) -> Any:
     """Returns the batch with every tensor in it on `device`; 4-d float tensors in `memory_format` where given."""
     if isinstance(batch, Tensor):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -78,7 +77,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch.load takes any bytes for a pickle, and ends in any error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInputError(f"{path} is not a readable checkpoint ({reason}); delete it to start anew") from error
     if not isinstance(state, dict):
@@ -175,12 +174,28 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+# What every version has written.
+_PARTS = {"model", "optimizer", "scheduler", "callbacks", "random", "data_order", "log", "total_steps", "step", "epoch"}
+
+
+def check_run_state(state: dict[str, Any], path: Path) -> None:
+    """Checks that what was read from a file is the state of a run.
+
+    Raises:
+        InvalidInputError: it is of something else.
+    """
+    if not state.keys() >= _PARTS:
+        raise InvalidInputError(f"{path} is not a checkpoint of a run; delete it to start anew")
+
+
 def restore_run(trainer: Trainer, saved: dict[str, Any]) -> None:
     """Takes up a run where its checkpoint left it.
 
     Raises:
         InvalidInputError: the checkpoint is of a run of another length, of other callbacks or of another network.
     """
+    if not saved.keys() >= _PARTS:
+        raise InvalidInputError(f"{trainer.checkpoint} is not a checkpoint of a run; delete it to start anew")
     if saved["total_steps"] != trainer.total_steps or len(saved["callbacks"]) != len(trainer.callbacks):
         raise InvalidInputError(
             f"the checkpoint {trainer.checkpoint} is of another run: {saved['total_steps']} steps where this one has "

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from autocompress.errors import AutocompressError, InvalidInputError, TrainingDivergedError
 from autocompress.network.live_network import accepted_arguments, copy_network, tensors_in
-from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import (
     autocast,
     cause_of,
@@ -25,6 +24,7 @@ from autocompress.training.batches import (
     to_device,
 )
 from autocompress.training.evaluation import Evaluation, evaluate
+from autocompress.training.layer_statistics import forward_in_training
 from autocompress.training.losses import (
     IGNORED_TARGET,
     MinusLoss,
@@ -212,6 +212,7 @@ def _loss_value(loss: Loss, output: Any, target: Any, name: str) -> Tensor:
         raise InvalidInputError(
             f"the loss of {name} is {described(value)}; it must be a tensor with one number, the mean over the batch"
         )
+    _check_pairs("loss", loss, output, target, name)
     return value
 
 
@@ -242,6 +243,32 @@ def _check_metric(metric: Metric, output: Any, target: Any, name: str) -> None:
     if not isinstance(scores, Tensor) or scores.ndim != 1 or scores.is_complex() or not len(scores):
         raise InvalidInputError(
             f"the metric of {name} is {described(scores)}; it must be a tensor with one score per example, [n]"
+        )
+    if not isinstance(metric, MinusLoss):  # the loss has been looked at
+        _check_pairs("metric", metric, output, target, name)
+
+
+@torch.no_grad()
+def _check_pairs(kind: str, function: Loss | Metric, output: Any, target: Any, name: str) -> None:
+    """Refuses a loss or metric that takes each output with the targets of all examples.
+
+    That is what broadcasting does with outputs [n] and targets [n, 1]: the mean of n * n differences then does not
+    change when the examples have one another's targets, even where the outputs are the targets themselves.
+    """
+    if not _are_numbers(output, target) or output.shape == target.shape or not target.ndim or len(target) < 2:
+        return
+    exact, others = target.reshape(output.shape).to(output.dtype), target.roll(1, 0)
+    try:
+        paired, unpaired, other = (
+            float(function(exact, each).double().mean()) for each in (target, others, target / 2)
+        )
+    except Exception:  # what holds of the network's own outputs may not hold of these
+        return
+    depends = not math.isclose(paired, other, rel_tol=SAME_LOSS)
+    if depends and not torch.equal(target, others) and math.isclose(paired, unpaired, rel_tol=SAME_LOSS):
+        raise InvalidInputError(
+            f"the {kind} of {name} does not depend on which target belongs to which example: the output is "
+            f"{described(output)}, the target {described(target)}, and each is compared with all; give both one shape"
         )
 
 
@@ -284,7 +311,10 @@ def _no_classes(output: Any, target: Any) -> str | None:
         return f"the output is {described(scores)}, the target {described(target)}"
     counted = target[target != IGNORED_TARGET]
     if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < scores.shape[-1]:
-        return f"the target has classes {int(counted.min())} to {int(counted.max())}, the output {scores.shape[-1]}"
+        return (
+            f"the target has classes {int(counted.min())} to {int(counted.max())}, the output {scores.shape[-1]}, "
+            "counted from 0"
+        )
     return None
 
 
@@ -295,26 +325,36 @@ def check_finite(
     *,
     device: torch.device | str | None = None,
     seed: int = 0,
-) -> None:
+) -> bool:
     """Checks that a finished network's outputs are finite on a batch, or the given network's were not either.
 
+    Returns:
+        Whether they are the same for every example of the batch, where the given network's are not.
+
     Raises:
-        TrainingDivergedError: naming the layer from which on they are not.
+        TrainingDivergedError: naming the layer from which on they are not finite.
     """
     where = default_device(device)
     batch = to_device(_first_batch(batches, seed, "the data"), where)
-    layer = _first_not_finite(copy_network(compressed, device=where), batch)
-    if layer is not None and _first_not_finite(copy_network(reference, device=where), batch) is None:
+    layer, constant = _first_not_finite(copy_network(compressed, device=where), batch)
+    if layer is None and not constant:
+        return False
+    given, given_constant = _first_not_finite(copy_network(reference, device=where), batch)
+    if layer is not None and given is None:
         raise TrainingDivergedError(
             f"the compressed network gives NaN or infinite outputs from layer {layer!r} on, where the given one gives "
             "none, and is not returned; a layer that divides by the norm of its weights must keep some of them: try a "
             "larger target, or ignore= this layer"
         )
+    return constant and not given_constant
 
 
 @torch.no_grad()
-def _first_not_finite(network: nn.Module, batch: Any) -> str | None:
-    """Returns the first module, innermost, whose output is not finite for a batch; None where the network's own is."""
+def _first_not_finite(network: nn.Module, batch: Any) -> tuple[str | None, bool]:
+    """Returns the first module, innermost, whose output is not finite, and whether all examples have one output.
+
+    None instead of a module where the network's own output is finite.
+    """
     found: list[str] = []
 
     def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -327,8 +367,10 @@ def _first_not_finite(network: nn.Module, batch: Any) -> str | None:
     for name, module in network.named_modules():
         module.register_forward_hook(look(name))
     output, _ = forward(network.eval(), batch)
+    outputs = [tensor for tensor in tensors_in(output) if tensor.ndim]
+    constant = bool(outputs) and all(len(tensor) > 1 and bool((tensor == tensor[:1]).all()) for tensor in outputs)
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(output))
-    return None if finite else found[0]
+    return None if finite else found[0], constant
 
 
 def at_chance(accuracy: float, examples: int, classes: int) -> str | None:

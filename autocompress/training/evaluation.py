@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from autocompress.errors import InvalidInputError
-from autocompress.training.batch_norm import refit_batch_norm as refit_batch_norm
 from autocompress.training.batches import (
     autocast,
     blaming,
     check_repeatable,
     default_device,
     forward,
+    holds_no_example,
     to_device,
     uses_bfloat16,
 )
+from autocompress.training.layer_statistics import refit_batch_norm as refit_batch_norm
 from autocompress.training.losses import carried_loss, classification_loss, correct_predictions
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded
 from autocompress.training.tensor_batches import TensorBatches
@@ -77,6 +78,8 @@ def evaluate(
         with torch.inference_mode():
             for number, batch in enumerate(batches):
                 with blaming(f"batch {number} of the data to evaluate on", batch):
+                    if holds_no_example(batch):
+                        continue
                     with autocast(bfloat16, where):
                         output, target = forward(model, to_device(batch, where), with_target=loss is carried_loss)
                     score = metric(output, target).detach().float()

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from autocompress.errors import TrainingDivergedError
 from autocompress.network.live_network import copy_network, dense_gradients
-from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import autocast, to_device
+from autocompress.training.layer_statistics import forward_in_training
 from autocompress.training.losses import carried_loss
 from autocompress.training.recipe import MAX_GRADIENT_NORM, Recipe, make_optimizer
 

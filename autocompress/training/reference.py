@@ -17,11 +17,11 @@ from autocompress.network.live_network import named_tensors
 from autocompress.task import Task
 from autocompress.task.arrays import data_root
 from autocompress.task.named_models import load_weights
-from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import check_batches, split_batch
 from autocompress.training.checkpoint import save_checkpoint
 from autocompress.training.checks import guesses
 from autocompress.training.evaluation import Evaluation, evaluate
+from autocompress.training.layer_statistics import refit_batch_norm
 from autocompress.training.random_state import seeded, set_epoch
 from autocompress.training.trainer import Trainer
 

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autocompress.codec.atomic_write import remove_leftovers
-from autocompress.errors import TrainingDivergedError, whole_number
+from autocompress.errors import MAX_SEED, TrainingDivergedError, whole_number
 from autocompress.network.live_network import dense_gradients
-from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import (
     autocast,
     blaming,
     check_batches,
     default_device,
     forward,
+    holds_no_example,
     to_device,
     uses_bfloat16,
 )
@@ -31,12 +31,14 @@ from autocompress.training.checkpoint import (
     TrainerCallback,
     TrainingLog,
     begin_epoch,
+    check_run_state,
     load_checkpoint,
     restore_run,
     run_state,
     save_checkpoint,
 )
 from autocompress.training.checks import takes_bfloat16
+from autocompress.training.layer_statistics import forward_in_training
 from autocompress.training.learning_rate import find_learning_rate
 from autocompress.training.losses import (
     Distillation,
@@ -110,7 +112,7 @@ class Trainer:
         Raises:
             InvalidInputError: no batches, no epochs, nothing to train, or a checkpoint of another run.
         """
-        epochs, seed = whole_number("epochs", epochs, 1), whole_number("seed", seed, 0)
+        epochs, seed = whole_number("epochs", epochs, 1), whole_number("seed", seed, 0, MAX_SEED)
         self.train_batches, self.epochs, self.loss, self.recipe = train, epochs, loss, recipe
         self.steps_per_epoch = check_batches(train, "the training data")
         self.total_steps = epochs * self.steps_per_epoch
@@ -201,6 +203,8 @@ class Trainer:
     def _train_step(self, batch: Any) -> Tensor:
         """Returns the loss of one optimizer step, a detached scalar; the gradients are still there."""
         with blaming(f"the batch of step {self.step + 1}", batch):
+            if holds_no_example(batch):
+                raise ValueError("it holds no example")
             batch = to_device(batch, self.device, self.memory_format)
             with autocast(self.bfloat16, self.device):
                 output, target = forward_in_training(self.model, batch, with_target=self.loss is carried_loss)
@@ -256,7 +260,11 @@ class Trainer:
 def _read(checkpoint: Path) -> dict[str, Any] | None:
     """Returns a checkpoint, None where there is none yet; what a killed run left half-written is removed."""
     remove_leftovers(checkpoint)
-    return load_checkpoint(checkpoint) if checkpoint.exists() else None
+    if not checkpoint.exists():
+        return None
+    state = load_checkpoint(checkpoint)
+    check_run_state(state, checkpoint)
+    return state
 
 
 @torch.no_grad()

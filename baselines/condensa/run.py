@@ -16,8 +16,8 @@ from autocompress.network.selection import select
 from autocompress.numerics.kmeans import encode, fit_codebook, sort_values
 from autocompress.solver.fine_tuning import fine_tuning_steps, finished_file, start_fine_tuning
 from autocompress.targets import FileSize
-from autocompress.training.batch_norm import refit_batch_norm
 from autocompress.training.batches import check_batches, default_device
+from autocompress.training.layer_statistics import refit_batch_norm
 from autocompress.training.random_state import seeded, set_epoch
 from baselines.condensa.schemes import MAX_BITS
 from baselines.condensa.solver import Solver, batches_from

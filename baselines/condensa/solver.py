@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from autocompress.constraints.constraint import Network
 from autocompress.errors import InvalidInputError, TrainingDivergedError
-from autocompress.training.batch_norm import forward_in_training
 from autocompress.training.batches import autocast, check_batches, to_device, uses_bfloat16
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
+from autocompress.training.layer_statistics import forward_in_training
 from autocompress.training.random_state import seeded, set_epoch
 from autocompress.training.recipe import MAX_GRADIENT_NORM
 from baselines.condensa.learn_compress import LearnCompress

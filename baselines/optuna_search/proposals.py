@@ -98,7 +98,8 @@ class Proposals:
                 self._hear(frozen)
                 self._note(frozen)
             waiting = [f for f in ours if f.state == TrialState.WAITING or self._is_left_behind(f)]
-            self.spending.forget(frozen.number for frozen in waiting)
+            for frozen in waiting:
+                self._note_lost(frozen)
             affordable = [frozen for frozen in waiting if self.spending.allows(frozen.number)]
             for frozen in affordable:
                 claimed = self._claim(frozen)
@@ -115,9 +116,15 @@ class Proposals:
         spent = frozen.user_attrs.get(SPENT)
         if spent is not None:
             running = not frozen.state.is_finished()
-            steps, seconds = int(spent["gradient_steps"]), float(spent["device_seconds"])
+            steps = int(spent["gradient_steps"]) - int(spent.get("lost_steps", 0))
+            seconds = float(spent["device_seconds"])
             whole = frozen.state.name == "COMPLETE"
             self.spending.note(frozen.number, steps, seconds, running=running, whole=whole)
+
+    def _note_lost(self, frozen: FrozenTrial) -> None:
+        """Takes the steps of a trial that begins anew out of what was spent: a search ends as if nothing was killed."""
+        seconds = float(frozen.user_attrs.get(SPENT, {}).get("device_seconds", 0.0))
+        self.spending.note(frozen.number, 0, seconds, running=False)
 
     def _hear(self, frozen: FrozenTrial) -> None:
         if frozen.state.is_finished() and frozen.number not in self._known:

@@ -56,6 +56,7 @@ class RunningTrial:
         self.curve: tuple[tuple[int, float], ...] = ()
         self._steps, self._seconds = int(before.get("gradient_steps", 0)), float(before.get("device_seconds", 0.0))
         self._steps_before, self._seconds_before = self._steps, self._seconds
+        self._steps_lost = self._steps  # by processes that were killed: told, and not taken from what may be spent
 
     @property
     def number(self) -> int:
@@ -73,7 +74,7 @@ class RunningTrial:
         self.curve = (*self.curve, (progress.gradient_steps, progress.accuracy))
         self._spend(progress.gradient_steps, progress.device_seconds)
         self._note()
-        self.spending.note(self.number, self._steps, self._seconds, running=True)
+        self.spending.note(self.number, self._steps - self._steps_lost, self._seconds, running=True)
         if self.spending.seconds_are_over:
             return True
         if not self.reports or progress.epoch < self.reported:
@@ -148,6 +149,7 @@ class RunningTrial:
 
     def _note(self) -> None:
         spent = {"attempts": self.attempts, "gradient_steps": self._steps, "device_seconds": self._seconds}
+        spent["lost_steps"] = self._steps_lost
         with suppress(UpdateFinishedTrialError):  # taken over and ended by another process; `_end` looks
             self.trial.set_user_attr(SPENT, spent)
 

@@ -13,12 +13,20 @@ from studies.design.cell import Cell
 from studies.running.conditions import Conditions
 
 
-def storage_of(cell: Cell, conditions: Conditions) -> tuple[str | None, bool]:
-    """Returns (the storage of a cell's search as `SearchSettings` has it, whether there is a search in it already)."""
+def folder_of(cell: Cell, conditions: Conditions) -> Path | None:
+    """Returns the folder of a cell that is under way, None where nothing of it is kept."""
     if conditions.storage is None:
-        return None, False
+        return None
     folder = Path(conditions.storage) / f"{cell.hash}-{conditions.revision}"
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def storage_of(cell: Cell, conditions: Conditions) -> tuple[str | None, bool]:
+    """Returns (the storage of a cell's search as `SearchSettings` has it, whether there is a search in it already)."""
+    folder = folder_of(cell, conditions)
+    if folder is None:
+        return None, False
     if cell.uses_ray:
         return str(folder), (folder / "trials.jsonl").exists()
     journal = folder / "search.log"

@@ -17,7 +17,7 @@ from studies.records.machine import CHECKOUT
 from studies.records.record import Record
 from studies.running.cell_process import CellFunction, CellProcess
 from studies.running.conditions import Conditions
-from studies.running.kept_search import forget_search
+from studies.running.kept_search import folder_of, forget_search
 
 
 class LocalExecutor:
@@ -34,7 +34,10 @@ class LocalExecutor:
         self.workers, self.conditions, self.function = workers, conditions, function
         self._processes: list[CellProcess] = []
         self._stack = ExitStack()
-        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="study-")))
+        # Of what cells print where nothing of them is kept; else that lies beside what is, and goes with it.
+        self._folder: Path | None = None
+        if conditions.storage is None:
+            self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="study-")))
 
     @property
     def running(self) -> int:
@@ -47,7 +50,9 @@ class LocalExecutor:
     def start(self, cell: Cell) -> None:
         if cell.uses_ray and self.conditions.ray_address is None:
             self.conditions = replace(self.conditions, ray_address=self._start_ray(cell.workers))
-        log = self._folder / f"{cell.hash}.log"
+        folder = self._folder or folder_of(cell, self.conditions)
+        assert folder is not None
+        log = folder / f"{cell.hash}.log"
         self._processes.append(CellProcess.start(self.function, cell, self.conditions, log))
 
     def recorded(self, cell: Cell) -> None:
