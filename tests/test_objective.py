@@ -74,12 +74,12 @@ def test_codebook_sizes_are_kept_and_masks_move():
 def test_the_price_space_at_equal_multipliers_is_the_compressor():
     """One solver for both: with nothing bent a search trains what the compressor trains, to the byte."""
     task = make_task()
-    objective = make_objective(space="price", epochs=3)
+    objective = make_objective(space="price", epochs=6)
     run = PlanRun(objective, objective.space.start)
     run.trainer.fit()
     mine = run.finish(lambda network: -objective.scores(network).loss)
     theirs = autocompress.compress(
-        reference(), train=task.train, val=task.validation, target="600B", epochs=3, recipe=task.recipe, progress=False
+        reference(), train=task.train, val=task.validation, target="600B", epochs=6, recipe=task.recipe, progress=False
     )
     assert mine.data == theirs.data
 

@@ -424,7 +424,7 @@ def test_compress_keeps_its_promise_on_the_validation_data(target, norm):
         val=task.validation,
         target=target,
         recipe=task.recipe,
-        epochs=1,
+        epochs=2,
         device="cpu",
         progress=False,
     )

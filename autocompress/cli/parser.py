@@ -21,18 +21,19 @@ exit status: 0 done, 2 bad input (a target that cannot be met included), 3 damag
 """
 
 COMPRESS = """\
-Trains a network so that its file is no larger than the target, or as small as a promise allows, and writes the file.
+Trains a network so that its file is no larger than the target, or as small as a quality constraint (drop:,
+loss:) allows, and writes the file.
 
 targets:
   50KB 50KiB 4000B    the file, everything in it (1 KB = 1000 bytes, 1 KiB = 1024 bytes)
   1%   100x           the file, as a part of the original float32 tensors
   weights:836x        bits times nonzeros of the weights alone, as the literature counts: compares, does not fit
   codes:20x           positions, codes and codebooks of the weights, of fixed length; codebooks of kernels among them
-  drop:0.5            a promise: the smallest file whose validation accuracy is at most 0.5 points below the network's
-  loss:+2%            a promise: the same for the validation loss, at most 2 % above the network's
+  drop:0.5            the smallest file whose validation accuracy is at most 0.5 points below the network's
+  loss:+2%            the same for the validation loss, at most 2 % above the network's
   energy:40%          energy of a forward pass, as a part of the dense network's, under an analytic model
   energy-channels:40% the same by removing whole channels, so that the network can be made physically smaller
-A file size goes together with energy: or one kind of promise; all hold: --target 50KB --target drop:0.5 is the
+A file size goes together with energy: or one quality constraint; all hold: --target 50KB --target drop:0.5 is the
 smallest file of at most 50 KB that keeps it.
 
 examples:

@@ -28,11 +28,11 @@ MAX_MULTIPLIER = 1e12
 # What a bias that is not zero costs in bits: it has to be worth them at the multiplier.
 BIAS_BITS = 5.0
 # No one-dimensional tensor is rounded more finely than its largest magnitude over this, ...
-FINEST_SIDE = 2048.0
+MAX_VECTOR_LEVELS = 2048.0
 # ... and no norm parameter more coarsely than over this; between them it follows the weights' relative error. With the
 # statistics folded in, the scales of one norm differ by factors of tens: at a hundredth of the largest, ResNet-20
 # pruned and quantized at once to 54 KB has 82.9 % on CIFAR-10, at a thousandth 88.3 %, unrounded 88.9 %.
-COARSEST_NORM = 256.0
+MIN_NORM_LEVELS = 256.0
 NORM_REFINEMENT = 256.0
 
 
@@ -81,10 +81,10 @@ def vector_grids(
     for name, tensor in tensors.items():
         largest = float(tensor.abs().max()) if tensor.numel() else 0.0
         if name in norms:
-            part = min(max(relative_error / NORM_REFINEMENT, 1 / FINEST_SIDE), 1 / COARSEST_NORM)
+            part = min(max(relative_error / NORM_REFINEMENT, 1 / MAX_VECTOR_LEVELS), 1 / MIN_NORM_LEVELS)
             grids[name] = VectorGrid(max(largest * part * coarsening, 1e-30))
         else:
-            step = max(largest / FINEST_SIDE, uniform_step(multiplier) / BIAS_REFINEMENT, 1e-30)
+            step = max(largest / MAX_VECTOR_LEVELS, uniform_step(multiplier) / BIAS_REFINEMENT, 1e-30)
             grids[name] = VectorGrid(step * coarsening, math.sqrt(BIAS_BITS * multiplier) * coarsening)
     return grids
 

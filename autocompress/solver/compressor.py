@@ -260,13 +260,19 @@ class Compressor:
             check_validation(self.network.model, val, next(self.network.model.parameters()).device)
             evaluate, judged_by = self.ranks.averaged(partial(_minus_loss, batches=val)), "the loss on val="
         candidates = Candidates(self.network.model, evaluate)
-        if self.steps or evaluate is not None or train is None:
+        if self.steps or evaluate is not None:
             first = TRAINED if self.steps else ONE_SHOT
             candidates.add(first, *self.run.file(values, self.method, train))  # what raises here leaves the values
         if values.step_count and evaluate is not None:
             values.rewind()
             candidates.add(BEFORE_FINE_TUNING, *self.run.file(values, self.method, train))
-        if (evaluate is not None and (self.steps or train is not None)) or not candidates.best:
+        if self.steps and evaluate is not None:
+            candidates.add(ONE_SHOT, *self.run.one_shot(self._make_method(), train))
+        if train is not None and (evaluate is not None or not self.steps):
+            calibrated = self.run.calibrated(self._make_method(), train)
+            if calibrated is not None:
+                candidates.add(ONE_SHOT, *calibrated)
+        if not candidates.best:
             candidates.add(ONE_SHOT, *self.run.one_shot(self._make_method(), train))
         return candidates, "" if evaluate is None else judged_by
 

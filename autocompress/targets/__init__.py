@@ -5,13 +5,13 @@
     weights:836x  weights:6498bits    weight data, the literature's count: bits times nonzeros, nothing else
     weights-in-place:836x             the same by the published algorithm, to compare with
     codes:20x  codes:250000bits       positions, codes and codebooks of the weights, codebooks of kernels among them
-    drop:0.5                      a promise: validation accuracy at most 0.5 points below that of the network given
-    loss:+2%                      a promise: validation loss at most 2 % above that of the network given
+    drop:0.5                          validation accuracy at most 0.5 points below that of the network given
+    loss:+2%                          validation loss at most 2 % above that of the network given
     energy:40%                        the energy of a forward pass, as a part of the dense network's: weights are zeroed
     energy-channels:40%               the same by removing whole channels
 
-Alone, a promise asks for the smallest file that keeps it. Several targets, joined by "and" or given one by one,
-must all be satisfied: `50KB and drop:0.5`, `50KB and energy:40%`.
+Alone, a quality constraint (drop:, loss:) asks for the smallest file that satisfies it. Several targets, joined by
+"and" or given one by one, must all be satisfied: `50KB and drop:0.5`, `50KB and energy:40%`.
 
 The same strings serve in Python and on the command line; upper and lower case mean the same.
 """

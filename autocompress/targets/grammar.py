@@ -96,7 +96,10 @@ def combined(targets: str | Target | Targets | Sequence[str | Target]) -> Target
     found = Targets(tuple(dict.fromkeys(parse_target(word) for word in words)))
     kinds = {type(target) for target in found.each}
     if len(kinds) > 1 and kinds not in SUPPORTED:
-        refuse(str(found), "these are not supported together; a file size may be given with energy: or one promise")
+        refuse(
+            str(found),
+            "these are not supported together; a file size may be given with energy: or one of drop: and loss:",
+        )
     channels = {energy.channels for energy in found.of_kind(Energy)}
     if len(kinds) > 1 and True in channels:
         refuse(str(found), "energy-channels: is not supported together with others; energy: is, with a file size")

@@ -11,10 +11,10 @@ from fractions import Fraction
 from autocompress.errors import InvalidInputError
 from autocompress.targets.kinds import Target, decimal, refuse, word
 
-# A promise of no fall at all still needs a scale on which a measured fall is large or small: points, percent.
+# Where no fall at all is allowed there still has to be a scale for a measured one: points, percent.
 MIN_POINTS = Fraction(1, 2)
 MIN_PERCENT = Fraction(1)
-# What a promise is exceeded by before it is broken, against rounding in the last place of a mean of scores.
+# A constraint is violated by more than this, against rounding in the last place of a mean of scores.
 ROUNDING = 1e-9
 _NUMBER = re.compile(r"\d{1,18}(?:\.\d{0,40})?|\.\d{1,40}", re.ASCII)
 
@@ -45,15 +45,15 @@ class AccuracyDrop(Target):
 
     @property
     def strictness(self) -> Fraction:
-        """The smaller, the more is promised; among promises of this kind."""
+        """The smaller, the stricter, among constraints of this kind."""
         return self.points
 
     def limit(self, reference: float) -> float:
-        """Returns the least accuracy that keeps the promise, fractions of 1."""
+        """Returns the lowest accuracy that satisfies the constraint, a fraction of 1."""
         return reference - float(self.points) / 100
 
     def margin(self, score: float, reference: float) -> float:
-        """Returns by how much the promise is kept, as a part of what it allows; below 0: broken.
+        """Returns the slack, as a fraction of what is allowed; below 0: violated.
 
         Args:
             score: accuracy of the compressed network, a fraction of 1.
@@ -65,11 +65,11 @@ class AccuracyDrop(Target):
     def check_reference(reference: float) -> None:
         """Raises InvalidInputError for what is not an accuracy, a fraction of 1."""
         if not math.isfinite(reference):
-            raise InvalidInputError(f"the network's own accuracy is {reference}; a promise needs a finite one")
+            raise InvalidInputError(f"the network's own accuracy is {reference}; it has to be finite")
         if not 0 <= reference <= 1:
             percent = "in percent? Give it divided by 100" if 1 < reference <= 100 else "a loss? loss:+2% is for that"
             raise InvalidInputError(
-                f"the network's own score is {reference:g}; drop: is a promise about an accuracy, a fraction of 1 of "
+                f"the network's own score is {reference:g}; drop: is a constraint on an accuracy, a fraction of 1 of "
                 f"which more is better: is it {percent}"
             )
 
@@ -103,11 +103,11 @@ class LossIncrease(Target):
         return self.percent
 
     def limit(self, reference: float) -> float:
-        """Returns the highest loss that keeps the promise."""
+        """Returns the highest loss that satisfies the constraint."""
         return reference * (1 + float(self.percent) / 100)
 
     def margin(self, score: float, reference: float) -> float:
-        """Returns by how much the promise is kept, as a part of what it allows; below 0: broken.
+        """Returns the slack, as a fraction of what is allowed; below 0: violated.
 
         Args:
             score: loss of the compressed network.
