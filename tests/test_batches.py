@@ -203,3 +203,45 @@ def test_a_seed_that_no_generator_takes() -> None:
     for seed in (2**32, -1):
         with pytest.raises(ac.InvalidInputError, match=f"seed is {seed}; it must be at"):
             ac.compress(make_model(), train=list(batches(64, 1)), target="50%", seed=seed)
+
+
+def test_a_batch_that_does_not_fit_is_named_while_the_learning_rate_is_sought() -> None:
+    (x, y), *_ = batches(64, 1)
+    with pytest.raises(ac.InvalidInputError, match=r"the batch of step 2 of the range test .* IndexError: Target"):
+        ac.compress(make_model(), train=[(x, y), (x, y + 3)], target="50%", epochs=1, progress=False)
+
+
+class OnceOnly:
+    """Gives its batches in the first pass alone, or in the second, too."""
+
+    def __init__(self, passes: int) -> None:
+        self.passes, self.batches = passes, list(batches(64, 1))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self):
+        self.passes -= 1
+        return iter(self.batches if self.passes >= 0 else [])
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_data_that_begin_no_second_time_end_no_run_in_silence(passes: int) -> None:
+    with pytest.raises(ac.InvalidInputError, match=r"gives no batch|gave no batch"):
+        ac.compress(make_model(), train=OnceOnly(passes), target="50%", epochs=2, progress=False)
+
+
+def test_a_stream_without_an_end_is_told_while_it_is_counted(caplog, monkeypatch) -> None:
+    seconds = iter(range(0, 10_000, 6))
+    monkeypatch.setattr("autocompress.training.batches.time.monotonic", lambda: float(next(seconds)))
+    assert check_batches(DataLoader(Stream(96), batch_size=8), "the training data") == 12
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0] == (
+        "the training data has no length and is counted: 3 batches so far; one that has no end needs a __len__"
+    )
+    assert 1 < len(told) < 12
+
+
+def test_a_recipe_is_a_recipe() -> None:
+    with pytest.raises(ac.InvalidInputError, match=r"recipe is 'sgd'; it must be a Recipe, such as"):
+        ac.compress(make_model(), train=list(batches(64, 1)), target="50%", recipe="sgd")

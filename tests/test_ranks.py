@@ -196,12 +196,20 @@ def agree(rank: int, folder: Path) -> dict[str, Any]:
         Compressor(
             optimizer_model, torch.optim.SGD(optimizer_model.parameters(), 0.1), target="1KB", total_steps=9 + rank
         )
+    compressor = Compressor(
+        optimizer_model, torch.optim.SGD(optimizer_model.parameters(), 0.1), target="1KB", total_steps=0
+    )
+    data = {"train": list(batches(64, 1)), "val": None if rank else list(batches(64, 2))}
+    with pytest.raises(InvalidInputError) as unlike:
+        compressor.finish(**data)
+    with pytest.raises(InvalidInputError) as alone_with_val:
+        ac.compress(optimizer_model, **data, target="1KB", epochs=1, device="cpu", progress=False)
     return {
         "first": ranks.is_first,
         "buffers": [float(norm.running_mean[0]), float(norm.running_var[-1]), int(norm.num_batches_tracked)],
         "shared": [tensor.tolist() for tensor in tensors],
         "decided": ranks.decided(lambda: [rank, torch.arange(3) + rank])[1].tolist(),
-        "errors": [str(each.value) for each in (told, different, lengths)],
+        "errors": [str(each.value) for each in (told, different, lengths, unlike, alone_with_val)],
         "mean": ranks.mean(float(rank)),
         "averaged": ranks.averaged(lambda network: 2.0 * rank)(model),
     }
@@ -215,7 +223,8 @@ def test_what_ranks_agree_on(tmp_path: Path) -> None:
     assert first["shared"] == [[[0.0, 0.0]] * 3, 7]
     assert first["decided"] == [0, 1, 2]
     assert (first["mean"], first["averaged"]) == (0.5, 1.0)
-    told, different, lengths = first["errors"]
+    told, different, lengths, *vals = first["errors"]
+    assert all(each.startswith("val differs between the ranks: given, none") for each in vals)
     assert told == "asked by 0"
     assert different.startswith("target differs between the ranks: 2KB, 1KB")
     assert lengths.startswith("total_steps differs between the ranks: 9, 10")

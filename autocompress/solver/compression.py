@@ -29,7 +29,7 @@ from autocompress.training.evaluation import Evaluation, evaluate, hold_out
 from autocompress.training.layer_statistics import refit_batch_norm
 from autocompress.training.losses import classification_loss, correct_predictions, distillation_from, output_distance
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
-from autocompress.training.ranks import ranks_of
+from autocompress.training.ranks import presence, ranks_of
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 
@@ -129,6 +129,8 @@ def compress(
     """
     started = time.perf_counter()
     seed = whole_number("seed", seed, 0, MAX_SEED)
+    if not isinstance(recipe, Recipe | None):
+        raise InvalidInputError(f"recipe is {recipe!r}; it must be a Recipe, such as Recipe('sgd', learning_rate=0.1)")
     recipe = (recipe or Recipe()).for_compression()
     if train is None:
         if epochs:
@@ -145,6 +147,7 @@ def compress(
     where = default_device(device)
     reference, model = model, copy_network(model, device=where, keep_wrappers=True)
     ranks, asked = ranks_of(model), combined(target)
+    ranks.check_same({"val": presence(val), "test": presence(test), "seed": seed, "epochs": epochs})
     if asked.promise is not None and val is None:
         raise InvalidInputError(f"the target {asked.promise} is a promise about validation data: give val=")
     counted: dict[str, Any] = {"example": first_example(asked, data, seed), "energy_model": energy_model}

@@ -28,7 +28,7 @@ from autocompress.solver.result import Outcome, Result, zero_layers
 from autocompress.targets import Target, Targets, WeightBits, combined
 from autocompress.training.checks import check_finite, check_validation
 from autocompress.training.evaluation import evaluate as evaluate_batches
-from autocompress.training.ranks import ranks_of
+from autocompress.training.ranks import presence, ranks_of
 from autocompress.training.recipe import real_number
 
 logger = logging.getLogger(__name__)
@@ -202,6 +202,7 @@ class Compressor:
         Raises:
             TrainingDivergedError: a weight became NaN or infinite.
         """
+        self.ranks.check_same({"train": presence(train), "val": presence(val), "evaluate": presence(evaluate)})
         if self.total_steps and isinstance(self.run.phase, ProjectionPhase):
             logger.warning(
                 "finish() after %d of total_steps=%d calls of step(): the network is projected as it is and will have "

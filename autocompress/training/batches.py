@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from autocompress.errors import AutocompressError, InvalidInputError
 from autocompress.network.live_network import accepted_arguments, tensors_in
 
 logger = logging.getLogger(__name__)
+
+COUNTING_SECONDS = 15.0  # after which it is said that a stream is being counted
 
 TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 
@@ -130,7 +133,7 @@ def examples_in(batch: Any) -> int:
 def check_batches(batches: Iterable[Any], name: str) -> int:
     """Returns the number of batches, after checking that there are some and that they can be gone through again.
 
-    Where the object has no length it is gone through once, to count.
+    Where the object has no length it is gone through once, to count; if that takes long, it is said.
 
     Raises:
         InvalidInputError: there is no batch, or `batches` is an iterator, which is spent after one epoch.
@@ -139,9 +142,22 @@ def check_batches(batches: Iterable[Any], name: str) -> int:
     try:
         count = len(batches)  # type: ignore[arg-type]
     except TypeError:  # none, or that of a DataLoader over an IterableDataset without one
-        count = sum(1 for _ in batches)
+        count = _counted(batches, name)
     if count == 0:
         raise InvalidInputError(f"{name} gives no batch at all; it must give at least one")
+    return count
+
+
+def _counted(batches: Iterable[Any], name: str) -> int:
+    """Returns the number of batches; of a stream without an end there is none, so it is said how many there are."""
+    count, told = 0, time.monotonic()
+    for _ in batches:
+        count += 1
+        if time.monotonic() - told >= COUNTING_SECONDS:
+            told = time.monotonic()
+            logger.warning(
+                "%s has no length and is counted: %d batches so far; one that has no end needs a __len__", name, count
+            )
     return count
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import TrainingDivergedError
+from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.network.live_network import copy_network, dense_gradients
-from autocompress.training.batches import autocast, to_device
+from autocompress.training.batches import autocast, blaming, holds_no_example, to_device
 from autocompress.training.layer_statistics import forward_in_training
 from autocompress.training.losses import carried_loss
 from autocompress.training.recipe import MAX_GRADIENT_NORM, Recipe, make_optimizer
@@ -101,10 +101,13 @@ def range_test(
         for group in optimizer.param_groups:
             group["lr"] = lowest * (highest / lowest) ** (step / (steps - 1))
         optimizer.zero_grad(set_to_none=True)
-        with autocast(bfloat16, device):
-            output, target = forward_in_training(model, to_device(batch, device), with_target=loss is carried_loss)
-        value = loss(output, target)
-        value.backward()  # type: ignore[no-untyped-call]
+        with blaming(f"the batch of step {step + 1} of the range test", batch):
+            if holds_no_example(batch):
+                raise ValueError("it holds no example")
+            with autocast(bfloat16, device):
+                output, target = forward_in_training(model, to_device(batch, device), with_target=loss is carried_loss)
+            value = loss(output, target)
+            value.backward()  # type: ignore[no-untyped-call]
         mean = _SMOOTHING * mean + (1 - _SMOOTHING) * float(value.detach())
         smooth = mean / (1 - _SMOOTHING ** (step + 1))
         if not math.isfinite(smooth) or smooth > _DIVERGED * min(losses, default=math.inf):
@@ -118,5 +121,12 @@ def range_test(
 
 
 def _cycle(batches: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        yield from batches
+    given = True
+    while given:
+        given = False
+        for batch in batches:
+            given = True
+            yield batch
+    raise InvalidInputError(
+        "the training data gives no batch when it is gone through again: its __iter__ must begin anew each time"
+    )

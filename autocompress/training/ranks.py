@@ -166,6 +166,11 @@ def _set(tensor: Tensor, value: Tensor) -> None:
         tensor.copy_(value)
 
 
+def presence(value: Any) -> str:
+    """Returns what ranks tell one another of an argument that each has its own of: whether it is given at all."""
+    return "none" if value is None else "given"
+
+
 def ranks_of(model: nn.Module) -> Ranks:
     """Returns the ranks that a network is trained on: those of its `DistributedDataParallel` wrapper."""
     parameter = next(model.parameters(), None)

@@ -7,7 +7,6 @@ from studies.records.record import COMPRESSOR
 
 # epochs -> task -> targets
 CASES: Mapping[int, Mapping[str, Sequence[str]]] = {
-    0: {"resnet20-cifar10": ("20x", "40x"), "lenet5-mnist": ("5KB", "20KB")},
     1: {"resnet20-cifar10": ("20x",)},
     3: {"resnet20-cifar10": ("20x",)},
     4: {"lenet5-digits": ("4KB", "2KB"), "lenet5-mnist": ("2KB",)},

@@ -44,7 +44,8 @@ from autocompress.energy.accelerator import EnergyBudget
 from autocompress.network.compressed_tensors import QuantizedTensor, round_codebook
 
 ROUNDS = 40  # of new tables in one projection, at most
-MAX_MULTIPLIER_MOVE = 2.0  # factor per step towards another budget; one further away asks for tables made for it
+MAX_MULTIPLIER_MOVE = 2.0  # factor per step towards another budget
+ADAPTED_MULTIPLIER = 1.05  # a multiplier that has moved by more than this factor asks for tables made for it
 MERGED_AT = (1.0, 0.25, 0.0)  # parts of the multiplier at which codes are merged
 COLD_STEPS, WARM_STEPS = 8, 2  # of the tables towards another budget
 MIN_IMPROVEMENT = 1e-3  # of the error, for which tables are changed
@@ -277,7 +278,7 @@ def project_to_bits(
     found = (warm and problem.as_it_is(layers, (multiplier, energy_multiplier))) or problem.solve(
         layers, (multiplier, energy_multiplier)
     )
-    if not warm or found is None or abs(math.log(found.multiplier / multiplier)) > math.log(MAX_MULTIPLIER_MOVE):
+    if not warm or found is None or abs(math.log(found.multiplier / multiplier)) > math.log(ADAPTED_MULTIPLIER):
         for adapted, at in _adapted(problem, layers, multiplier, WARM_STEPS if warm else COLD_STEPS):
             other = problem.solve(adapted, (at, adapted[0].energy_multiplier))
             if found is None or (other is not None and problem.error(other) < problem.error(found)):
