@@ -129,7 +129,7 @@ def compress(
     """
     started = time.perf_counter()
     seed = whole_number("seed", seed, 0, MAX_SEED)
-    if not isinstance(recipe, Recipe | None):
+    if recipe is not None and not hasattr(recipe, "for_compression"):
         raise InvalidInputError(f"recipe is {recipe!r}; it must be a Recipe, such as Recipe('sgd', learning_rate=0.1)")
     recipe = (recipe or Recipe()).for_compression()
     if train is None:
