@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -44,7 +45,7 @@ LONGEST_TASK = "resnet20-cifar10"
 
 def alone() -> str:
     """Returns two sentences on the compressor alone: the longest run of the largest network, and the worst of all."""
-    rows = _sizes()
+    rows = _alone("sizes")
     longest = rows.loc[rows.loc[rows["task"] == LONGEST_TASK, "epochs"].idxmax()]
     worst = rows.loc[rows["difference_to_reference"].idxmin()]
     return f"The compressor alone, trained for longer: {_sentence(longest)} The worst of these runs: {_sentence(worst)}"
@@ -58,10 +59,10 @@ def _sentence(row: Series) -> str:
     )
 
 
-def _sizes() -> DataFrame:
-    rows = summarize(finished("sizes")).reset_index()
+def _alone(study: str) -> DataFrame:
+    rows = summarize(finished(study)).reset_index()
     rows = rows[rows["seeds"] > 0]
-    return rows.assign(epochs=rows["method"].str.extract(r"(\d+) epochs", expand=False).astype(int))
+    return rows.assign(epochs=rows["method"].str.extract(r"(\d+) epochs", expand=False).fillna("0").astype(int))
 
 
 def figure() -> Drawing:
@@ -115,8 +116,8 @@ def mixed() -> str:
     return "\n".join(lines) or "All cells of a study are of one revision, and of the same references."
 
 
-def sizes() -> str:
-    """Returns the table of the compressor alone in Markdown.
+def sizes(study: str = "sizes") -> str:
+    """Returns the table of a study of the compressor alone in Markdown.
 
     Raises:
         InvalidInputError: no cell is finished.
@@ -134,7 +135,7 @@ def sizes() -> str:
             "compressed": f"{mean_and_deviation(row.test_accuracy_mean, row.test_accuracy_sd)} %",
             "difference": points(row.difference_to_reference),
         }
-        for row in _sizes().itertuples()
+        for row in _alone(study).itertuples()
     ]
     return markdown(DataFrame(lines), {"network, data", "target"})
 
@@ -152,7 +153,13 @@ def family() -> str:
 # file -> name of a place in it -> what stands there
 PLACES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "README.md": {"results": headline, "alone": alone},
-    "docs/results.md": {"sizes": sizes, "studies": summary, "mixed": mixed, "family": family},
+    "docs/results.md": {
+        "sizes": sizes,
+        "without-training": partial(sizes, "without-training"),
+        "studies": summary,
+        "mixed": mixed,
+        "family": family,
+    },
 }
 FIGURE = "docs/images/accuracy-by-size"
 
