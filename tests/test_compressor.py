@@ -245,11 +245,17 @@ def test_compress_resumed_gives_the_same_bytes(tmp_path, monkeypatch) -> None:
     assert resumed_run.data == ac.compress(make(), **settings).data
 
 
-def test_compress_goes_on_with_the_same_call_alone(tmp_path) -> None:
+def test_compress_goes_on_with_the_same_call_alone(tmp_path, monkeypatch) -> None:
     batches = list(small_task.batches(64, 1))
     call = {"train": batches, "val": batches, "target": "8%", "epochs": 1, "recipe": Recipe("sgd", 0.05)}
-    first = ac.compress(small_task.make_model(), **call, resume=tmp_path)
-    assert ac.compress(small_task.make_model(), **call, resume=tmp_path).data == first.data
+
+    def trained(*_, **__) -> None:
+        raise KeyboardInterrupt("trained")
+
+    monkeypatch.setattr(ac.Compressor, "finish", trained)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt, match="trained"):
+            ac.compress(small_task.make_model(), **call, resume=tmp_path)
     other = small_task.make_model()
     with torch.no_grad():
         next(other.parameters())[0, 0] += 1
