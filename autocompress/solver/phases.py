@@ -7,7 +7,7 @@ has one of the first and several of the second, each at the size that `quality_c
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +22,7 @@ from autocompress.solver.admm import Admm, RelativeRate
 from autocompress.solver.constants import SolverConstants
 from autocompress.solver.fine_tuning import FineTuning, finished_file, start_fine_tuning
 from autocompress.solver.lazy_projection import LazyProjection
-from autocompress.training.layer_statistics import input_moments, refit_batch_norm
+from autocompress.training.layer_statistics import InputMoments, input_moments, refit_batch_norm
 from autocompress.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -259,46 +259,59 @@ class Run:
         return self.ranks.decided(lambda: finished_file(self.network, values, method))
 
     @torch.no_grad()
-    def one_shot(self, method: Method, train: Iterable[Any] | None) -> File:
-        """Returns the file of the network as it was given, projected at once: no training need end below it."""
-        put_back(all_tensors(self.network.model), self.given)
-        x = [weight.detach().float().clone() for weight in self.network.weights]
-        return self.file(self.assign(method, x, 1), method, train)
+    def calibrate(self, method: Method, batches: Iterable[Any]) -> dict[int, InputMoments]:
+        """Has a method that was not used yet go by what layers' outputs lose, on data; returns the moments, by layer.
 
-    @torch.no_grad()
-    def calibrated(self, method: Method, batches: Iterable[Any]) -> File | None:
-        """Returns the file of the network as it was given, projected by what its layers' outputs lose, on data.
-
-        Later weights make up for earlier ones, biases for the mean of what is left. None where that cannot be: the
-        target is of another kind, or no inputs of layers are seen.
+        None where that cannot be: the target is of another kind, or no inputs of layers are seen.
 
         Args:
-            method: one that was not used yet.
+            method: whose constraint is told.
             batches: of the network's inputs, with or without targets.
         """
         constraint = method.constraint if isinstance(method, Projector) else None
         if not isinstance(constraint, FileSizeConstraint) or not constraint.takes_moments:
-            return None
+            return {}
         model, weights = self.network.model, self.network.weights
         put_back(all_tensors(model), self.given)
         try:
             moments = dict(input_moments(model, weights, batches, weights[0].device))
         except Exception as error:  # a network that was trained is worth more than this one
             logger.warning("what the layers' outputs lose is not made up for: %s: %s", type(error).__name__, error)
-            return None
-        if not moments:
-            return None
+            return {}
         constraint.moments = [moments[n].second if n in moments else None for n in range(len(weights))]
-        x = [weight.detach().float().clone() for weight in weights]
-        projection = self.decided(method, lambda: method.project_last(weights, x))
-        for place, of in moments.items():
+        return moments
+
+    @torch.no_grad()
+    def one_shot(
+        self,
+        method: Method,
+        train: Iterable[Any] | None,
+        moments: Mapping[int, InputMoments] | None = None,
+        *,
+        fill: bool = True,
+    ) -> File:
+        """Returns the file of the network as it was given, projected at once: no training need end below it.
+
+        Args:
+            method: one that was not used yet.
+            train: batches that batch norms are refitted on.
+            moments: as `calibrate` returned them: biases make up for the mean error of their layer's outputs.
+            fill: whether the file is to have the size asked for, else about that size.
+        """
+        put_back(all_tensors(self.network.model), self.given)
+        x = [weight.detach().float().clone() for weight in self.network.weights]
+        weights = self.network.weights
+        projection = self.decided(
+            method, lambda: method.project_last(weights, x) if fill else method.project(weights, x, 1.0)
+        )
+        for place, of in (moments or {}).items():
             if of.bias is not None:
                 off = x[place] - projection.quantized[place].dense().to(x[place])
                 groups, columns = of.mean.shape
                 of.bias.add_((off.view(groups, -1, columns) @ of.mean[:, :, None]).flatten())
         self.ranks.share(list(self.network.vectors))
         values = start_fine_tuning(self.network, projection.quantized, method, 1, self.constants.fine_tuning_step)
-        return self.file(values, method, batches)
+        return self.file(values, method, train)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that a resumed run needs besides model and optimizer: tensors, numbers, containers."""

@@ -11,15 +11,16 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.constraints.constraint import Method, Network, Projection, Projector
-from autocompress.constraints.file_size import FileSizeConstraint, FileState
+from autocompress.constraints.file_size import FileBudget, FileSizeConstraint, FileState
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import WeightTensor
 from autocompress.network.live_network import copy_network
@@ -46,6 +47,10 @@ FIRST_TRIES = 6
 TELLING = 0.25
 # The range goes up to the ceiling of all paths, but at least to this many times the smallest file.
 MIN_CEILING = 4.0
+# Without training sizes are tried until two that differ by no more than this factor are on either side of the promise.
+RESOLUTION = 1.05
+# ... until one keeps it they grow by this factor.
+STRIDE = 3.0
 
 
 class QualityConstraint:
@@ -173,6 +178,39 @@ class QualityConstraint:
         logger.debug("V scores %.4f, margin %.2f: next budget %.0f", score, measured, budget)
         self.budget_bytes = int(budget)
 
+    @torch.no_grad()
+    def compress_at_once(self, run: Run, batches: Iterable[Any] | None) -> None:
+        """Looks for smaller files of the network as it was given, without training: no run need end above them.
+
+        By bisection on the logarithm of the size. Where a file is known to keep the promise one that is hardly smaller
+        has to as well, or nothing more is tried.
+
+        Args:
+            run: that is over, or has taken no step.
+            batches: that calibrate, and that batch norms are refitted on.
+        """
+        low, high = self.controller.lowest_bytes, self.controller.highest_bytes
+        known = bool(self.files.best) and self.keeps(self.files.chosen)
+        if known:
+            high = self.files.chosen.file_bytes / RESOLUTION
+        moments = {} if batches is None else run.calibrate(self.method, batches)
+        size = high if known else math.sqrt(low * high)
+        while size >= low:
+            budget = replace(self.constraint.budget(1.0, int(size)), target_bytes=int(self.controller.highest_bytes))
+            self.method.state, self.method.budget_at = self.constraint.start(), partial(_at_any_time, budget)
+            file = self.files.add(ONE_SHOT, *run.one_shot(self.method, batches, moments, fill=False))
+            kept = self.keeps(file)
+            logger.info("without training, %d bytes: the promise is %s", file.file_bytes, "kept" if kept else "broken")
+            if size >= high and not kept:
+                return
+            if kept:
+                high, known = float(min(size, file.file_bytes)), True
+            else:
+                low = size
+            if known and high < RESOLUTION * low:
+                return
+            size = math.sqrt(low * high) if known else min(STRIDE * low, high)  # large files take long
+
     def margin(self, score: float) -> float:
         """Returns how much of what the promise allows is left over at a score; -inf for one that is not a number."""
         margin = self.promise.margin(score, self.reference)
@@ -237,7 +275,7 @@ class QualityConstraint:
         self.search.report(self.budget_bytes, keeps=self.stage_keeps)
         logger.info("tried %d bytes: the promise is %s", self.budget_bytes, "kept" if self.stage_keeps else "broken")
 
-    def report(self) -> dict[str, Any]:
+    def report(self, *, trained: bool) -> dict[str, Any]:
         """Returns what is said of the promise in the record of the run; warns where it is not kept."""
         chosen = self.files.chosen
         if not self.keeps(chosen):
@@ -250,7 +288,7 @@ class QualityConstraint:
                 chosen.score,
                 chosen.file_bytes,
             )
-        elif self.files.origin == ONE_SHOT:
+        elif trained and self.files.origin == ONE_SHOT:
             logger.warning(
                 "training led to no smaller file that keeps %s: this one is the network as it was given, pruned "
                 "and quantized at once; train for longer, or at a lower learning rate",
@@ -363,6 +401,11 @@ def make_quality_constraint(
         )
     assert isinstance(method, Projector)
     return QualityConstraint(promise, network, method, original_bytes, evaluate, refit)
+
+
+def _at_any_time(budget: FileBudget, fraction: float) -> FileBudget:
+    """Returns the budget, whatever part of a run is over."""
+    return budget
 
 
 def _as_it_is(model: nn.Module) -> None:

@@ -24,7 +24,7 @@ from autocompress.network.compressed_tensors import QuantizedTensor, quantized_t
 
 # Added to the diagonal of H, whose mean is one: the inputs seen are some of those there are.
 DAMPING = 0.1
-PASSES = 12
+COLD_PASSES, WARM_PASSES = 10, 5
 # A pass that ends this close below the budget, as a part of it, is the last.
 TOLERANCE = 0.003
 # Power of bits over budget that the multiplier is moved by.
@@ -128,7 +128,7 @@ def project_with_feedback(
     assert state is not None
     multiplier, tables = state.multiplier, state.tables
     best: BitsProjection | None = None
-    for number in range(PASSES):
+    for number in range(COLD_PASSES if found else WARM_PASSES):
         quantized, fitted, bits, error = [], [], 0.0, 0.0
         for layer, x, table in zip(layers, targets, tables, strict=True):
             matrix = as_matrix(x)
