@@ -225,6 +225,21 @@ def test_validation_decides_between_plain_and_calibrated(
     assert losses[2] <= losses[0]
 
 
+def test_the_smallest_file_that_keeps_the_accuracy_without_training(network: Trained) -> None:
+    net, batches = network
+    settings = {"val": batches[6:], "target": "drop:2", "device": "cpu", "progress": False}
+    plain = ac.compress(net, **settings)
+    found = ac.compress(net, calibration=[x for x, _ in batches[:6]], **settings)
+    trained = ac.compress(net, train=batches[:6], epochs=1, **settings)
+    for result in (plain, found, trained):
+        assert result.promise["kept"]
+        smaller = [score for size, score in result.promise["tried"] if size < result.file_bytes]
+        assert all(score < result.promise["limit"] for score in smaller)
+    assert found.file_bytes < 0.8 * plain.file_bytes
+    assert trained.file_bytes <= 1.1 * found.file_bytes
+    assert found.outcome.notes == []
+
+
 def test_a_network_that_does_not_take_the_calibration_data_is_still_written(
     network: Trained, caplog: pytest.LogCaptureFixture
 ) -> None:
