@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autocompress.constraints.constraint import FileWriter, Method, Network, Projector, relative_error
 from autocompress.constraints.file_size import FileSizeConstraint
-from autocompress.constraints.file_writer import FileFit
+from autocompress.constraints.file_writer import BudgetedFileWriter
 from autocompress.constraints.weight_bits import WeightBitsConstraint, squared_error
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import CompressedState, QuantizedTensor
@@ -57,7 +57,7 @@ class FileBudget:
         self.network = network
         self.original_bytes = original_bytes(network.model)
         self.budget_bytes = target.resolve(self.original_bytes, network.selection.compressible)
-        self.file = FileFit(network, self.budget_bytes)
+        self.file = BudgetedFileWriter(network, self.budget_bytes)
         self.limit, self.unit, self.positions_count = self.file.allowed_bytes, "bytes", True
         self.fixed = float(self.file.smallest)
         self._vectors_fit = False
@@ -70,7 +70,7 @@ class FileBudget:
     def target_for(self, size: int) -> int:
         """Returns the smallest target whose limit has room for `size` bytes."""
         target = size
-        while FileFit.allowed(target) < size:
+        while BudgetedFileWriter.allowed(target) < size:
             target += 1
         return target
 
@@ -94,7 +94,7 @@ class FileBudget:
 
     def writer_state(self, writer: FileWriter) -> list[float | None]:
         """Returns what `writer_of` makes the same writer from."""
-        assert isinstance(writer, FileFit)
+        assert isinstance(writer, BudgetedFileWriter)
         return [writer.multiplier, writer.relative_error, writer.vector_factor]
 
     def writer_of(self, state: Sequence[Any]) -> FileWriter:

@@ -13,7 +13,7 @@ from torch import Tensor
 import autocompress as ac
 from autocompress.constraints import factory
 from autocompress.constraints.constraint import Network, Projection, relative_error
-from autocompress.constraints.file_writer import WeightsAlone
+from autocompress.constraints.file_writer import WeightsOnlyConstraint
 from autocompress.network.compressed_tensors import QuantizedTensor
 from autocompress.numerics.kmeans import encode, fit_codebook, sort_values
 from autocompress.solver.constants import SolverConstants, bits_on_path
@@ -39,7 +39,7 @@ def parse_nonzeros(whole: str, word: str, rest: str) -> Nonzeros:
 
 
 # 2. constraints/nonzeros.py
-class NonzerosConstraint(WeightsAlone):
+class NonzerosConstraint(WeightsOnlyConstraint):
     """The largest weights of all layers together, at the nearest of 16 values per layer."""
 
     def __init__(self, network: Network, count: int, constants: SolverConstants) -> None:

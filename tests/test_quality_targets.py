@@ -108,8 +108,8 @@ def test_targets_together():
     both = combined(["50KB", "drop:0.5"])
     assert both == combined("50KB and drop:0.5") == combined(both)
     assert both.each == (FileSize("50KB"), AccuracyDrop(0.5))
-    assert combined(["drop:1", "drop:0.5"]).promise == AccuracyDrop(0.5)
-    assert combined("weights:10x").promise is None
+    assert combined(["drop:1", "drop:0.5"]).quality == AccuracyDrop(0.5)
+    assert combined("weights:10x").quality is None
     assert combined(["50KB", FileSize(50_000)]).only == FileSize("50KB")
 
 

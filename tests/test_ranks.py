@@ -180,15 +180,15 @@ def agree(rank: int, folder: Path) -> dict[str, Any]:
     norm.running_mean.fill_(float(rank))
     norm.running_var.fill_(1.0 + 2 * rank)
     norm.num_batches_tracked.fill_(5 + rank)
-    ranks.share_buffers(model)
+    ranks.synchronize_buffers(model)
     tensors = [torch.full((2, 3), float(rank)).t(), torch.tensor(7 + rank)]
-    ranks.share(tensors)
+    ranks.broadcast(tensors)
 
     def refuse() -> int:
         raise InvalidInputError(f"asked by {rank}")
 
     with pytest.raises(InvalidInputError) as told:
-        ranks.decided(refuse)
+        ranks.from_first(refuse)
     with pytest.raises(InvalidInputError) as different:
         ranks.check_same({"total_steps": 10, "target": "1KB" if rank else "2KB"})
     optimizer_model = nn.parallel.DistributedDataParallel(make_model())
@@ -208,7 +208,7 @@ def agree(rank: int, folder: Path) -> dict[str, Any]:
         "first": ranks.is_first,
         "buffers": [float(norm.running_mean[0]), float(norm.running_var[-1]), int(norm.num_batches_tracked)],
         "shared": [tensor.tolist() for tensor in tensors],
-        "decided": ranks.decided(lambda: [rank, torch.arange(3) + rank])[1].tolist(),
+        "decided": ranks.from_first(lambda: [rank, torch.arange(3) + rank])[1].tolist(),
         "errors": [str(each.value) for each in (told, different, lengths, unlike, alone_with_val)],
         "mean": ranks.mean(float(rank)),
         "averaged": ranks.averaged(lambda network: 2.0 * rank)(model),
@@ -250,8 +250,8 @@ def test_ranks_without_a_wrapper_are_told_that_they_are_alone(tmp_path: Path) ->
 def test_one_process_agrees_with_itself() -> None:
     ranks = Ranks(None, torch.device("cpu"))
     tensor = torch.ones(2)
-    ranks.share([tensor])
-    assert (ranks.is_first, ranks.mean(3.0), ranks.decided(lambda: 4), tensor.tolist()) == (True, 3.0, 4, [1.0, 1.0])
+    ranks.broadcast([tensor])
+    assert (ranks.is_first, ranks.mean(3.0), ranks.from_first(lambda: 4), tensor.tolist()) == (True, 3.0, 4, [1.0, 1.0])
 
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "distributed.py"

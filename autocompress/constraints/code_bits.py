@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autocompress.constraints.codebook_kinds import EITHER, KINDS, CodeChoice, WarmStart, code_choices
 from autocompress.constraints.constraint import Network, Projection, relative_error
-from autocompress.constraints.file_writer import WeightsAlone
+from autocompress.constraints.file_writer import WeightsOnlyConstraint
 from autocompress.constraints.weight_bits import squared_error
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import WeightTensor
@@ -104,7 +104,7 @@ def allocate_choices(choices: Sequence[Sequence[CodeChoice]], budget_bits: int) 
     return replace(found, choices=chosen)
 
 
-class CodeBitsConstraint(WeightsAlone):
+class CodeBitsConstraint(WeightsOnlyConstraint):
     """Keeps positions, codes and codebooks within a number of bits. Its state is the warm start."""
 
     def __init__(self, network: Network, budget_bits: int, constants: SolverConstants = DEFAULTS) -> None:

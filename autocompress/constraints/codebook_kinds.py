@@ -33,7 +33,7 @@ KEEP_RATIO = 2**-0.5
 VALUES = tuple(2**bit for bit in range(9))
 CODEWORDS = tuple(2**bit for bit in range(1, MAX_CODEWORDS.bit_length()))
 # Lloyd's iterations of the last projection, on all vectors.
-CLOSING_ITERATIONS = 20
+FINAL_ITERATIONS = 20
 
 
 class CodeChoice(Protocol):
@@ -84,7 +84,7 @@ class KernelChoice:
 
     def encode(self, target: Tensor, *, closing: bool) -> KernelTensor:
         """Returns the layer in this code."""
-        return encode_kernels(target, self.book.values, CLOSING_ITERATIONS if closing else 0)
+        return encode_kernels(target, self.book.values, FINAL_ITERATIONS if closing else 0)
 
 
 @dataclass(frozen=True)

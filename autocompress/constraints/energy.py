@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from autocompress.constraints.constraint import Network, Projection, relative_error
-from autocompress.constraints.file_writer import WeightsAlone
+from autocompress.constraints.file_writer import WeightsOnlyConstraint
 from autocompress.constraints.weight_bits import squared_error
 from autocompress.energy.accelerator import WEIGHT_CACHE_WORDS, EnergyBudget
 from autocompress.energy.network_energy import NetworkEnergy
@@ -120,7 +120,7 @@ def energy_budget(network: Network, energy: NetworkEnergy, fraction: Fraction) -
     return EnergyBudget(costs, limit)
 
 
-class ValuedMasks(WeightsAlone):
+class ValuedMasks(WeightsOnlyConstraint):
     """What both energies share: the kept weights take the nearest of the values fitted to them.
 
     The state is the values of the last projection, a start for the next.

@@ -80,8 +80,8 @@ def make_constraint(
         InfeasibleTargetError: naming the smallest target that can be met.
     """
     compressible = network.selection.compressible
-    if targets.promise is not None:
-        return promised_size(targets, network, original_bytes, constants)
+    if targets.quality is not None:
+        return size_under_quality(targets, network, original_bytes, constants)
     fraction = min((each.fraction for each in targets.of_kind(Energy)), default=None)
     if not targets.of_kind(FileSize):
         _check_reparametrized(targets, network)
@@ -145,7 +145,7 @@ def _check_reparametrized(targets: Targets, network: Network) -> None:
         )
 
 
-def promised_size(
+def size_under_quality(
     targets: Targets, network: Network, original_bytes: int, constants: SolverConstants
 ) -> FileSizeConstraint:
     """Returns the constraint of a file whose size is to follow from a promise, at the largest size that is allowed.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autocompress.codec.weight_coder import Choice
 from autocompress.constraints.constraint import Network, Projection, Rule, relative_error
-from autocompress.constraints.file_writer import FileFit
+from autocompress.constraints.file_writer import BudgetedFileWriter
 from autocompress.constraints.rate_distortion.assignment import LayerTables
 from autocompress.constraints.rate_distortion.error_feedback import project_with_feedback
 from autocompress.constraints.rate_distortion.fixed_tables import fixed_tables
@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 
 # Real encodings per run that correct the static estimate, and rounds that close the loop on the file at the end.
 CALIBRATIONS = 4
-CLOSING_ROUNDS = 8
+FINAL_ROUNDS = 8
 # The last projection ends its search where the file is this close below the budget, as a part of it.
-CLOSING_SLACK = 0.002
+SLACK_FRACTION = 0.002
 # What the real coder may need for the weights, as a part of the estimate; outside, the estimate says nothing.
 RATIO_RANGE = (0.25, 4.0)
 
@@ -68,7 +68,7 @@ class FileState:
         warm_start: tables and multipliers; None before the first projection.
     """
 
-    file: FileFit
+    file: BudgetedFileWriter
     other_bits: float
     ratio: float = 1.0
     next_calibration: float = 1 / CALIBRATIONS
@@ -117,7 +117,7 @@ class FileSizeConstraint:
         """
         self.network, self.budget_bytes, self.path, self.energy = network, budget_bytes, path, energy
         self.constants = constants
-        self.file = FileFit(network, budget_bytes, energy)
+        self.file = BudgetedFileWriter(network, budget_bytes, energy)
         self.ceiling_bytes = constants.path_ceiling * original_bytes
         self.moments: list[Tensor | None] = []
 
@@ -155,7 +155,7 @@ class FileSizeConstraint:
         """Whether errors can be made up for: not where energy is limited, nor where weights are divided by a norm."""
         return self.energy is None and not self.network.selection.normalized
 
-    def writer(self, state: FileState) -> FileFit:
+    def writer(self, state: FileState) -> BudgetedFileWriter:
         """Returns what writes the file, with biases rounded at the multiplier of the last projection."""
         return state.file
 
@@ -217,14 +217,14 @@ class FileSizeConstraint:
         if budget.moved:
             state = self.with_target(state, budget.target_bytes)
         allowed = state.file.allowed_bytes
-        slack = max(2, int(CLOSING_SLACK * allowed))
+        slack = max(2, int(SLACK_FRACTION * allowed))
         bits = state.estimated_bits(allowed)
         fits: tuple[float, int] | None = None
         exceeds: tuple[float, int] | None = None
         best, kept, size = None, state.warm_start, -1
         choices: dict[str, Choice] = {}
         least = 0.0 if budget.moved else state.file.multiplier or 0.0
-        for _ in range(CLOSING_ROUNDS):
+        for _ in range(FINAL_ROUNDS):
             projection, state = self._projected(x, bits, self.energy, state, least)
             before = size
             size, state = self._calibrated(scalar_tensors(projection.quantized), state, choices)

@@ -39,14 +39,14 @@ from autocompress.network.reparametrized import keep_all_parts
 RESERVE_FRACTION = 0.002
 RESERVE_BYTES = 2
 # The one-dimensional tensors may take at most this part of the file before they are rounded more coarsely.
-SIDE_SHARE = 0.3
+VECTORS_FRACTION = 0.3
 COARSENING = 1.5
 COARSENINGS = 12
 # Tensors named that fill the smallest file.
-FILLS_SHOWN = 3
+PARTS_SHOWN = 3
 
 
-def what_fills(state: CompressedState) -> str:
+def largest_parts(state: CompressedState) -> str:
     """Returns what takes most of a file that holds nothing compressed, for a message; empty where nothing stands out.
 
     Args:
@@ -56,8 +56,8 @@ def what_fills(state: CompressedState) -> str:
     for (_, name), bits in stream_length(state).items():
         sizes[name] += bits / 8
     largest = sorted(((size, name) for name, size in sizes.items() if name in state.raw and size >= 1), reverse=True)
-    shown = [f"{name} {list(state.raw[name].shape)} ({size:,.0f} bytes)" for size, name in largest[:FILLS_SHOWN]]
-    more = f" and {len(largest) - FILLS_SHOWN} more" if len(largest) > FILLS_SHOWN else ""
+    shown = [f"{name} {list(state.raw[name].shape)} ({size:,.0f} bytes)" for size, name in largest[:PARTS_SHOWN]]
+    more = f" and {len(largest) - PARTS_SHOWN} more" if len(largest) > PARTS_SHOWN else ""
     part = "most of it" if 2 * sum(size for size, _ in largest) > len(encode_state(state)) else "a part of it"
     return f"; {part} is what is kept as it is: {', '.join(shown)}{more}" if shown else ""
 
@@ -68,7 +68,7 @@ def smallest_file(network: Network) -> int:
 
 
 @dataclass(frozen=True)
-class FileFit:
+class BudgetedFileWriter:
     """Writes assignments into files of at most a number of bytes.
 
     Attributes:
@@ -101,7 +101,7 @@ class FileFit:
             empty = empty_state(self.network.model, self.network.selection)
             raise InfeasibleTargetError(
                 f"the target is {self.budget_bytes} bytes, but the smallest file for this model is {self.smallest} "
-                f"bytes, and that with every weight at zero{what_fills(empty)}",
+                f"bytes, and that with every weight at zero{largest_parts(empty)}",
                 self.smallest,
             )
 
@@ -144,7 +144,7 @@ class FileFit:
         names = [name for name, _ in selection.weights]
         return scalar_tensors(keep_all_parts(quantized, self.network.weights, names, selection.normalized))
 
-    def bytes_without_weights(self, vectors: Mapping[str, Tensor]) -> tuple[int, FileFit]:
+    def bytes_without_weights(self, vectors: Mapping[str, Tensor]) -> tuple[int, BudgetedFileWriter]:
         """Returns the bytes of the file with all weights at zero, the vectors rounded until they take their share.
 
         And the writer that rounds them so.
@@ -154,13 +154,13 @@ class FileFit:
         state, without_weights = file.encode(empty, vectors)
         nothing = len(encode_state(zero_state(state)))
         for _ in range(COARSENINGS):
-            if len(without_weights) - nothing <= SIDE_SHARE * self.budget_bytes:
+            if len(without_weights) - nothing <= VECTORS_FRACTION * self.budget_bytes:
                 break
             file = file.coarser(COARSENING)
             without_weights = file.encode(empty, vectors)[1]
         return len(without_weights), file
 
-    def coarser(self, factor: float) -> FileFit:
+    def coarser(self, factor: float) -> BudgetedFileWriter:
         """Returns the writer that rounds all one-dimensional tensors more coarsely."""
         return replace(self, vector_factor=self.vector_factor * factor)
 
@@ -216,7 +216,7 @@ class FileFit:
         return WarmStart(self.multiplier, tables)
 
 
-class WeightsAlone:
+class WeightsOnlyConstraint:
     """The part of a constraint that leaves the size of the file free, and its writer.
 
     Biases and norms, which are not counted, are on their finest grids.
@@ -226,7 +226,7 @@ class WeightsAlone:
         self.network = network
         self.norms = norm_parameters(network.model)
 
-    def writer(self, state: object) -> WeightsAlone:
+    def writer(self, state: object) -> WeightsOnlyConstraint:
         """Returns itself: the file does not depend on a state."""
         return self
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from autocompress.constraints.constraint import Network, Projection, relative_error
-from autocompress.constraints.file_writer import WeightsAlone
+from autocompress.constraints.file_writer import WeightsOnlyConstraint
 from autocompress.constraints.weight_bits_search import BIT_CHOICES, allocate_bits, improve_weight_data, joint_bits
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import QuantizedTensor, WeightTensor, scalar_tensors
@@ -161,7 +161,7 @@ def _check(weights: Sequence[Tensor], targets: Sequence[Tensor], budget_bits: in
     check_weight_data_budget(weights, budget_bits)
 
 
-class WeightBitsConstraint(WeightsAlone):
+class WeightBitsConstraint(WeightsOnlyConstraint):
     """Keeps bits times nonzeros within a number of bits; positions, codebooks and biases are free.
 
     Both knapsacks are applied to the same point. The state is the warm start.

@@ -148,8 +148,8 @@ def compress(
     reference, model = model, copy_network(model, device=where, keep_wrappers=True)
     ranks, asked = ranks_of(model), combined(target)
     ranks.check_same({"val": presence(val), "test": presence(test), "seed": seed, "epochs": epochs})
-    if asked.promise is not None and val is None:
-        raise InvalidInputError(f"the target {asked.promise} is a promise about validation data: give val=")
+    if asked.quality is not None and val is None:
+        raise InvalidInputError(f"the target {asked.quality} is a promise about validation data: give val=")
     counted: dict[str, Any] = {"example": first_example(asked, data, seed), "energy_model": energy_model}
     check_target(model, asked, ignore, **counted)
     splits = {"the training data": train, "the validation data": val, "the test data": test}
@@ -170,11 +170,11 @@ def compress(
         before = None if val is None else scores(copy_network(reference), val)
     if before is not None:
         check_scores(name_of(metric), ranks.mean(before.loss), ranks.mean(before.metric))
-    if asked.promise is not None and val is not None:
+    if asked.quality is not None and val is not None:
         judged: dict[str, Any] = {"loss": loss, "metric": metric, "device": where, "seed": seed}
-        guess = ranks.decided(lambda: guesses(reference, val, **judged, scores=before))
+        guess = ranks.from_first(lambda: guesses(reference, val, **judged, scores=before))
         if guess is not None:  # nothing can be lost of it, so the smallest file would keep the promise
-            raise InvalidInputError(f"the target {asked.promise} is a promise about a trained network, but {guess}")
+            raise InvalidInputError(f"the target {asked.quality} is a promise about a trained network, but {guess}")
 
     epochs = recipe.compress_epochs if epochs is None else whole_number("epochs", epochs, 0)
     judge, judged_by = val, "the loss on the validation data"
@@ -185,11 +185,11 @@ def compress(
 
     def score(network: nn.Module) -> float:
         outcome = scores(network, [] if judge is None else judge)
-        if asked.promise is None:
+        if asked.quality is None:
             return -outcome.loss  # the metric of a few hundred examples moves in steps: equal ones decide nothing
-        return outcome.loss if isinstance(asked.promise, LossIncrease) else outcome.metric
+        return outcome.loss if isinstance(asked.quality, LossIncrease) else outcome.metric
 
-    some = _some_batches(model, data, seed) if asked.promise is not None else []
+    some = _some_batches(model, data, seed) if asked.quality is not None else []
 
     settings: dict[str, Any] = {
         "target": asked,

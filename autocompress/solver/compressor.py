@@ -108,13 +108,13 @@ class Compressor:
         self.evaluate = None if evaluate is None else self.ranks.averaged(as_number(evaluate))
         refit = None if refit is None else self.ranks.sharing(refit)
         self.network = trained_network(model, optimizer, ignore)
-        self.ranks.share(list(self.network.model.parameters()))
-        self.ranks.share_buffers(self.network.model)
+        self.ranks.broadcast(list(self.network.model.parameters()))
+        self.ranks.synchronize_buffers(self.network.model)
         self.original_bytes = original_bytes(model)
         self.energy = count_energy(self.target, self.network, example, energy_model)
         self.method = self._make_method()
         self.quality = make_quality_constraint(
-            self.target.promise, self.network, self.method, self.original_bytes, self.evaluate, refit
+            self.target.quality, self.network, self.method, self.original_bytes, self.evaluate, refit
         )
         fraction = constants.fine_tuning_fraction if self.quality is None else SEARCH_FRACTION
         projected = max(0, self.total_steps - fine_tuning_steps(self.total_steps, fraction))

@@ -130,7 +130,7 @@ class FineTuningPhase:
         self.run.fine_tuning_steps += 1
         self.run.skipped_steps += not self.values.step()
         if self.run.ranks.size > 1:
-            self.run.ranks.share(self.values.values + self.values.latents)
+            self.run.ranks.broadcast(self.values.values + self.values.latents)
             self.values.write()
 
     def end(self) -> None:
@@ -218,8 +218,8 @@ class Run:
             TrainingDivergedError: a weight became NaN or infinite.
         """
         points = self.solver.points()
-        self.ranks.share(points)
-        self.ranks.share_buffers(self.network.model)
+        self.ranks.broadcast(points)
+        self.ranks.synchronize_buffers(self.network.model)
         for (name, _), x in zip(self.network.selection.weights, points, strict=True):
             if not is_moderate(x):
                 raise TrainingDivergedError(
@@ -231,7 +231,7 @@ class Run:
         """Returns a projection by a method, the first rank's on all of them."""
         if self.ranks.size == 1:
             return project()
-        projection, settings = self.ranks.decided(lambda: (project(), method.state_dict()))
+        projection, settings = self.ranks.from_first(lambda: (project(), method.state_dict()))
         method.load_state_dict(settings)
         return projection
 
@@ -255,8 +255,8 @@ class Run:
         if train is not None:
             model = self.network.model
             refit_batch_norm(model, train, device=next(model.parameters()).device, max_batches=REFIT_BATCHES)
-        self.ranks.share_buffers(self.network.model)
-        return self.ranks.decided(lambda: finished_file(self.network, values, method))
+        self.ranks.synchronize_buffers(self.network.model)
+        return self.ranks.from_first(lambda: finished_file(self.network, values, method))
 
     @torch.no_grad()
     def calibrate(self, method: Method, batches: Iterable[Any]) -> dict[int, InputMoments]:
@@ -309,7 +309,7 @@ class Run:
                 off = x[place] - projection.quantized[place].dense().to(x[place])
                 groups, columns = of.mean.shape
                 of.bias.add_((off.view(groups, -1, columns) @ of.mean[:, :, None]).flatten())
-        self.ranks.share(list(self.network.vectors))
+        self.ranks.broadcast(list(self.network.vectors))
         values = start_fine_tuning(self.network, projection.quantized, method, 1, self.constants.fine_tuning_step)
         return self.file(values, method, train)
 

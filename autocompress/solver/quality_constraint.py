@@ -28,7 +28,7 @@ from autocompress.network.network_state import vector_tensors
 from autocompress.solver.budget_controller import MEDIAN_OF, BudgetController, SizeSearch
 from autocompress.solver.candidates import ONE_SHOT, TRAINED, Candidate, Candidates, Key
 from autocompress.solver.phases import FineTuningPhase, Phase, ProjectionPhase, Run
-from autocompress.targets import AccuracyDrop, Promise
+from autocompress.targets import AccuracyDrop, QualityTarget
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class QualityConstraint:
 
     def __init__(
         self,
-        promise: Promise,
+        promise: QualityTarget,
         network: Network,
         method: Projector[FileState],
         original_bytes: int,
@@ -243,7 +243,7 @@ class QualityConstraint:
         lengths: list[int] = []
         for stages in range(STAGES, 0, -1):
             lengths.append(math.ceil((left - sum(lengths)) / stages))
-        first = [ProjectionToPromise(self, run, projected)] if projected else []
+        first = [ProjectionUnderQuality(self, run, projected)] if projected else []
         return [*first, *(Stage(self, run, length) for length in lengths if length)]
 
     @torch.no_grad()
@@ -334,7 +334,7 @@ class QualityConstraint:
         self.dense = [saved.to(tensor) for saved, tensor in zip(state["dense"], self._dense_tensors, strict=False)]
 
 
-class ProjectionToPromise(ProjectionPhase):
+class ProjectionUnderQuality(ProjectionPhase):
     """Projections onto a size that the promise moves."""
 
     def __init__(self, quality: QualityConstraint, run: Run, steps: int) -> None:
@@ -342,7 +342,7 @@ class ProjectionToPromise(ProjectionPhase):
         self.quality = quality
 
     def begin(self) -> None:
-        self.run.ranks.share_buffers(self.run.network.model)
+        self.run.ranks.synchronize_buffers(self.run.network.model)
         self.quality.find_start()
         super().begin()
 
@@ -380,7 +380,7 @@ class Stage(FineTuningPhase):
 
 
 def make_quality_constraint(
-    promise: Promise | None,
+    promise: QualityTarget | None,
     network: Network,
     method: Method,
     original_bytes: int,

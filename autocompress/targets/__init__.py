@@ -18,7 +18,7 @@ The same strings serve in Python and on the command line; upper and lower case m
 
 from autocompress.targets.grammar import Targets, combined, parse_target
 from autocompress.targets.kinds import BYTES_PER_UNIT, CodeBits, Energy, FileSize, Target, WeightBits
-from autocompress.targets.promises import AccuracyDrop, LossIncrease, Promise
+from autocompress.targets.quality import AccuracyDrop, LossIncrease, QualityTarget
 
 __all__ = [
     "BYTES_PER_UNIT",
@@ -27,7 +27,7 @@ __all__ = [
     "Energy",
     "FileSize",
     "LossIncrease",
-    "Promise",
+    "QualityTarget",
     "Target",
     "Targets",
     "WeightBits",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from autocompress.targets.kinds import WORDS, Energy, FileSize, Target, refuse
-from autocompress.targets.promises import AccuracyDrop, LossIncrease, Promise
+from autocompress.targets.quality import AccuracyDrop, LossIncrease, QualityTarget
 
 
 def parse_target(target: str | Target) -> Target:
@@ -71,8 +71,8 @@ class Targets:
         return [target for target in self.each if isinstance(target, kind)]
 
     @property
-    def promise(self) -> Promise | None:
-        promises: list[Promise] = [*self.of_kind(AccuracyDrop), *self.of_kind(LossIncrease)]
+    def quality(self) -> QualityTarget | None:
+        promises: list[QualityTarget] = [*self.of_kind(AccuracyDrop), *self.of_kind(LossIncrease)]
         return min(promises, key=lambda promise: promise.strictness, default=None)
 
 
@@ -81,7 +81,7 @@ def combined(targets: str | Target | Targets | Sequence[str | Target]) -> Target
 
     >>> str(combined(["50KB", "drop:0.5"]))
     '50KB and drop:0.5'
-    >>> combined("50KB and drop:0.5").promise
+    >>> combined("50KB and drop:0.5").quality
     AccuracyDrop(points=Fraction(1, 2))
 
     Raises:

@@ -60,7 +60,7 @@ class Ranks:
                     "many steps towards one target"
                 )
 
-    def decided(self, decide: Callable[[], T]) -> T:
+    def from_first(self, decide: Callable[[], T]) -> T:
         """Returns on every rank what `decide` returns on the first, or raises there what it raised.
 
         Tensors come to lie on this rank's device.
@@ -101,7 +101,7 @@ class Ranks:
         dist.broadcast(tensor, group=self.group, group_src=0)
 
     @torch.no_grad()
-    def share(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Sets tensors, of equal shapes on all ranks, to those of the first."""
         if self.size == 1:
             return
@@ -111,7 +111,7 @@ class Ranks:
             _set(tensor, value)
 
     @torch.no_grad()
-    def share_buffers(self, model: nn.Module) -> None:
+    def synchronize_buffers(self, model: nn.Module) -> None:
         """Sets the buffers of a network to those of the first rank, the statistics of batch norms to their mean.
 
         A batch norm's running statistics are averages over batches, so their mean over the ranks is what one process
@@ -133,7 +133,7 @@ class Ranks:
             for buffer, value in zip(means, parts, strict=True):
                 _set(buffer, value.view(buffer.shape))
         averaged = {id(buffer) for buffer in means}
-        self.share([buffer for buffer in model.buffers() if id(buffer) not in averaged and buffer.numel()])
+        self.broadcast([buffer for buffer in model.buffers() if id(buffer) not in averaged and buffer.numel()])
 
     def mean(self, value: float) -> float:
         """Returns the mean of a number over all ranks."""
@@ -154,7 +154,7 @@ class Ranks:
 
         def refit_and_share(network: nn.Module) -> None:
             refit(network)
-            self.share_buffers(network)
+            self.synchronize_buffers(network)
 
         return refit_and_share
 

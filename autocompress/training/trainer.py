@@ -124,7 +124,7 @@ class Trainer:
         self.memory_format = torch.channels_last if convolves else None
         self.model = model.to(self.device)
         if self.bfloat16 and precision == "auto":
-            self.bfloat16 = self.ranks.decided(
+            self.bfloat16 = self.ranks.from_first(
                 lambda: takes_bfloat16(model, train, loss=loss, device=self.device, seed=seed)
             )
         self.distillation = distillation
@@ -136,8 +136,8 @@ class Trainer:
         self.callbacks: list[TrainerCallback] = list(callbacks)
         self.step, self.epoch, self.log = 0, 0, TrainingLog()
         self.open_epoch: OpenEpoch | None = None
-        self._saved = state if checkpoint is None else self.ranks.decided(lambda: _read(checkpoint)) or state
-        self.learning_rate = self.ranks.decided(self._peak_learning_rate)
+        self._saved = state if checkpoint is None else self.ranks.from_first(lambda: _read(checkpoint)) or state
+        self.learning_rate = self.ranks.from_first(self._peak_learning_rate)
         self.optimizer = make_optimizer(self.model, recipe, self.learning_rate)
         self.scheduler = make_scheduler(self.optimizer, self.total_steps, recipe.warmup_fraction)
 

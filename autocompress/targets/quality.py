@@ -123,7 +123,7 @@ class LossIncrease(Target):
             raise InvalidInputError(f"the network's own loss is {reference}; a part of it needs it finite and above 0")
 
 
-Promise = AccuracyDrop | LossIncrease
+QualityTarget = AccuracyDrop | LossIncrease
 
 
 @word("drop")
