@@ -132,7 +132,7 @@ def test_what_a_cell_prints_is_kept_with_its_search_and_goes_with_it(tmp_path: P
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     cell = cells_of(make_spec())[0]
-    executor = LocalExecutor(1, replace(CONDITIONS, storage=str(tmp_path / "searches")))
+    executor = LocalExecutor(1, replace(CONDITIONS, storage=str(tmp_path / "searches")), lambda *_: None)
     executor.start(cell)
     logs[0].write_text("printed")
     assert logs[0].parent.parent == tmp_path / "searches"
