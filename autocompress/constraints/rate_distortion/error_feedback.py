@@ -11,6 +11,7 @@ codebook values become the means of what they stand for, code lengths and multip
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,11 +25,11 @@ from autocompress.network.compressed_tensors import QuantizedTensor, quantized_t
 
 # Added to the diagonal of H, whose mean is one: the inputs seen are some of those there are.
 DAMPING = 0.1
-COLD_PASSES, WARM_PASSES = 10, 5
-# A pass that ends this close below the budget, as a part of it, is the last.
-TOLERANCE = 0.003
+PASSES = 30
+# Passes end where one comes this close below the budget, as a part of it, and the error falls by no more than this.
+TOLERANCE, MIN_IMPROVEMENT = 0.003, 0.01
 # Power of bits over budget that the multiplier is moved by.
-MOVE = 1.5
+MOVE = 1.0
 COLUMNS_AT_ONCE = 64
 
 
@@ -128,7 +129,8 @@ def project_with_feedback(
     assert state is not None
     multiplier, tables = state.multiplier, state.tables
     best: BitsProjection | None = None
-    for number in range(COLD_PASSES if found else WARM_PASSES):
+    last = math.inf
+    for _ in range(PASSES):
         quantized, fitted, bits, error = [], [], 0.0, 0.0
         for layer, x, table in zip(layers, targets, tables, strict=True):
             matrix = as_matrix(x)
@@ -140,8 +142,9 @@ def project_with_feedback(
             fitted.append(_tables(layer, codes, made, table.values))
         if bits <= budget_bits and (best is None or error < best.error):
             best = BitsProjection(quantized, bits, error, WarmStart(multiplier, fitted))
-        if number and budget_bits * (1 - TOLERANCE) <= bits <= budget_bits:
+        if budget_bits * (1 - TOLERANCE) <= bits <= budget_bits and error > last * (1 - MIN_IMPROVEMENT):
             break
+        last = error
         part = bits / max(budget_bits * (1 - TOLERANCE / 2), 1.0)
         multiplier *= min(max(part**MOVE, 0.5), 2.0)
         tables = fitted
