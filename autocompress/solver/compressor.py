@@ -39,6 +39,8 @@ MIN_STEPS = 10
 # Calibration divides the loss of a network that was pruned and quantized at once by no more than this: 2 (ResNet-20 at
 # 54 KB), 3 (at 27 KB), 7 (LeNet-5 on digits at 10 KB).
 MAX_CALIBRATION_GAIN = 10.0
+# After training, networks of more weights are not calibrated as well: it takes minutes.
+MAX_CALIBRATED_WEIGHTS = 5_000_000
 
 
 class Compressor:
@@ -275,7 +277,9 @@ class Compressor:
             candidates.add(BEFORE_FINE_TUNING, *self.run.file(values, self.method, train))
         if self.steps and evaluate is not None:
             candidates.add(ONE_SHOT, *self.run.one_shot(self._make_method(), train))
-        if train is not None and (evaluate is not None or not self.steps) and not _hopeless(candidates):
+        few = sum(weight.numel() for weight in self.network.weights) <= MAX_CALIBRATED_WEIGHTS
+        asked = not self.steps or (evaluate is not None and few and not _hopeless(candidates))
+        if train is not None and asked:
             method = self._make_method()
             moments = self.run.calibrate(method, train)
             if moments:
