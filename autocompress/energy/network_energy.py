@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autocompress.energy.accelerator import LayerShape, WeightEnergy
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import CompressedState
-from autocompress.network.live_network import accepted_arguments, refuse_unfinished
+from autocompress.network.live_network import accepted_arguments, modes_put_back, refuse_unfinished
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -159,20 +159,17 @@ def run_example(model: nn.Module, example: Any) -> Any:
         InvalidInputError: the network does not take the example.
     """
     device = next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        if isinstance(example, Mapping):
-            fields = accepted_arguments(model, example)
-            return model(**{key: _moved(value, device) for key, value in fields.items()})
-        parts = example if isinstance(example, tuple | list) else (example,)
-        return model(*(_moved(part, device) for part in parts))
+        with modes_put_back(model):
+            model.eval()
+            if isinstance(example, Mapping):
+                fields = accepted_arguments(model, example)
+                return model(**{key: _moved(value, device) for key, value in fields.items()})
+            parts = example if isinstance(example, tuple | list) else (example,)
+            return model(*(_moved(part, device) for part in parts))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidInputError(f"the network does not take the example given: {reason}") from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -1,7 +1,8 @@
-"""A user's network as it lives in memory: a copy of it, and its tensors under plain names, each storage once."""
+"""A user's network as it lives in memory: copied, its modes put back, its tensors under plain names, each storage once."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
@@ -33,6 +34,17 @@ def dense_gradients(parameters: Iterable[Tensor]) -> None:
     for parameter in parameters:
         if parameter.grad is not None and parameter.grad.is_sparse:
             parameter.grad = parameter.grad.to_dense()
+
+
+@contextlib.contextmanager
+def modes_put_back(model: nn.Module) -> Iterator[None]:
+    """Leaves every module in the mode, of training or evaluation, in which it was."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -178,7 +178,7 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
 _PARTS = {"model", "optimizer", "scheduler", "callbacks", "random", "data_order", "log", "total_steps", "step", "epoch"}
 
 
-def check_run_state(state: dict[str, Any], path: Path) -> None:
+def check_run_state(state: dict[str, Any], path: Path | None) -> None:
     """Checks that what was read from a file is the state of a run.
 
     Raises:
@@ -194,8 +194,7 @@ def restore_run(trainer: Trainer, saved: dict[str, Any]) -> None:
     Raises:
         InvalidInputError: the checkpoint is of a run of another length, of other callbacks or of another network.
     """
-    if not saved.keys() >= _PARTS:
-        raise InvalidInputError(f"{trainer.checkpoint} is not a checkpoint of a run; delete it to start anew")
+    check_run_state(saved, trainer.checkpoint)
     if saved["total_steps"] != trainer.total_steps or len(saved["callbacks"]) != len(trainer.callbacks):
         raise InvalidInputError(
             f"the checkpoint {trainer.checkpoint} is of another run: {saved['total_steps']} steps where this one has "

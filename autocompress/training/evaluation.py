@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from autocompress.errors import InvalidInputError
+from autocompress.network.live_network import modes_put_back
 from autocompress.training.batches import (
     autocast,
     blaming,
@@ -70,29 +71,24 @@ def evaluate(
     where = default_device(device)
     bfloat16 = uses_bfloat16(precision, where)
     model.to(where)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     losses: list[Tensor] = []
     scores: list[Tensor] = []
-    try:
-        with torch.inference_mode():
-            for number, batch in enumerate(batches):
-                with blaming(f"batch {number} of the data to evaluate on", batch):
-                    if holds_no_example(batch):
-                        continue
-                    with autocast(bfloat16, where):
-                        output, target = forward(model, to_device(batch, where), with_target=loss is carried_loss)
-                    score = metric(output, target).detach().float()
-                    value = loss(output, target).detach().double()
-                if score.ndim != 1:
-                    raise InvalidInputError(
-                        f"the metric returned a tensor of shape {list(score.shape)}; it must be one score per example"
-                    )
-                losses.append(value * len(score))
-                scores.append(score)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with modes_put_back(model), torch.inference_mode():
+        model.eval()
+        for number, batch in enumerate(batches):
+            with blaming(f"batch {number} of the data to evaluate on", batch):
+                if holds_no_example(batch):
+                    continue
+                with autocast(bfloat16, where):
+                    output, target = forward(model, to_device(batch, where), with_target=loss is carried_loss)
+                score = metric(output, target).detach().float()
+                value = loss(output, target).detach().double()
+            if score.ndim != 1:
+                raise InvalidInputError(
+                    f"the metric returned a tensor of shape {list(score.shape)}; it must be one score per example"
+                )
+            losses.append(value * len(score))
+            scores.append(score)
     if not scores:
         raise InvalidInputError("the data to evaluate on gives no batch at all; it must give at least one")
     every = torch.cat(scores).cpu().clone()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autocompress.network.live_network import modes_put_back
 from autocompress.training.batches import (
     blaming,
     check_repeatable,
@@ -126,17 +127,6 @@ def _statistics(norms: list[_BatchNorm]) -> list[tuple[Tensor, Tensor]]:
 def _put_back(statistics: list[tuple[Tensor, Tensor]]) -> None:
     for tensor, value in statistics:
         tensor.copy_(value)
-
-
-@contextlib.contextmanager
-def modes_put_back(model: nn.Module) -> Iterator[None]:
-    """Leaves every module in the mode, of training or evaluation, in which it was."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @dataclass(frozen=True)
