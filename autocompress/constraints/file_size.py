@@ -5,6 +5,7 @@ With an energy beside it the same projection holds both: one more multiplier.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from autocompress.codec.weight_coder import Choice
 from autocompress.constraints.constraint import Network, Projection, Rule, relative_error
 from autocompress.constraints.file_writer import BudgetedFileWriter
 from autocompress.constraints.rate_distortion.assignment import LayerTables
-from autocompress.constraints.rate_distortion.error_feedback import project_with_feedback
+from autocompress.constraints.rate_distortion.error_feedback import Feedback, project_with_feedback
 from autocompress.constraints.rate_distortion.fixed_tables import fixed_tables
 from autocompress.constraints.rate_distortion.projection import WarmStart, project_to_bits
 from autocompress.constraints.rate_distortion.rates import CodeLengths, Counts, as_matrix, code_length
@@ -90,7 +91,7 @@ class FileSizeConstraint:
     """Keeps the written file within a number of bytes and, where it is limited, the energy within its budget.
 
     Attributes:
-        moments: E[x x^T] of each layer's inputs, where errors are to be counted and made up for in its outputs.
+        feedback: of each layer, where errors are counted and made up for in its outputs; empty = in its weights.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class FileSizeConstraint:
         self.constants = constants
         self.file = BudgetedFileWriter(network, budget_bytes, energy)
         self.ceiling_bytes = constants.path_ceiling * original_bytes
-        self.moments: list[Tensor | None] = []
+        self.feedback: Sequence[Feedback | None] = ()
 
     def start(self) -> FileState:
         return FileState(self.file, 8.0 * self.file.smallest)
@@ -150,8 +151,18 @@ class FileSizeConstraint:
             state = replace(state, next_calibration=budget.fraction + 1 / CALIBRATIONS)
         return projection, state
 
+    def with_feedback(self, moments: Sequence[Tensor | None]) -> FileSizeConstraint:
+        """Returns the constraint with errors counted and made up for in layers' outputs.
+
+        Args:
+            moments: E[x x^T] of each layer's inputs, [groups, n, n]; None = not known.
+        """
+        constraint = copy.copy(self)
+        constraint.feedback = [None if second is None else Feedback.of(second) for second in moments]
+        return constraint
+
     @property
-    def takes_moments(self) -> bool:
+    def takes_feedback(self) -> bool:
         """Whether errors can be made up for: not where energy is limited, nor where weights are divided by a norm."""
         return self.energy is None and not self.network.selection.normalized
 
@@ -178,8 +189,8 @@ class FileSizeConstraint:
         state: FileState,
         least_multiplier: float = 0.0,
     ) -> tuple[Projection, FileState]:
-        if self.moments:
-            found = project_with_feedback(x, bits, self.moments, state.warm_start)
+        if self.feedback:
+            found = project_with_feedback(x, bits, self.feedback, state.warm_start)
         else:
             found = project_to_bits(x, bits, state.warm_start, energy)
         error = relative_error(found.error, x)
@@ -210,7 +221,7 @@ class FileSizeConstraint:
         """Returns the projection of least error found whose real file fits and, where the weights want it, fills it.
 
         The estimated bits at which the file has the allowed size are looked for from both sides: by proportion until
-         one file is too large and one is not, then by interpolation between the two. Biases are not rounded more
+        one file is too large and one is not, then by interpolation between the two. Biases are not rounded more
         finely than at the multiplier of the last update: where W is close to V it falls without end as the bits rise,
         and they would take all that the weights leave.
         """

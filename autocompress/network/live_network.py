@@ -1,4 +1,4 @@
-"""A user's network as it lives in memory: copied, its modes put back, its tensors under plain names, each storage once."""
+"""A user's network in memory: copied, its modes put back, its tensors under plain names, each storage once."""
 
 from __future__ import annotations
 

@@ -280,12 +280,12 @@ class Compressor:
         few = sum(weight.numel() for weight in self.network.weights) <= MAX_CALIBRATED_WEIGHTS
         asked = not self.steps or (evaluate is not None and few and not _hopeless(candidates))
         if train is not None and asked:
-            method = self._make_method()
-            moments = self.run.calibrate(method, train)
+            method, moments = self.run.calibrated(self._make_method(), train)
             if moments:
                 candidates.add(ONE_SHOT, *self.run.one_shot(method, train, moments))
         if not candidates.best:
-            candidates.add(ONE_SHOT, *self.run.one_shot(self._make_method(), train))
+            values.write()
+            candidates.add(ONE_SHOT, *self.run.file(values, self.method, train))
         return candidates, "" if evaluate is None else judged_by
 
     def state_dict(self) -> dict[str, Any]:

@@ -259,27 +259,29 @@ class Run:
         return self.ranks.from_first(lambda: finished_file(self.network, values, method))
 
     @torch.no_grad()
-    def calibrate(self, method: Method, batches: Iterable[Any]) -> dict[int, InputMoments]:
-        """Has a method that was not used yet go by what layers' outputs lose, on data; returns the moments, by layer.
+    def calibrated(self, method: Method, batches: Iterable[Any]) -> tuple[Method, dict[int, InputMoments]]:
+        """Returns a method that goes by what layers' outputs lose, on data, and the moments, by layer.
 
-        None where that cannot be: the target is of another kind, or no inputs of layers are seen.
+        The same method and no moments where that cannot be: the target is of another kind, or no inputs are seen.
 
         Args:
-            method: whose constraint is told.
+            method: for the target.
             batches: of the network's inputs, with or without targets.
         """
         constraint = method.constraint if isinstance(method, Projector) else None
-        if not isinstance(constraint, FileSizeConstraint) or not constraint.takes_moments:
-            return {}
+        if not isinstance(constraint, FileSizeConstraint) or not constraint.takes_feedback:
+            return method, {}
         model, weights = self.network.model, self.network.weights
         put_back(all_tensors(model), self.given)
         try:
             moments = dict(input_moments(model, weights, batches, weights[0].device))
         except Exception as error:  # a network that was trained is worth more than this one
             logger.warning("what the layers' outputs lose is not made up for: %s: %s", type(error).__name__, error)
-            return {}
-        constraint.moments = [moments[n].second if n in moments else None for n in range(len(weights))]
-        return moments
+            return method, {}
+        if not moments:
+            return method, {}
+        second = [moments[n].second if n in moments else None for n in range(len(weights))]
+        return Projector(constraint.with_feedback(second)), moments
 
     @torch.no_grad()
     def one_shot(
@@ -295,7 +297,7 @@ class Run:
         Args:
             method: one that was not used yet.
             train: batches that batch norms are refitted on.
-            moments: as `calibrate` returned them: biases make up for the mean error of their layer's outputs.
+            moments: as `calibrated` returned them: biases make up for the mean error of their layer's outputs.
             fill: whether the file is to have the size asked for, else about that size.
         """
         put_back(all_tensors(self.network.model), self.given)

@@ -193,12 +193,14 @@ class QualityConstraint:
         known = bool(self.files.best) and self.keeps(self.files.chosen)
         if known:
             high = self.files.chosen.file_bytes / RESOLUTION
-        moments = {} if batches is None else run.calibrate(self.method, batches)
+        at_once = Projector(self.constraint)
+        method, moments = (at_once, {}) if batches is None else run.calibrated(at_once, batches)
+        assert isinstance(method, Projector)
         size = high if known else math.sqrt(low * high)
         while size >= low:
             budget = replace(self.constraint.budget(1.0, int(size)), target_bytes=int(self.controller.highest_bytes))
-            self.method.state, self.method.budget_at = self.constraint.start(), partial(_at_any_time, budget)
-            file = self.files.add(ONE_SHOT, *run.one_shot(self.method, batches, moments, fill=False))
+            method.state, method.budget_at = self.constraint.start(), partial(_at_any_time, budget)
+            file = self.files.add(ONE_SHOT, *run.one_shot(method, batches, moments, fill=False))
             kept = self.keeps(file)
             logger.info("without training, %d bytes: the promise is %s", file.file_bytes, "kept" if kept else "broken")
             if size >= high and not kept:

@@ -28,47 +28,56 @@ DAMPING = 0.1
 PASSES = 30
 # Passes end where one comes this close below the budget, as a part of it, and the error falls by no more than this.
 TOLERANCE, MIN_IMPROVEMENT = 0.003, 0.01
-# Power of bits over budget that the multiplier is moved by.
-MOVE = 1.0
 COLUMNS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """X_l and how the errors of its columns are made up for.
+class Feedback:
+    """How the errors of a layer's columns are counted and made up for, whatever its weights are.
 
     Attributes:
-        x: [groups, rows, n].
-        second: H, [groups, n, n].
-        feedback: upper Cholesky factor of the inverse of the damped H, [groups, n, n].
+        second: H, scaled, [groups, n, n].
+        factor: upper Cholesky factor of the inverse of the damped H, [groups, n, n].
     """
 
-    x: Tensor
     second: Tensor
-    feedback: Tensor
+    factor: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, second: Tensor | None) -> _Layer:
-        matrix = as_matrix(x.detach().float())
-        if second is None:
-            eye = torch.ones(1, 1, 1, device=x.device)
-            return cls(matrix.reshape(1, -1, 1), eye, eye)  # every weight for itself
+    def of(cls, second: Tensor) -> Feedback:
+        """Returns that of a layer with these second moments of its inputs, E[x x^T], [groups, n, n]."""
         second = second / second.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-30)
         damped = second + DAMPING * torch.eye(second.shape[-1], device=second.device)
-        feedback = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
-        return cls(matrix.view(second.shape[0], -1, second.shape[-1]), second, feedback)
+        return cls(second, torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """X_l, [groups, rows, n], and how the errors of its columns are made up for."""
+
+    x: Tensor
+    feedback: Feedback
+
+    @classmethod
+    def of(cls, x: Tensor, feedback: Feedback | None) -> _Layer:
+        matrix = as_matrix(x.detach().float())
+        if feedback is None:
+            eye = torch.ones(1, 1, 1, device=x.device)
+            return cls(matrix.reshape(1, -1, 1), Feedback(eye, eye))  # every weight for itself
+        groups, n, _ = feedback.second.shape
+        return cls(matrix.view(groups, -1, n), feedback)
 
     def error(self, v: Tensor) -> float:
         """Returns tr (V - X) H (V - X)^T."""
         off = v.view(self.x.shape) - self.x
-        return float(((off @ self.second) * off).sum(dtype=torch.float64))
+        return float(((off @ self.feedback.second) * off).sum(dtype=torch.float64))
 
 
 def _assigned(layer: _Layer, tables: LayerTables, shape: tuple[int, int], multiplier: float) -> tuple[Tensor, Tensor]:
     """Returns codes, int64 [R, C], and what X was made, [R, C], before each of its columns was quantized."""
     groups, rows, columns = layer.x.shape
     w, codes = layer.x.clone(), torch.zeros(layer.x.shape, dtype=torch.int64, device=layer.x.device)
-    lengths = tables.lengths
+    factor, lengths = layer.feedback.factor, tables.lengths
     values = torch.cat([tables.values.new_zeros(1), tables.values]).to(w)
     bits = (lengths.position_bits().to(w) * multiplier).view(w.shape)
     code_bits = torch.cat([torch.zeros(1), lengths.code_bits]).to(w) * multiplier
@@ -76,20 +85,22 @@ def _assigned(layer: _Layer, tables: LayerTables, shape: tuple[int, int], multip
         end = min(start + COLUMNS_AT_ONCE, columns)
         errors = torch.zeros(groups, rows, end - start, device=w.device)
         for j in range(start, end):
-            scale = layer.feedback[:, j, j].view(-1, 1, 1)
+            scale = factor[:, j, j].view(-1, 1, 1)
             cost = ((w[:, :, j, None] - values) / scale).square_() + code_bits
             cost[:, :, 1:] += bits[:, :, j, None]
             codes[:, :, j] = cost.argmin(2)
             errors[:, :, j - start] = (w[:, :, j] - values[codes[:, :, j]]) / scale[:, :, 0]
-            rest = layer.feedback[:, j, j + 1 : end]
+            rest = factor[:, j, j + 1 : end]
             w[:, :, j + 1 : end] -= errors[:, :, j - start, None] * rest[:, None]
-        w[:, :, end:] -= errors @ layer.feedback[:, start:end, end:]
+        w[:, :, end:] -= errors @ factor[:, start:end, end:]
     return codes.view(shape), w.view(shape)
 
 
 def _tables(layer: _Layer, codes: Tensor, made: Tensor, values: Tensor) -> LayerTables:
     """Returns the tables that fit an assignment: means of what the values stand for, by what their errors cost."""
-    weights = layer.feedback.diagonal(dim1=1, dim2=2).square().reciprocal()[:, None].expand(layer.x.shape).flatten()
+    weights = (
+        layer.feedback.factor.diagonal(dim1=1, dim2=2).square().reciprocal()[:, None].expand(layer.x.shape).flatten()
+    )
     flat = codes.flatten()
     sums = torch.zeros(values.numel() + 1, device=made.device).index_add_(0, flat, made.flatten() * weights)
     counts = torch.zeros_like(sums).index_add_(0, flat, weights)
@@ -108,7 +119,7 @@ def _with_one(codes: Tensor, x: Tensor, values: Tensor) -> Tensor:
 def project_with_feedback(
     targets: Sequence[Tensor],
     budget_bits: float,
-    moments: Sequence[Tensor | None],
+    feedback: Sequence[Feedback | None],
     previous: WarmStart | None = None,
 ) -> BitsProjection:
     """Projects X onto the networks within a budget of bits, by the error of their layers' outputs.
@@ -116,14 +127,14 @@ def project_with_feedback(
     Args:
         targets: X, float tensors of two or more dimensions each.
         budget_bits: as of `project_to_bits`.
-        moments: E[x x^T] of each layer's inputs, [groups, n, n]; None = as if they were uncorrelated and alike.
+        feedback: of each layer; None = as if its inputs were uncorrelated and alike.
         previous: state of the last such projection, for a warm start.
 
     Returns:
         The projection; `error` is tr (V - X) H (V - X)^T over all layers. Where no pass is within the budget, that of
         `project_to_bits`.
     """
-    layers = [_Layer.of(*pair) for pair in zip(targets, moments, strict=True)]
+    layers = [_Layer.of(*pair) for pair in zip(targets, feedback, strict=True)]
     found = None if previous is not None else project_to_bits(targets, budget_bits)
     state = previous if found is None else found.state
     assert state is not None
@@ -146,7 +157,7 @@ def project_with_feedback(
             break
         last = error
         part = bits / max(budget_bits * (1 - TOLERANCE / 2), 1.0)
-        multiplier *= min(max(part**MOVE, 0.5), 2.0)
+        multiplier *= min(max(part, 0.5), 2.0)
         tables = fitted
     if best is not None:
         return best
