@@ -19,6 +19,7 @@ from autocompress.training.batches import (
     default_device,
     described,
     forward,
+    run_on,
     split_batch,
     target_field,
     to_device,
@@ -366,7 +367,7 @@ def _first_not_finite(network: nn.Module, batch: Any) -> tuple[str | None, bool]
 
     for name, module in network.named_modules():
         module.register_forward_hook(look(name))
-    output, _ = forward(network.eval(), batch)
+    output = run_on(network.eval(), batch)
     outputs = [tensor for tensor in tensors_in(output) if tensor.ndim]
     constant = bool(outputs) and all(len(tensor) > 1 and bool((tensor == tensor[:1]).all()) for tensor in outputs)
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(output))
