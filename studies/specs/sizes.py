@@ -17,16 +17,17 @@ CASES: Mapping[int, Mapping[str, Sequence[str]]] = {
     120: {"lenet5-digits": ("4KB",)},
 }
 
+TASKS = (
+    TaskSpec("lenet5", "digits"),
+    TaskSpec("lenet5", "mnist"),
+    TaskSpec("resnet20", "cifar10", weights="resnet20_cifar10.safetensors"),
+)
 SEEDS = {"lenet5-mnist": 3, "resnet20-cifar10": 1}
 
 SPEC = StudySpec(
     name="sizes",
     description="The compressor alone: LeNet-5 and ResNet-20 at several sizes, after short and long training",
-    tasks=[
-        TaskSpec("lenet5", "digits"),
-        TaskSpec("lenet5", "mnist"),
-        TaskSpec("resnet20", "cifar10", weights="resnet20_cifar10.safetensors"),
-    ],
+    tasks=TASKS,
     methods=[
         Variant(f"{COMPRESSOR}, {epochs} epochs", COMPRESSOR, final_epochs=epochs, where=where, seeds=SEEDS)
         for epochs, where in CASES.items()

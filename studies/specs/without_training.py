@@ -1,16 +1,13 @@
 """The compressor without any training: pruned and quantized at once, calibrated on the training data."""
 
-from studies.design.spec import Smoke, StudySpec, TaskSpec, Variant
+from studies.design.spec import Smoke, StudySpec, Variant
 from studies.records.record import COMPRESSOR
+from studies.specs.sizes import SEEDS, TASKS
 
 SPEC = StudySpec(
     name="without-training",
     description="The compressor without training: LeNet-5 and ResNet-20 pruned and quantized at once",
-    tasks=[
-        TaskSpec("lenet5", "digits"),
-        TaskSpec("lenet5", "mnist"),
-        TaskSpec("resnet20", "cifar10", weights="resnet20_cifar10.safetensors"),
-    ],
+    tasks=TASKS,
     methods=[
         Variant(
             "without training",
@@ -21,7 +18,7 @@ SPEC = StudySpec(
                 "lenet5-mnist": ("10KB", "20KB"),
                 "resnet20-cifar10": ("10x", "20x", "40x"),
             },
-            seeds={"lenet5-mnist": 3, "resnet20-cifar10": 1},
+            seeds=SEEDS,
         )
     ],
     targets=["10KB", "20KB", "10x", "20x", "40x"],
