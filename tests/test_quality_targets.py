@@ -353,6 +353,8 @@ def test_where_training_breaks_the_promise_the_network_as_given_keeps_it(caplog)
     kept = [(size, score) for size, score in result.promise["tried"] if score >= 0.88]
     assert kept == [(result.file_bytes, result.promise["measured"])]
     assert accuracy_by_size(result.model) == result.promise["measured"] >= 0.88
+    trained = result.promise["tried"][:-1]  # the last is tried without training, in vain
+    assert max(size for size, _ in trained) <= result.file_bytes
     assert "training led to no smaller file that keeps drop:2" in caplog.text
 
 
