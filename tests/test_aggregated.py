@@ -8,20 +8,23 @@ import torch.nn.functional as F
 from small_task import make_task
 from torch import nn
 
-from autocompress.aggregated import (
-    AggregatedBatches,
-    AggregatedModel,
-    Batched,
-    Replicated,
-    aggregated_task,
-    train_aggregated,
-)
-from autocompress.aggregated.training import FeatureTap, InformationPenalty, StatisticsNetwork, information
 from autocompress.codec.file import load
 from autocompress.errors import InvalidInputError
 from autocompress.network.selection import original_bytes
 from autocompress.solver.compression import compress
 from autocompress.task.named_models import make_model
+from autocompress.training.aggregated import (
+    AggregatedBatches,
+    AggregatedModel,
+    Batched,
+    FeatureTap,
+    InformationPenalty,
+    Replicated,
+    StatisticsNetwork,
+    aggregated_task,
+    information,
+    train_aggregated,
+)
 from autocompress.training.evaluation import evaluate
 from autocompress.training.losses import classification_loss
 

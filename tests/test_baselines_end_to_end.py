@@ -29,7 +29,7 @@ OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in PLAN_METHODS if
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AUTOCOMPRESS_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr("autocompress.task.named_task.recipe_for", lambda *_: RECIPE)
+    monkeypatch.setattr("autocompress.task.recipe_for", lambda *_: RECIPE)
     return tmp_path
 
 
@@ -91,7 +91,7 @@ def test_the_same_seed_gives_the_same_file_in_a_fresh_process(method, here, caps
     script = (
         "import sys, autocompress.task\n"
         "from small_task import RECIPE\n"
-        "autocompress.task.named_task.recipe_for = lambda *_: RECIPE\n"
+        "autocompress.task.recipe_for = lambda *_: RECIPE\n"
         "from baselines.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

@@ -100,7 +100,7 @@ def here(workshop, monkeypatch):
     monkeypatch.chdir(workshop)
     monkeypatch.setenv("AUTOCOMPRESS_DATA", str(workshop / "data"))
     short = Recipe("sgd", 0.05, batch_size=64, reference_epochs=3, compress_epochs=10)
-    monkeypatch.setattr("autocompress.task.named_task.recipe_for", lambda *_: short)
+    monkeypatch.setattr("autocompress.task.recipe_for", lambda *_: short)
     return workshop
 
 

@@ -152,7 +152,7 @@ SHORT = ["--trials", "4", "--trial-epochs", "2", "--final-epochs", "3", "--no-pr
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AUTOCOMPRESS_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr("autocompress.task.named_task.recipe_for", lambda *_: RECIPE)
+    monkeypatch.setattr("autocompress.task.recipe_for", lambda *_: RECIPE)
     return tmp_path
 
 

@@ -445,7 +445,7 @@ def command(out, *targets):
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("autocompress.task.named_task.recipe_for", lambda *_: small_task.RECIPE)
+    monkeypatch.setattr("autocompress.task.recipe_for", lambda *_: small_task.RECIPE)
     monkeypatch.setenv("AUTOCOMPRESS_DATA", str(tmp_path))
     out = tmp_path / "net.safetensors"
     assert main([*command(out, "3KB", "drop:5"), "--device", "cpu", "--no-progress", "--epochs", "1"]) == 0

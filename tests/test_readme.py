@@ -107,7 +107,7 @@ def test_the_transformer_in_its_own_loop(tmp_path, monkeypatch):
 
 def test_compress_in_python(tmp_path, monkeypatch):
     short = Recipe("sgd", 0.1, momentum=0.93, batch_size=256, reference_epochs=1, compress_epochs=1)
-    monkeypatch.setattr("autocompress.task.named_task.recipe_for", lambda *_: short)
+    monkeypatch.setattr("autocompress.task.recipe_for", lambda *_: short)
     monkeypatch.setattr("autocompress.solver.compression.Recipe", lambda: Recipe(compress_epochs=1))
     # After one epoch calibration might matter; it would take most of the time.
     monkeypatch.setattr("autocompress.solver.compressor.MAX_CALIBRATION_GAIN", 1.0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.aggregated import AggregatedModel
+from autocompress.training.aggregated import AggregatedModel
 from studies.records.record import Record
 from studies.records.resources import resources_of
 from studies.report.tables import NOTHING, systems_table

@@ -19,13 +19,12 @@ from autocompress.network.live_network import check_copyable, copy_network, name
 from autocompress.network.network_state import fill, filled_copy
 from autocompress.network.selection import Ignore, check_trainable, original_bytes, select
 from autocompress.solver.admm import Admm, RelativeRate
-from autocompress.solver.candidates import BEFORE_FINE_TUNING, ONE_SHOT, TRAINED, Candidates
 from autocompress.solver.constants import ADMM, DEFAULTS, SolverConstants
 from autocompress.solver.fine_tuning import FineTuning, fine_tuning_steps
 from autocompress.solver.lazy_projection import LazyProjection, dense_layers
 from autocompress.solver.phases import FineTuningPhase, Phase, ProjectionPhase, Run, all_tensors, put_back
 from autocompress.solver.quality_constraint import SEARCH_FRACTION, make_quality_constraint
-from autocompress.solver.result import Outcome, Result, zero_layers
+from autocompress.solver.result import BEFORE_FINE_TUNING, ONE_SHOT, TRAINED, Candidates, Outcome, Result, zero_layers
 from autocompress.targets import Target, Targets, WeightBits, combined
 from autocompress.training.checks import check_finite, check_validation
 from autocompress.training.evaluation import evaluate as evaluate_batches

@@ -26,8 +26,8 @@ from autocompress.network.compressed_tensors import WeightTensor
 from autocompress.network.live_network import copy_network
 from autocompress.network.network_state import vector_tensors
 from autocompress.solver.budget_controller import MEDIAN_OF, BudgetController, SizeSearch
-from autocompress.solver.candidates import ONE_SHOT, TRAINED, Candidate, Candidates, Key
 from autocompress.solver.phases import FineTuningPhase, Phase, ProjectionPhase, Run
+from autocompress.solver.result import ONE_SHOT, TRAINED, Candidate, Candidates, Key
 from autocompress.targets import AccuracyDrop, QualityTarget
 
 logger = logging.getLogger(__name__)

@@ -1,23 +1,118 @@
-"""What a compression run returns: the network, its file, and what can be said of both."""
+"""What a compression run may return, what it returns, and what can be said of both."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from autocompress.codec.file import save_artifact
+from autocompress.codec.file import decode_state, save_artifact
+from autocompress.codec.layout import layout_of
 from autocompress.codec.size_report import size_report
 from autocompress.energy.network_energy import EnergyUse
 from autocompress.network.compressed_tensors import CompressedState
+from autocompress.network.network_state import filled_copy
 from autocompress.network.selection import Selection
-from autocompress.solver.candidates import ONE_SHOT, TRAINED
 from autocompress.targets import Targets
+
+# Where a file's network comes from, in the order in which equals are preferred: the end of the run, the beginning of
+# its fine-tuning, or the network as it was given, pruned and quantized at once.
+TRAINED, BEFORE_FINE_TUNING, ONE_SHOT = "trained", "before fine-tuning", "one-shot"
+ORIGINS = (TRAINED, BEFORE_FINE_TUNING, ONE_SHOT)
+
+Key = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file within the target, and what it scored.
+
+    Attributes:
+        state: what the file holds.
+        data: the file, uint8 [bytes].
+        score: as `evaluate` returned it; NaN where nothing decides.
+    """
+
+    state: CompressedState
+    data: Tensor
+    score: float
+
+    @property
+    def file_bytes(self) -> int:
+        return len(self.data)
+
+
+def by_score(candidate: Candidate) -> Key:
+    """Returns what is compared where every candidate meets the target: the score; one that is no number is the last."""
+    return (candidate.score if math.isfinite(candidate.score) else -math.inf,)
+
+
+class Candidates:
+    """The best file of each origin.
+
+    Attributes:
+        best: by origin.
+        tried: (bytes, score) of every file.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        evaluate: Callable[[nn.Module], float] | None,
+        key: Callable[[Candidate], Key] = by_score,
+    ) -> None:
+        """Holds nothing yet.
+
+        Args:
+            model: whose tensors the files hold.
+            evaluate: score of a network on held-out data, if there is any.
+            key: of the better of two candidates, the larger.
+        """
+        self.model, self.evaluate, self.key = model, evaluate, key
+        self.best: dict[str, Candidate] = {}
+        self.tried: list[tuple[int, float]] = []
+
+    def add(self, origin: str, state: CompressedState, data: bytes) -> Candidate:
+        """Returns a file with its score, and keeps it if it is the best so far of its origin."""
+        score = math.nan if self.evaluate is None else float(self.evaluate(filled_copy(self.model, state)))
+        self.tried.append((len(data), score))
+        candidate = Candidate(state, torch.frombuffer(bytearray(data), dtype=torch.uint8), score)
+        if origin not in self.best or self.key(candidate) > self.key(self.best[origin]):
+            self.best[origin] = candidate
+        return candidate
+
+    @property
+    def origin(self) -> str:
+        """Where the best of all comes from."""
+        return max((o for o in ORIGINS if o in self.best), key=lambda origin: self.key(self.best[origin]))
+
+    @property
+    def chosen(self) -> Candidate:
+        return self.best[self.origin]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The best score of each origin; empty where nothing decides."""
+        return {} if self.evaluate is None else {origin: each.score for origin, each in self.best.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the files that may yet be chosen, and what was tried."""
+        return {"best": {o: [each.data, each.score] for o, each in self.best.items()}, "tried": list(self.tried)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        layout = layout_of(self.model)
+        self.best = {
+            origin: Candidate(decode_state(data.numpy().tobytes(), layout), data, score)
+            for origin, (data, score) in state["best"].items()
+        }
+        self.tried = [(size, score) for size, score in state["tried"]]
+
 
 # Names listed in one sentence.
 ZERO_LAYERS_SHOWN = 5

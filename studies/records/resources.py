@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.aggregated import AggregatedModel
 from autocompress.energy.channel_graph import shrink
 from autocompress.energy.network_energy import energy_of, layer_shapes, run_example
 from autocompress.errors import InvalidInputError
 from autocompress.network.live_network import copy_network
+from autocompress.training.aggregated import AggregatedModel
 
 logger = logging.getLogger(__name__)
 

@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from autocompress.aggregated import AggregatedModel, aggregated_task, train_aggregated
 from autocompress.codec.atomic_write import write_whole
 from autocompress.errors import InvalidInputError
 from autocompress.network.live_network import named_tensors
 from autocompress.task import Task, load_task
 from autocompress.task.arrays import data_root
 from autocompress.task.named_models import load_weights
+from autocompress.training.aggregated import AggregatedModel, aggregated_task, train_aggregated
 from autocompress.training.reference import reference_network
 from studies.design.cell import Cell
 

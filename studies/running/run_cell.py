@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from autocompress.aggregated import AggregatedModel, Batched, Replicated
 from autocompress.codec.size_report import size_report
 from autocompress.network.live_network import copy_network
 from autocompress.solver.result import Result
 from autocompress.task import Task, load_task
+from autocompress.training.aggregated import AggregatedModel, Batched, Replicated
 from autocompress.training.batches import check_batches
 from autocompress.training.evaluation import Evaluation, evaluate
 from baselines.interface import SearchOutcome, SearchSettings, Trial
