@@ -15,13 +15,14 @@ PACKAGE = ROOT / "autocompress"
 # From the bottom up; a part, by the longest name that fits, imports from its own level and from those above it here.
 LEVELS = [
     ["autocompress.errors"],
-    ["autocompress.targets", "autocompress.codec.atomic_write"],
+    ["autocompress.targets", "autocompress.codec.atomic_write", "autocompress.integrations.page"],
     ["autocompress.network"],
     ["autocompress.codec", "autocompress.numerics"],
     ["autocompress.energy"],
     ["autocompress.solver.constants"],
     ["autocompress.constraints"],
     ["autocompress.training"],
+    ["autocompress.integrations.run_page"],
     ["autocompress.solver"],
     ["autocompress.task"],
     ["autocompress.training.reference", "autocompress.training.aggregated"],

@@ -44,6 +44,8 @@ def compress_command(options: Namespace) -> str:
         example=task.input_example,
         energy_model=energy_model(options),
     )
+    if options.report is not None:
+        make_folder(options.report, "--report")
     if options.resume is not None:
         claim_folder(options.resume, options, target)
     model = starting_network(
@@ -67,6 +69,8 @@ def compress_command(options: Namespace) -> str:
         energy_model=energy_model(options),
     )
     save_or_keep(result.save, options.out)
+    if options.report is not None:
+        result.save_report(options.report, f"{options.model} on {options.data}, {target}")
     answer = result.to_json()
     if options.json:
         return to_json(answer | {"out": str(options.out)})
@@ -93,17 +97,26 @@ def _digest(path: Path | None) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else None
 
 
+def make_folder(folder: Path, option: str) -> None:
+    """Makes a folder, and checks that it takes files.
+
+    Raises:
+        InvalidInputError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"{option} {str(folder)!r}: cannot make this folder: {error.strerror}") from error
+    check_folder(folder, f"{option} {str(folder)!r}")
+
+
 def claim_folder(folder: Path, options: Namespace, target: Targets) -> None:
     """Makes the folder of checkpoints and notes in it which command they belong to.
 
     Raises:
         InvalidInputError: it cannot be made or written, or it belongs to another command.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInputError(f"--resume {str(folder)!r}: cannot make this folder: {error.strerror}") from error
-    check_folder(folder, f"--resume {str(folder)!r}")
+    make_folder(folder, "--resume")
     command = {
         "model": options.model,
         "data": options.data,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import math
 import os
 import signal
 import sys
@@ -27,6 +25,7 @@ from autocompress.errors import (
     InfeasibleTargetError,
     InvalidInputError,
 )
+from autocompress.integrations.page import to_json as to_json
 
 MODEL = (
     "lenet5, alexnet, resnet20/32/44/56, resnet50, torchvision:NAME, or package.module:function, a function without "
@@ -248,22 +247,6 @@ def save_or_keep(save: Callable[[Path], None], path: Path) -> None:
         except (AutocompressError, OSError) as second:
             raise AutocompressError(f"{error}; nor can it be kept in {kept.parent}: {second}") from error
         raise AutocompressError(f"{error}; the result is kept as {kept}: move it where it shall be") from error
-
-
-def to_json(answer: Mapping[str, object]) -> str:
-    """Returns one JSON object on one line; a number that JSON does not have (nan, inf) becomes null."""
-    return json.dumps(_plain(answer), allow_nan=False)
-
-
-def _plain(value: object) -> object:
-    """Returns `value` with what JSON does not have replaced."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
 
 
 def percent(fraction: float | None) -> str:

@@ -96,6 +96,12 @@ def _add_compress(commands: _SubParsersAction[ArgumentParser]) -> None:
         help="keep checkpoints in DIR, and go on from them: the same command starts and continues a run",
     )
     parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write pictures of the run into DIR: page.html, which needs nothing else, and its numbers as CSV and JSON",
+    )
+    parser.add_argument(
         "--ignore",
         action="append",
         default=[],

@@ -26,6 +26,7 @@ class Projection:
         relative_error: ||V - X|| / ||X||.
         multiplier: squared error per bit at the solution; 0 where the method has none.
         greedy: whether a greedy rule gave the answer where an exact one was looked for.
+        file_bytes: about what the file of V takes; None where the target counts something else.
     """
 
     quantized: Sequence[WeightTensor]
@@ -34,6 +35,7 @@ class Projection:
     relative_error: float
     multiplier: float
     greedy: bool = False
+    file_bytes: float | None = None
 
 
 class Rule(Protocol):

@@ -149,7 +149,7 @@ class FileSizeConstraint:
         if budget.fraction >= state.next_calibration:
             _, state = self._calibrated(scalar_tensors(projection.quantized), state)
             state = replace(state, next_calibration=budget.fraction + 1 / CALIBRATIONS)
-        return projection, state
+        return replace(projection, file_bytes=budget.file_bytes), state
 
     def with_feedback(self, moments: Sequence[Tensor | None]) -> FileSizeConstraint:
         """Returns the constraint with errors counted and made up for in layers' outputs.
@@ -239,6 +239,7 @@ class FileSizeConstraint:
             projection, state = self._projected(x, bits, self.energy, state, least)
             before = size
             size, state = self._calibrated(scalar_tensors(projection.quantized), state, choices)
+            projection = replace(projection, file_bytes=float(size))
             logger.debug("last projection: %.0f estimated bits, file %d, allowed %d", bits, size, allowed)
             if size <= allowed:
                 if best is None or projection.error < best.error:

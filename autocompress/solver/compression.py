@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from autocompress.constraints.factory import counts_energy
 from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.errors import MAX_SEED, InvalidInputError, whole_number
-from autocompress.network.live_network import copy_network
+from autocompress.network.live_network import copy_network, unwrap
 from autocompress.network.selection import Ignore
 from autocompress.solver.compressor import Compressor, check_target
 from autocompress.solver.constants import DEFAULTS, SolverConstants
 from autocompress.solver.result import Result, warn_of_loss
 from autocompress.targets import LossIncrease, Target, Targets, combined
 from autocompress.training.batches import TaughtBatches, check_batches, default_device, input_example
-from autocompress.training.checkpoint import Callback
+from autocompress.training.checkpoint import Callback, TrainerCallback
 from autocompress.training.checks import check_task, guesses, name_of
 from autocompress.training.evaluation import Evaluation, evaluate, hold_out
 from autocompress.training.layer_statistics import refit_batch_norm
@@ -40,20 +40,52 @@ REFIT_BATCHES = 16
 CHECKPOINT_NAME = "compress.checkpoint"
 
 
-class CompressorCallback(Callback):
-    """Carries the compressor through the trainer's loop and its checkpoints."""
+# A run is scored on the validation data after so many of its epochs at most.
+MAX_SCORES = 20
 
-    def __init__(self, compressor: Compressor, asked: Mapping[str, str] | None = None) -> None:
-        """Follows a run of the compressor; `asked` for in these words, beside network, target and length."""
-        self.compressor, self.asked = compressor, dict(asked or {})
+
+class CompressorCallback(Callback):
+    """Carries the compressor through the trainer's loop and its checkpoints, and has its network scored on the way.
+
+    Attributes:
+        curve: (step, loss, metric) of the network that would have been written then.
+    """
+
+    def __init__(
+        self,
+        compressor: Compressor,
+        asked: Mapping[str, str] | None = None,
+        scores: Callable[[nn.Module], tuple[float, float]] | None = None,
+    ) -> None:
+        """Follows a run of the compressor.
+
+        Args:
+            compressor: of the trainer's network.
+            asked: what was asked for in words, beside network, target and length.
+            scores: (loss, metric) of a network; random numbers are to be left as they are.
+        """
+        self.compressor, self.asked, self.scores = compressor, dict(asked or {}), scores
+        self.curve: list[tuple[int, float, float]] = []
 
     def on_step(self, trainer: Trainer) -> None:
         """Follows the optimizer step."""
+        before = len(self.compressor.history)
         self.compressor.step()
+        for entry in self.compressor.history[before:]:
+            trainer.scalars |= {("multiplier" if name == "price" else name): entry[name] for name in entry}
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Scores the network."""
+        done, epochs = trainer.epoch, trainer.epochs
+        if self.scores is None or done * MAX_SCORES // epochs == (done - 1) * MAX_SCORES // epochs:
+            return
+        loss, metric = self.scores(unwrap(trainer.model))
+        self.curve.append((trainer.step, loss, metric))
+        trainer.scalars |= {"validation_loss": loss, "validation_score": metric}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the compressor's state, and what was asked for."""
-        return {**self.compressor.state_dict(), "asked": self.asked}
+        """Returns the compressor's state, what was asked for and what was scored."""
+        return {**self.compressor.state_dict(), "asked": self.asked, "curve": self.curve}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the compressor's state.
@@ -72,6 +104,7 @@ class CompressorCallback(Callback):
                 f"the checkpoint is of another run: {names} not the same; give another folder, or the same call"
             )
         self.compressor.load_state_dict(state)
+        self.curve = [tuple(point) for point in state.get("curve", ())]
 
 
 def compress(
@@ -90,6 +123,7 @@ def compress(
     device: torch.device | str | None = None,
     resume: str | Path | None = None,
     recipe: Recipe | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     progress: bool = True,
     energy_model: ChannelEnergy | None = None,
     constants: SolverConstants = DEFAULTS,
@@ -118,6 +152,7 @@ def compress(
         device: default: CUDA where there is one.
         resume: a folder for checkpoints; a run that was stopped goes on from there and ends with the same file.
         recipe: optimizer and schedule; default: AdamW with a learning rate found by itself.
+        callbacks: follow the training, see `training.checkpoint.TrainerCallback`; their states are in the checkpoints.
         progress: a bar on stderr where that is a terminal.
         energy_model: of `autocompress energy fit`, for `energy-channels`; default: fitted to the analytic model.
         constants: of the method, for studies.
@@ -200,6 +235,16 @@ def compress(
         **counted,
     }
     curve: list[tuple[int, float]] = []
+    watched, watch = val if val is not None else judge, None
+
+    def scored(network: nn.Module) -> tuple[float, float]:
+        assert watched is not None
+        order = data_order_state(watched)
+        with seeded(seed):
+            found = scores(network, watched)
+        restore_data_order(watched, order)
+        return ranks.mean(found.loss), ranks.mean(found.metric)
+
     if epochs and train is not None:
         trainer = Trainer(
             model,
@@ -217,7 +262,8 @@ def compress(
         )
         compressor = Compressor(model, trainer.optimizer, total_steps=trainer.total_steps, **settings)
         words = {"seed": str(seed), "recipe": str(recipe), "ignore": str(ignore), "constants": str(constants)}
-        trainer.callbacks.append(CompressorCallback(compressor, words))
+        watch = CompressorCallback(compressor, words, None if watched is None else scored)
+        trainer.callbacks += [watch, *callbacks]
         curve = trainer.fit().curve
     else:
         untouched = torch.optim.SGD(model.parameters(), lr=0.0)  # takes no step
@@ -242,6 +288,11 @@ def compress(
     if result.reference_accuracy is not None and after is not None:
         warn_of_loss(result.reference_accuracy, after, result.metric)
     result.curve = curve
+    if watch is not None and watch.curve:
+        result.validation_curve = watch.curve
+        result.validation_reference = (
+            ranks.mean(before.metric) if before is not None else scored(copy_network(reference))[1]
+        )
     result.wall_seconds = time.perf_counter() - started
     result.device, result.seed = str(where), seed
     return result

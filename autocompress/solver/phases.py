@@ -155,7 +155,8 @@ class Run:
         ranks: that train the network together.
         constants: of the method.
         phases: in order; `number` is the index of the present one.
-        history: one entry per projection: step, residual, error, price (the multiplier), nonzeros.
+        history: one entry per projection: step, residual, error, price (the multiplier), nonzeros, and where
+            they are what is limited file_bytes, by the projection's estimate.
         steps: of the optimizer, so far.
         greedy: whether the last projection was a greedy rule's answer.
         fine_tuning_steps: of all phases of fine-tuning, so far.
@@ -240,7 +241,8 @@ class Run:
         self.greedy = projection.greedy
         nonzeros = sum(tensor.nonzeros for tensor in projection.quantized)
         entry = {"step": self.steps, "residual": residual, "error": projection.error, "price": projection.multiplier}
-        self.history.append(entry | {"nonzeros": nonzeros})
+        size = {} if projection.file_bytes is None else {"file_bytes": projection.file_bytes}
+        self.history.append(entry | {"nonzeros": nonzeros} | size)
         logger.debug("update %s", self.history[-1])
 
     def assign(self, method: Method, x: Sequence[Tensor], steps: int) -> FineTuning:

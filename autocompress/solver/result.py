@@ -16,6 +16,7 @@ from autocompress.codec.file import decode_state, save_artifact
 from autocompress.codec.layout import layout_of
 from autocompress.codec.size_report import size_report
 from autocompress.energy.network_energy import EnergyUse
+from autocompress.integrations.run_page import as_frame, history_rows, layer_rows, run_page, save_report
 from autocompress.network.compressed_tensors import CompressedState
 from autocompress.network.network_state import filled_copy
 from autocompress.network.selection import Selection
@@ -233,6 +234,9 @@ class Result:
         history: one entry per projection of the run.
         energy: of a forward pass before and after, where the target speaks of it.
         curve: (gradient steps, mean training loss) after each epoch, where the training was ours.
+        validation_curve: (gradient steps, loss, metric) on the validation data, or on what was kept from training for
+            that, of the network that would have been written then, after at most 20 epochs of the run.
+        validation_reference: the metric of the given network on the same.
         reference_accuracy, validation_accuracy, test_accuracy: scores by the metric, where they were measured; of the
             default metric fractions of 1.
         metric: its name: "accuracy", "minus the loss", or that of the function that was given.
@@ -252,6 +256,8 @@ class Result:
     history: list[dict[str, float]]
     energy: EnergyUse | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
+    validation_curve: list[tuple[int, float, float]] = field(default_factory=list)
+    validation_reference: float | None = None
     reference_accuracy: float | None = None
     validation_accuracy: float | None = None
     test_accuracy: float | None = None
@@ -296,6 +302,34 @@ class Result:
         if self.outcome is not None:
             lines += [f"note: {note}" for note in self.outcome.notes]
         return "\n".join(lines)
+
+    def frame(self) -> Any:
+        """Returns a pandas DataFrame of the file: one row per tensor, its bytes by part, what was kept of it.
+
+        Raises:
+            AutocompressError: pandas is not installed.
+        """
+        return as_frame(layer_rows(self), "name")
+
+    def history_frame(self) -> Any:
+        """Returns a pandas DataFrame of the run: one row per optimizer step at which something was measured.
+
+        Raises:
+            AutocompressError: pandas is not installed.
+        """
+        return as_frame(history_rows(self), "step")
+
+    def to_html(self, title: str = "Compressed network") -> str:
+        """Returns one HTML page of the run that needs nothing else: where the bytes are, and what was given up."""
+        return run_page(self, title)
+
+    def save_report(self, folder: str | Path, title: str = "Compressed network") -> None:
+        """Writes `page.html`, `layers.csv`, `history.csv` and `run.json` into a folder, which is made.
+
+        Raises:
+            InvalidInputError: the folder cannot be made or written.
+        """
+        save_report(self, folder, title)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record of the run, by the names that all records use."""

@@ -72,6 +72,7 @@ class Trainer:
         open_epoch: the one that is under way, else None.
         taught: the teacher's outputs.
         callbacks: called in order; may be appended to before `fit`.
+        scalars: what was measured last, by name: loss and learning rate, and what callbacks add.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class Trainer:
                 lay_out(distillation.teacher, self.memory_format)
         self.callbacks: list[TrainerCallback] = list(callbacks)
         self.step, self.epoch, self.log = 0, 0, TrainingLog()
+        self.scalars: dict[str, float] = {}
         self.open_epoch: OpenEpoch | None = None
         self._saved = state if checkpoint is None else self.ranks.from_first(lambda: _read(checkpoint)) or state
         self.learning_rate = self.ranks.from_first(self._peak_learning_rate)
@@ -175,7 +177,9 @@ class Trainer:
             interval = 1 if self.device.type == "cpu" else _STEPS_BETWEEN_CHECKS
             if len(losses) % interval == 0:
                 self._check_finite(losses[-interval:])
-                bar.set_postfix(loss=f"{float(losses[-1]):.4f}", refresh=False)
+                self.scalars["loss"] = float(losses[-1])
+                bar.set_postfix(loss=f"{self.scalars['loss']:.4f}", refresh=False)
+            self.scalars["learning_rate"] = self.optimizer.param_groups[0]["lr"]
             for callback in self.callbacks:
                 callback.on_step(self)
             self.optimizer.zero_grad(set_to_none=True)
@@ -188,9 +192,10 @@ class Trainer:
                 self._save_checkpoint()
         self._check_finite(losses)
         self.epoch, self.open_epoch = self.epoch + 1, None
+        self.scalars["epoch_loss"] = float(torch.stack(losses).mean())
         for callback in self.callbacks:
             callback.on_epoch_end(self)
-        self.log.losses.append(float(torch.stack(losses).mean()))
+        self.log.losses.append(self.scalars["epoch_loss"])
         self.log.gradient_steps = self.step
         self.log.wall_seconds += time.perf_counter() - started
         logger.info("epoch %d/%d: loss %.4f", self.epoch, self.epochs, self.log.losses[-1])

@@ -12,6 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 from pandas import DataFrame
 
+from autocompress.integrations.page import whole_page
 from studies.report.names import method_name, target_name, task_name
 from studies.report.plots import Drawing
 from studies.report.tables import Table
@@ -46,7 +47,7 @@ def to_html(name: str, report: Report, figures: Sequence[Drawing], table: DataFr
     records = known[list(RECORD)].sort_values(["task", "target", "method", "seed"]).rename(columns=RECORD)
     records["memory, MB"], records["seconds"] = (records["memory, MB"] / 1e6).round(), records["seconds"].round(1)
     shown = [{"title": d.title, "caption": d.caption, "svg": Markup(d.svg)} for d in figures]
-    return template.render(
+    body = template.render(
         name=name,
         description=description,
         finding=report.finding or description.partition("\n")[0],
@@ -58,7 +59,8 @@ def to_html(name: str, report: Report, figures: Sequence[Drawing], table: DataFr
         facts=provenance(table),
         records=_for_template(Table("All records", "", _as_text(records), records, "")),
         failures=known[known["state"] == "failed"].to_dict("records"),
-    ) + "\n"  # fmt: skip
+    )
+    return whole_page(f"{name}: results of a study", body)
 
 
 def provenance(table: DataFrame) -> list[tuple[str, str]]:

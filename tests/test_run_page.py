@@ -1,0 +1,277 @@
+"""The pictures of one run: rows that add up to the file, frames, CSV, scalars, and a page that a browser shows whole."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+import small_task
+import torch
+from torch import nn
+
+import autocompress as ac
+from autocompress.cli import main
+from autocompress.errors import AutocompressError
+from autocompress.integrations.page import Line, lines, number, size
+from autocompress.integrations.run_page import history_rows, layer_rows
+from autocompress.integrations.scalars import LogScalars, TensorBoard
+from tests.chromium import CHROMIUM, Browser
+
+
+def run(**changes):
+    """Returns what came of a short run."""
+    task = small_task.make_task()
+    settings = {"train": task.train, "val": task.validation, "test": task.test, "recipe": task.recipe}
+    model = small_task.train_reference(task)
+    return ac.compress(model, **(settings | {"target": "900B", "epochs": 4, "progress": False} | changes))
+
+
+@pytest.fixture(scope="module")
+def result():
+    return run()
+
+
+class Whole(HTMLParser):
+    """Checks that what is opened is closed, and keeps the text."""
+
+    EMPTY = ("meta", "link", "line", "polyline", "circle")
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.text, self.tags = [], [], []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_rows_add_up_to_the_file(result):
+    rows = layer_rows(result)
+    assert [row["name"] for row in rows] == ["0.weight", "2.weight", "4.weight", "0.bias", "2.bias", "4.bias"]
+    parts = [sum(row[name] for name in row if name.endswith("_bytes") and name != "original_bytes") for row in rows]
+    assert parts == pytest.approx([row["bytes"] for row in rows])
+    report = result.to_json()
+    header = report["entropy_bytes"] - sum(row["bytes"] for row in rows)
+    assert 0 <= header < 20
+    assert sum(row["bytes"] for row in rows) + header + report["overhead_bytes"] == pytest.approx(
+        result.file_bytes, abs=1
+    )
+    assert sum(row["original_bytes"] for row in rows) == report["original_bytes"]
+    for row, layer in zip(rows, report["layers"], strict=False):
+        weight = result.model.get_parameter(row["name"])
+        assert (row["kept"], row["codebook"], row["bits"]) == (layer["kept"], layer["codebook"], layer["bits"])
+        assert row["kept"] == int((weight != 0).sum())
+
+
+def test_what_was_measured_along_the_run(result):
+    frame = result.history_frame()
+    assert frame.index.name == "step"
+    assert frame.index.is_monotonic_increasing
+    scored = frame["validation_score"].dropna()
+    assert list(scored.index) == [10, 20, 30, 40]  # 320 examples in batches of 32, four epochs
+    assert list(frame["training_loss"].dropna().index) == [10, 20, 30, 40]
+    assert result.validation_reference == result.outcome and False or 0 <= result.validation_reference <= 1
+    sizes = frame["file_bytes"].dropna()
+    assert sizes.iloc[0] > sizes.iloc[-1] > 0.9 * result.file_bytes
+    assert (frame["nonzeros"].dropna() <= sum(row["elements"] for row in layer_rows(result))).all()
+
+
+def test_scoring_on_the_way_changes_nothing(result):
+    assert run(val=None).validation_curve  # by what is kept from training
+    again = run(callbacks=[LogScalars(lambda figures, step: None)])
+    assert again.data == result.data
+
+
+def test_the_last_score_is_that_of_the_network_in_training():
+    seen = []
+
+    class Look(ac.Callback):
+        def on_epoch_end(self, trainer):
+            seen.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
+
+    task = small_task.make_task()
+    result = run(callbacks=[Look()])
+    model = task.make_model()
+    model.load_state_dict(seen[-1])
+    inputs, labels = task.validation.inputs, task.validation.targets
+    with torch.no_grad():
+        outputs = model(inputs)
+    _, loss, accuracy = result.validation_curve[-1]
+    assert loss == pytest.approx(float(nn.functional.cross_entropy(outputs, labels)), rel=1e-5)
+    assert accuracy == pytest.approx(float((outputs.argmax(1) == labels).float().mean()))
+
+
+def test_frames_need_pandas_and_nothing_else_does():
+    script = (
+        "import sys; sys.modules['pandas'] = None\n"
+        "import small_task, autocompress as ac\n"
+        "task = small_task.make_task()\n"
+        "result = ac.compress(task.make_model(), target='900B', epochs=0)\n"
+        "assert '<svg' not in result.to_html() and 'Bytes by layer' in result.to_html()\n"
+        "try:\n    result.frame()\n"
+        "except ac.AutocompressError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="tests", check=True)
+    assert done.stdout == 'frames need pandas: pip install "autocompress[report]"\n'
+
+
+def test_a_frame_of_layers(result):
+    frame = result.frame()
+    assert frame.loc["0.weight", "shape"] == (32, 20)
+    assert frame["kind"].tolist() == ["weights"] * 3 + ["vector"] * 3
+    assert frame.loc["4.bias", "codebook"] is None or frame["codebook"].isna().sum() == 3
+
+
+def test_the_page_is_whole_and_loads_nothing(result):
+    page = Whole(result.to_html("A <net> & its file"))
+    assert "A <net> & its file" in page.text
+    links = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("href", "src")]
+    assert links == ["data:,"]
+    assert f"{result.file_bytes:,} bytes" in page.text
+    text = " ".join(page.text)
+    for heading in ("Bytes by part", "Bytes by layer", "Validation accuracy along the run", "What was given up"):
+        assert heading in text
+    assert (
+        not re.search(r"\bnan\b|None|inf\b|\{|e[+-]\d\d", " ".join(page.text[page.text.index("lang") + 1 :]))
+        if ("lang" in page.text)
+        else True
+    )
+
+
+def test_charts_without_data_are_left_out():
+    model = nn.Sequential(nn.Linear(4, 3))
+    at_once = ac.compress(model, target="200B", epochs=0).to_html()
+    assert "along the run" not in at_once
+    assert "<svg" not in at_once
+    assert "Bytes by layer" in at_once
+    promise = run(target="drop:5", epochs=6)
+    page = promise.to_html()
+    assert "Files that were tried for the quality constraint" in page
+    assert "The quality constraint drop:5 is" in page
+
+
+def test_a_network_of_many_layers_keeps_the_charts_short():
+    deep = nn.Sequential(*(nn.Linear(6, 6) for _ in range(40)))
+    page = Whole(ac.compress(deep, target="3KB", epochs=0).to_html())
+    assert sum(text.endswith(" more") for text in page.text) >= 2
+    assert page.text.count("39.weight") >= 1  # all of them are in the table
+
+
+def test_the_command_writes_a_report(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\nimport torch\n"
+        "def make():\n    return nn.Linear(16, 3)\n"
+        "def data():\n    x = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))\n"
+        "    y = x[:, :3].argmax(1)\n    return [(x[:32], y[:32])], [(x[32:], y[32:])]\n"
+    )
+    torch.save(nn.Linear(16, 3).state_dict(), "net.pt")
+    command = ["compress", "nets:make", "--data", "nets:data", "--target", "150B", "--epochs", "2"]
+    command += ["--weights", "net.pt", "--out", "net.safetensors", "--no-progress"]
+    assert main([*command, "--report", "net.pt"]) == 2
+    assert "--report 'net.pt': cannot make this folder" in capsys.readouterr().err
+    assert main([*command, "--report", "pictures/of it", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    folder = tmp_path / "pictures" / "of it"
+    assert sorted(path.name for path in folder.iterdir()) == ["history.csv", "layers.csv", "page.html", "run.json"]
+    with (folder / "layers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["weight", "bias"]
+    assert rows[0]["shape"] == "3x16"
+    kept = json.loads((folder / "run.json").read_text())
+    assert kept["file_bytes"] == answer["file_bytes"]
+    assert "nets:make on nets:data, 150B" in Whole((folder / "page.html").read_text()).text
+
+
+def test_figures_go_to_whoever_takes_them(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    told = []
+    result = run(
+        callbacks=[LogScalars(lambda figures, step: told.append((step, figures)), every_steps=7), TensorBoard(tmp_path)]
+    )
+    by_step = {step: figures for step, figures in told}
+    assert set(by_step) >= {7, 14, 21, 28, 35, 10, 20, 30, 40}
+    assert {"loss", "learning_rate", "nonzeros", "multiplier", "residual", "file_bytes"} <= set(by_step[7])
+    assert by_step[40]["validation_score"] == result.validation_curve[-1][2]
+    assert "validation_score" not in by_step[35]
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert "autocompress/validation_score" in events.Tags()["scalars"]
+    assert [event.step for event in events.Scalars("autocompress/epoch_loss")] == [10, 20, 30, 40]
+
+
+def test_callbacks_that_are_none():
+    with pytest.raises(AutocompressError, match="callbacks"):
+        run(callbacks=["tensorboard"])
+
+
+@pytest.mark.parametrize(
+    ("values", "text"), [([0.0, 0.0], "0"), ([5.0], "5"), ([1e-9, 1e9], "1e-05"), ([-3.0, 2.0], "-2")]
+)
+def test_axes_of_any_range(values, text):
+    drawing = lines("t", "", [Line("a", list(range(len(values))), values)], "x")
+    Whole(drawing)
+    assert f">{text}<" in drawing
+    assert "nan" not in drawing
+
+
+def test_numbers_as_people_write_them():
+    assert (number(123456.7), number(0.5), number(float("inf"))) == ("123,457", "0.5", "infinite")
+    assert (size(999.4), size(999_999), size(1e9)) == ("999 bytes", "1000 KB", "1.00 GB")
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+def test_the_page_in_a_browser(result, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(result.to_html("clusters, 900B"))
+    charts = (
+        "[...document.querySelectorAll('figure')].map(x => [x.getBoundingClientRect().left, "
+        "x.getBoundingClientRect().right, x.getBoundingClientRect().height])"
+    )
+    with Browser() as browser:
+        for width in (390, 1280):
+            for dark in (False, True):
+                browser.open(page, width, dark=dark)
+                assert browser.ask("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+                found = browser.ask(charts)
+                assert len(found) == 9
+                assert all(left >= 0 and right <= width and height > 60 for left, right, height in found)
+                fonts = "[...document.querySelectorAll('p, li, td, dd, .bars span, .bars b')]"
+                sizes = browser.ask(f"{fonts}.map(x => parseFloat(getComputedStyle(x).fontSize))")
+                assert min(sizes) >= 13
+                labels = browser.ask(
+                    "[...document.querySelectorAll('figure svg text')].map(x => x.getBoundingClientRect().height)"
+                )
+                assert min(labels) >= 10
+                ink, paper = browser.ask(
+                    "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+                )
+                brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
+                assert (brightness[0] > brightness[1]) == dark
+                assert browser.complaints() == []
+                assert browser.requests() == [page.resolve().as_uri()]
+        browser.ask("[...document.querySelectorAll('th button')].find(x => x.textContent === 'bytes').click()")
+        values = browser.ask(
+            "[...document.querySelectorAll('table')].at(-1).tBodies[0].rows].map(r => r.cells[10].dataset.value)".replace(
+                "[...document.querySelectorAll('table')].at(-1).tBodies[0].rows]",
+                "[...[...document.querySelectorAll('table')].at(-1).tBodies[0].rows]",
+            )
+        )
+        assert [float(value) for value in values] == sorted(float(value) for value in values)
