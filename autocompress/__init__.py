@@ -35,10 +35,13 @@ if TYPE_CHECKING:
     from autocompress.solver.compression import compress
     from autocompress.solver.compressor import Compressor
     from autocompress.solver.result import Result
+    from autocompress.training.checkpoint import Callback
+    from autocompress.training.recipe import Recipe
 
 __all__ = [
     "AccuracyDrop",
     "AutocompressError",
+    "Callback",
     "CodeBits",
     "Compressor",
     "CorruptArtifactError",
@@ -47,6 +50,7 @@ __all__ = [
     "InfeasibleTargetError",
     "InvalidInputError",
     "LossIncrease",
+    "Recipe",
     "Result",
     "Target",
     "TrainingDivergedError",
@@ -60,7 +64,9 @@ __all__ = [
 
 # What needs torch is imported when it is first asked for (PEP 562): `autocompress --help` does without.
 _MODULES = {
+    "Callback": "training.checkpoint",
     "Compressor": "solver.compressor",
+    "Recipe": "training.recipe",
     "Result": "solver.result",
     "compress": "solver.compression",
     "energy_of": "energy.network_energy",

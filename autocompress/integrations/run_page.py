@@ -281,7 +281,9 @@ def _size_charts(rows: Sequence[Row], container: float) -> list[str]:
                     Bar(
                         row["name"],
                         (row["original_bytes"] / before, row["bytes"] / after),
-                        f"{number(round(row['original_bytes'] / row['bytes'], 1))}x" if row["bytes"] else "–",
+                        f"{number(round(row['original_bytes'] / row['bytes'], 1))}x"
+                        if row["bytes"]
+                        else "nothing left",
                         f"{row['name']}: {percent(row['original_bytes'] / before, 1)} of the original, "
                         f"{percent(row['bytes'] / after, 1)} of the file",
                     )
@@ -391,12 +393,11 @@ def given_up(result: Result) -> list[str]:
     weights, kept = sum(math.prod(t.shape) for t in compressed.values()), sum(t.nonzeros for t in compressed.values())
     if weights:
         values = sum(len(t.values) for t in compressed.values())
-        what = (
-            "values" if all(t.dense().numel() and not hasattr(t, "length") for t in compressed.values()) else "entries"
-        )
+        what = "values" if all(isinstance(t, QuantizedTensor) for t in compressed.values()) else "entries"
+        zero = percent((weights - kept) / weights, 1)
         found.append(
-            f"{weights - kept:,} of {weights:,} weights ({percent((weights - kept) / weights, 1)}) are zero; the others "
-            f"take one of {values:,} {what} of {len(compressed)} codebook{'s' * (len(compressed) != 1)}."
+            f"{weights - kept:,} of {weights:,} weights ({zero}) are zero; the others take one of {values:,} {what} of "
+            f"{len(compressed)} codebook{'s' * (len(compressed) != 1)}."
         )
     if result.promise is not None:
         kept_or_not = "is kept" if result.promise["kept"] else "is NOT kept by any network that was seen"

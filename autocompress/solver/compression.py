@@ -167,6 +167,7 @@ def compress(
     if recipe is not None and not hasattr(recipe, "for_compression"):
         raise InvalidInputError(f"recipe is {recipe!r}; it must be a Recipe, such as Recipe('sgd', learning_rate=0.1)")
     recipe = (recipe or Recipe()).for_compression()
+    check_callbacks(callbacks)
     if train is None:
         if epochs:
             raise InvalidInputError(f"epochs is {epochs}, but there is no data to train on: give train=, or epochs=0")
@@ -296,6 +297,21 @@ def compress(
     result.wall_seconds = time.perf_counter() - started
     result.device, result.seed = str(where), seed
     return result
+
+
+def check_callbacks(callbacks: Sequence[TrainerCallback]) -> None:
+    """Checks that the trainer can call them.
+
+    Raises:
+        InvalidInputError: one has not the methods of a callback.
+    """
+    methods = ("on_step", "on_epoch_end", "state_dict", "load_state_dict")
+    for each in callbacks:
+        missing = [name for name in methods if not callable(getattr(each, name, None))]
+        if missing or isinstance(each, type):
+            raise InvalidInputError(
+                f"callbacks holds {each!r}; each must be an object of a class derived from Callback"
+            )
 
 
 def check_scores(metric: str, loss: float, score: float) -> None:
