@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import lru_cache
 
 import numpy as np
 
@@ -13,23 +14,32 @@ _OBSERVATION = 32
 _LIMIT = 1 << 22
 # How many observations the distribution over all contexts is worth in each context.
 _BORROWED = 8
+CONSTANTS = np.array([_OBSERVATION, _BORROWED, _LIMIT], np.int64)  # for compiled code
 # An integer is coded as the number of its bits, its sign, and the bits below the leading one.
 LENGTHS = 18
 
 
 def blocks(count: int, size: int, part: int = 16) -> list[slice]:
-    """Returns slices that cut `count` items of `size` elements into blocks of 1/part of what came before.
+    """Returns the blocks between `cuts`."""
+    return [slice(a, b) for a, b in itertools.pairwise(cuts(count, size, part).tolist())]
+
+
+@lru_cache(1024)
+def cuts(count: int, size: int, part: int = 16) -> Array:
+    """Returns where to cut `count` items of `size` elements, both ends too: blocks of 1/part of what came before.
 
     They have at least about 256 elements where items are smaller than that, and at most about a million.
 
     Counts are updated between blocks only, which costs little as the blocks are short where the counts are young.
     """
-    cuts = [0]
+    ends = [0]
     first = max(1, 256 // size) if size > 1 else 1
-    while cuts[-1] < count:
+    while ends[-1] < count:
         most = max(1, (1 << 20) // size)
-        cuts.append(min(count, cuts[-1] + max(first, min(most, cuts[-1] // part))))
-    return [slice(a, b) for a, b in itertools.pairwise(cuts)]
+        ends.append(min(count, ends[-1] + max(first, min(most, ends[-1] // part))))
+    found = np.array(ends, np.int64)
+    found.flags.writeable = False
+    return found
 
 
 class Symbols:
@@ -114,6 +124,11 @@ class Integers:
 
     def code(self, coder: Coder, values: Array, contexts: Array | None = None) -> Array:
         """Codes values [n] with contexts [n] (default: all 0). Returns the values."""
+        if coder.compiled is not None:
+            contexts = np.zeros(len(values), np.int64) if contexts is None else contexts
+            signs = np.zeros((0, 2), np.int64) if self._signs is None else self._signs.counts
+            ends = cuts(len(values), 1)
+            return coder.compiled.code_integers(values, contexts, self._lengths.counts, signs, ends, CONSTANTS)
         values = values.copy()
         for block in blocks(len(values), 1):
             values[block] = self._code_block(coder, values[block], None if contexts is None else contexts[block])
@@ -188,6 +203,10 @@ def code_codes(coder: Coder, codes: Codes, integers: Array, last: Symbols | None
     table = np.concatenate([np.zeros(1, np.int64), integers])
     # |sum| is clear when above about 2.5 mean magnitudes: 2 * |sum| * K > 5 * sum of magnitudes.
     clear = int(np.abs(integers).sum()) * 5 // (2 * len(integers))
+    if coder.compiled is not None:
+        ends = cuts(rows, groups * height * width)
+        coder.compiled.code_tensor(codes, model.counts, table, ends, clear, CONSTANTS)
+        return model
     spatial = height * width > 1
     columns = np.zeros((groups, height, width), np.int64)
     for block in blocks(rows, groups * height * width):

@@ -11,16 +11,18 @@ as an output of an earlier tensor. All of it is learned while coding, so no tabl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
-from autocompress.codec.adaptive_models import Ordered, blocks, fixed_point
+from autocompress.codec.adaptive_models import CONSTANTS, Ordered, blocks, cuts, fixed_point
 from autocompress.codec.range_coder import ONE, Array, Coder, Flags, Floats
 
 # How likely the groups are before anything is known: all alike, or by the nonzeros of the same channel as an output.
 STARTS = 5
 
 
+@lru_cache(1024)
 def class_bounds(columns: int) -> Array:
     """Returns the lowest count of each class of rows [classes + 1], the last one being columns + 1.
 
@@ -31,13 +33,17 @@ def class_bounds(columns: int) -> Array:
         low += max(1, low // 3)
         half.append(low)
     half = [low for low in half if 2 * low <= columns + 1]
-    return np.array(sorted({*half, *(columns + 1 - low for low in half)}), np.int64)
+    bounds = np.array(sorted({*half, *(columns + 1 - low for low in half)}), np.int64)
+    bounds.flags.writeable = False
+    return bounds
 
 
 def code_rows(coder: Coder, counts: Array, columns: int) -> Array:
     """Codes one class per row for `counts` [R] of nonzeros. Returns the classes [R]."""
     bounds = class_bounds(columns)
     classes = np.searchsorted(bounds, counts, side="right") - 1
+    if coder.compiled is not None:
+        return coder.compiled.code_classes(classes, len(bounds) - 1, cuts(len(counts), 1), CONSTANTS)
     models = Ordered(len(bounds) - 1)
     for block in blocks(len(counts), 1):
         classes[block] = models.code(coder, classes[block])
@@ -177,6 +183,20 @@ def code_flags(
     low, high = bounds[classes], bounds[classes + 1] - 1
     mask[low == groups * taps] = 1
     live = np.flatnonzero((low > 0) & (low < groups * taps))
+    if coder.compiled is not None:
+        live_rows = mask[live]
+        coder.compiled.code_positions(
+            live_rows,
+            classes[live],
+            bounds[:-1] + bounds[1:] - 1,
+            cuts(len(live), groups * taps, part),
+            group_start,
+            np.array([*priors, _TAP_PRIOR, _CONTEXT_PRIOR]),
+            neighbours,
+            (models.seen, models.expected, models.total),
+        )
+        mask[live] = live_rows
+        return
     factors = _Columns((groups, height, width), group_start, *priors)
     for block in blocks(len(live), groups * taps, part):
         rows = live[block]

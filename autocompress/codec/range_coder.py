@@ -14,13 +14,16 @@ into its 24-bit fixed-point models one symbol at a time, in scalar code.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import constriction
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.errors import CorruptArtifactError
+
+if TYPE_CHECKING:
+    from autocompress.codec.compiled_coder import CompiledCoder
 
 # Integers of any width.
 Array = NDArray[np.signedinteger[Any]]
@@ -42,6 +45,13 @@ class Coder(Protocol):
     def chooses(self) -> bool:
         """Whether `values` are known, so that the best of several models can be chosen."""
 
+    @property
+    def compiled(self) -> CompiledCoder | None:
+        """Itself where its state is that of compiled code."""
+
+    def meter(self) -> BitMeter:
+        """Returns a new meter, to try models with."""
+
     def part(self, part: str, name: str) -> None:
         """Books what follows under `part` of tensor `name` (the meter only)."""
 
@@ -55,13 +65,29 @@ class Coder(Protocol):
         """Codes `values` [n] in 0..2**count-1, all equally likely; count <= 16."""
 
 
+class BitMeter(Coder, Protocol):
+    """A coder that counts bits."""
+
+    @property
+    def booked(self) -> dict[tuple[str, str], float]:
+        """Bits by (part, tensor name)."""
+
+    @property
+    def total_bits(self) -> float:
+        """Their sum."""
+
+
 class Encoder:
     """Writes a stream."""
 
     chooses = True
+    compiled = None
 
     def __init__(self) -> None:
         self._encoder = _queue.RangeEncoder()
+
+    def meter(self) -> Meter:
+        return Meter()
 
     def part(self, part: str, name: str) -> None:
         pass
@@ -87,27 +113,45 @@ class Encoder:
         written, (lower, width) = self._encoder.pos()
         words = self._encoder.get_compressed().astype(">u4").tobytes()
         # The stream is a number; the words are one that decodes rightly, and `lower` and `width` end the interval
-        # [start, start + width) of all such numbers. Its roundest one has the most zeros at the end.
+        # [start, start + width) of all such numbers.
         length = 4 * written + 8
         sealed = int.from_bytes(words.ljust(length, b"\0"), "big")
         start = (sealed >> 64 << 64) + lower
         if not start <= sealed < start + width:
             start -= 1 << 64  # a carry had been pending
-        for zeros in range(64, -1, -8):
-            roundest = -(-start >> zeros) << zeros
-            if roundest < start + width:
-                break
-        return bytes(roundest.to_bytes(length, "big").rstrip(b"\0"))
+        return roundest(start, width, length)
+
+
+def roundest(start: int, width: int, length: int) -> bytes:
+    """Returns the number in [start, start + width) with the most zero bytes at the end, without these.
+
+    Args:
+        start, width: of an interval of numbers of `length` bytes.
+        length: before the zeros are dropped.
+    """
+    for zeros in range(64, -1, -8):
+        number = -(-start >> zeros) << zeros
+        if number < start + width:
+            break
+    return bytes(number.to_bytes(length, "big").rstrip(b"\0"))
+
+
+def words_of(data: bytes) -> NDArray[np.uint32]:
+    """Returns a stream as words, the last one filled up with zeros."""
+    return np.frombuffer(data + bytes(-len(data) % 4), dtype=">u4").astype(np.uint32)
 
 
 class Decoder:
     """Reads a stream."""
 
     chooses = False
+    compiled = None
 
     def __init__(self, data: bytes) -> None:
-        words = np.frombuffer(data + bytes(-len(data) % 4), dtype=">u4").astype(np.uint32)
-        self._decoder = _queue.RangeDecoder(words)
+        self._decoder = _queue.RangeDecoder(words_of(data))
+
+    def meter(self) -> Meter:
+        return Meter()
 
     def part(self, part: str, name: str) -> None:
         pass
@@ -140,10 +184,14 @@ class Meter:
     """
 
     chooses = True
+    compiled = None
 
     def __init__(self) -> None:
         self.booked: dict[tuple[str, str], float] = {}
         self._key = ("header", "")
+
+    def meter(self) -> Meter:
+        return Meter()
 
     @property
     def total_bits(self) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +16,14 @@ from torch import Tensor
 from autocompress.codec.adaptive_models import Integers, Symbols, blocks
 from autocompress.codec.codebook_coder import CodebookModels, code_step
 from autocompress.codec.kernel_coder import KernelModels, code_kernels, code_kind
-from autocompress.codec.range_coder import Array, Coder, Decoder, Encoder, Meter
+from autocompress.codec.range_coder import Array, BitMeter, Coder, Decoder, Encoder, Meter
 from autocompress.codec.weight_coder import Choice, WeightModels, code_weight
 from autocompress.errors import CorruptArtifactError, InvalidInputError
 from autocompress.network.compressed_tensors import CompressedState, GridTensor, QuantizedTensor
 from autocompress.network.kernel_tensor import KernelTensor
+
+if TYPE_CHECKING:
+    from autocompress.codec.compiled_coder import CompiledEncoder
 
 CODED, GRID, RAW = range(3)
 # Their order is part of the format: only append.
@@ -56,6 +61,26 @@ def has_kernels(state: CompressedState) -> bool:
     return any(isinstance(tensor, KernelTensor) for tensor in state.quantized.values())
 
 
+# Loading the compiled coder costs about as much as coding so many elements without it.
+COMPILED_FROM = 1 << 18
+
+
+class _Coders(NamedTuple):
+    encoder: Callable[[], Encoder | CompiledEncoder]
+    decoder: Callable[[bytes], Coder]
+    meter: Callable[[], BitMeter]
+
+
+def _coders(entries: Sequence[Entry]) -> _Coders:
+    """Returns the compiled coders where they pay and numba is there, else the others: both write the same streams."""
+    if sum(entry.elements for entry in entries) >= COMPILED_FROM:
+        with contextlib.suppress(ImportError, RuntimeError):  # the latter where numba finds no folder to keep code in
+            from autocompress.codec import compiled_coder as compiled
+
+            return _Coders(compiled.CompiledEncoder, compiled.CompiledDecoder, compiled.CompiledMeter)
+    return _Coders(Encoder, Decoder, Meter)
+
+
 def encode_stream(state: CompressedState, choices: dict[str, Choice] | None = None) -> bytes:
     """Returns the stream of a state.
 
@@ -67,7 +92,7 @@ def encode_stream(state: CompressedState, choices: dict[str, Choice] | None = No
     Raises:
         InvalidInputError: values that the format cannot hold exactly.
     """
-    encoder = Encoder()
+    encoder = _coders(entries_of(state)).encoder()
     _code_state(encoder, entries_of(state), state, choices=choices, kernels=has_kernels(state))
     return encoder.finish()
 
@@ -78,7 +103,7 @@ def code_length(state: CompressedState) -> dict[tuple[str, str], float]:
     Parts: "header", "codebook", "positions", "codes", "grid", "raw". Their sum is the length of the stream but for
     the last word.
     """
-    meter = Meter()
+    meter = _coders(entries_of(state)).meter()
     _code_state(meter, entries_of(state), state, kernels=has_kernels(state))
     return meter.booked
 
@@ -97,7 +122,8 @@ def decode_stream(
     Raises:
         CorruptArtifactError: no encoder wrote this stream.
     """
-    return _code_state(Decoder(data), list(entries), None, aliases, kernels=kernels)
+    decoder = _coders(entries).decoder(data)
+    return _code_state(decoder, list(entries), None, aliases, kernels=kernels)
 
 
 def decode_kinds(data: bytes, entries: Sequence[Entry]) -> list[Entry]:

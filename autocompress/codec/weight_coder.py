@@ -21,7 +21,7 @@ from autocompress.codec.positions import (
     code_rows,
     starts,
 )
-from autocompress.codec.range_coder import Array, Coder, Codes, Flags, Meter
+from autocompress.codec.range_coder import Array, Coder, Codes, Flags
 from autocompress.errors import CorruptArtifactError, InvalidInputError
 from autocompress.network.compressed_tensors import QuantizedTensor
 
@@ -153,7 +153,7 @@ def _code_elements(coder: Coder, name: str, codes: Codes, integers: Array, model
     choice = Choice()
     if coder.chooses:
         if name not in models.chosen:
-            models.chosen[name] = _choose(codes, models)
+            models.chosen[name] = _choose(coder, codes, models)
         choice = models.chosen[name]
     for key, model in models.choices.items():
         index = model.code(coder, np.array([getattr(choice, key)], np.int64))
@@ -201,7 +201,7 @@ def _code_live(coder: Coder, mask: Flags, classes: Array, choice: Choice, models
     )
 
 
-def _choose(codes: Codes, models: WeightModels) -> Choice:
+def _choose(coder: Coder, codes: Codes, models: WeightModels) -> Choice:
     """Returns the choice of the shortest positions, by trying one table after another."""
     # Flags, classes of rows and bits of these, by view: nothing else changes them.
     views: dict[int, tuple[Flags, Array, float]] = {}
@@ -213,13 +213,13 @@ def _choose(codes: Codes, models: WeightModels) -> Choice:
         if choice.neighbours and geometry[2] * geometry[3] == 1:
             return math.inf
         if choice.view not in views:
-            mask = (view_as(codes, choice.view, geometry) != 0).astype(np.int8)
-            mask = mask[:: -(-mask.size // _TRIAL_ELEMENTS)].copy()
-            meter = Meter()
+            kernels = view_as(codes, choice.view, geometry)
+            mask = (kernels[:: -(-kernels.size // _TRIAL_ELEMENTS)] != 0).astype(np.int8)
+            meter = coder.meter()
             classes = _code_rows(meter, mask)
             views[choice.view] = mask, classes, meter.total_bits
         mask, classes, bits = views[choice.view]
-        meter = Meter()
+        meter = coder.meter()
         learning = replace(models, positions=models.positions.copy())
         _code_live(meter, mask, classes, choice, learning, _TRIAL_PART)
         return bits + meter.total_bits
