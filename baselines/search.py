@@ -140,7 +140,7 @@ def train_best(
 @contextlib.contextmanager
 def _without_epochs() -> Iterator[None]:
     """Keeps the trainer's line for each epoch out of the log of a search, which has one for each trial."""
-    trainer = logging.getLogger("autocompress.training.trainer")
+    trainer = logging.getLogger("autocompress.training.progress")
     before = trainer.level
     trainer.setLevel(logging.WARNING)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -12,6 +13,7 @@ from torch import nn
 
 import autocompress as ac
 from autocompress.solver.result import Outcome
+from autocompress.training.evaluation import evaluate
 from autocompress.training.losses import output_distance
 from autocompress.training.recipe import Recipe
 
@@ -175,3 +177,34 @@ def test_what_is_said(outcome, notes) -> None:
 
 def test_scores_that_are_no_numbers_are_none_in_json() -> None:
     assert Outcome("trained", "x", {"trained": float("nan")}).to_json()["scores"] == {"trained": None}
+
+
+def test_a_loop_of_ones_own_has_its_scores() -> None:
+    task = small_task.make_task()
+    model = small_task.train_reference(task)
+    known = evaluate(model, task.validation)
+
+    def finished(**given):
+        network = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+        compressor = ac.Compressor(network, optimizer, target="900B", total_steps=10)
+        for inputs, labels in task.train:
+            nn.functional.cross_entropy(network(inputs), labels).backward()
+            optimizer.step()
+            compressor.step()
+            optimizer.zero_grad()
+        return compressor.finish(**given)
+
+    result = finished(val=task.validation)
+    assert result.reference_accuracy == pytest.approx(known.metric)
+    assert result.validation_accuracy == pytest.approx(evaluate(result.model, task.validation).metric)
+    assert (result.metric, result.reference_split, result.device) == ("accuracy", "validation", "cpu")
+    assert result.wall_seconds > 0
+    assert f"validation accuracy  {100 * result.validation_accuracy:.2f} %, reference" in result.report()
+    scored = finished(evaluate=lambda network: -evaluate(network, task.validation).loss)
+    assert scored.reference_accuracy == pytest.approx(-known.loss)
+    assert scored.validation_accuracy == pytest.approx(max(scored.outcome.scores.values()))
+    assert "validation score of evaluate=" in scored.report()
+    unknown = finished()
+    assert unknown.validation_accuracy is None
+    assert "accuracy" not in unknown.report()

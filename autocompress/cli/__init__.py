@@ -1,4 +1,4 @@
-"""The command line: `autocompress compress | inspect | evaluate | export | energy`.
+"""The command line: `autocompress compress | curve | inspect | evaluate | export | energy`.
 
 Exit status: 0 done, 2 bad input (an infeasible target included), 3 damaged file, 130 interrupted, 1 any other failure.
 Results go to stdout, progress and messages to stderr.
@@ -27,10 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: Namespace) -> str:
     # Imported here so that `--help` and a mistyped option answer without loading torch's larger parts.
     with interrupts_held_back():
-        from autocompress.cli import compress_command, file_commands
+        from autocompress.cli import compress_command, curve_command, file_commands
 
     commands = {
         "compress": compress_command.compress_command,
+        "curve": curve_command.curve_command,
         "inspect": file_commands.inspect_command,
         "evaluate": file_commands.evaluate_command,
         "export": file_commands.export_command,
@@ -41,6 +42,8 @@ def _run(options: Namespace) -> str:
 
 def _how_to_go_on(options: Namespace) -> str:
     """Returns what to do after Ctrl-C."""
+    if options.command == "curve":
+        return f"interrupted; the same command goes on from {options.out}"
     if options.command != "compress":
         return "interrupted"
     if options.resume is None:

@@ -6,18 +6,21 @@ import hashlib
 import json
 import logging
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autocompress.cli.console import accuracy_lines, check_folder, check_output, save_or_keep, to_json
+from autocompress.cli.console import check_folder, check_output, save_or_keep, to_json, to_toml
 from autocompress.codec.atomic_write import write_whole
 from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.errors import InvalidInputError
 from autocompress.solver.compression import compress
 from autocompress.solver.compressor import check_target
 from autocompress.targets import Targets, combined
-from autocompress.task import load_task
+from autocompress.task import Task, load_task
+from autocompress.task.named_data import load_data
+from autocompress.training.batches import default_device
 from autocompress.training.reference import starting_network
 
 logger = logging.getLogger(__name__)
@@ -36,14 +39,9 @@ def compress_command(options: Namespace) -> str:
     """
     target = combined(options.target)
     check_output(options.out, (".safetensors",), inputs=(options.weights,))
-    task = load_task(options.model, options.data, device=options.device, seed=options.seed)
-    check_target(
-        task.make_model(),
-        target,
-        tuple(options.ignore),
-        example=task.input_example,
-        energy_model=energy_model(options),
-    )
+    task = task_of(options)
+    check_target(task.make_model(), target, **checked(options, task))
+    train = training_data(options, task)
     if options.report is not None:
         make_folder(options.report, "--report")
     if options.resume is not None:
@@ -51,32 +49,86 @@ def compress_command(options: Namespace) -> str:
     model = starting_network(
         task, options.weights, seed=options.seed, device=options.device, progress=not options.no_progress
     )
-    result = compress(
-        model,
-        train=task.train,
-        val=task.validation,
-        test=task.test,
-        target=target,
-        loss=task.loss,
-        metric=task.metric,
-        epochs=options.epochs,
-        seed=options.seed,
-        ignore=tuple(options.ignore),
-        device=options.device,
-        resume=options.resume,
-        recipe=task.recipe,
-        progress=not options.no_progress,
-        energy_model=energy_model(options),
-    )
+    result = compress(model, train=train, target=target, resume=options.resume, **arguments(options, task))
+    result.extra["config"] = config_of(options)
     save_or_keep(result.save, options.out)
+    answer = result.to_json()
     if options.report is not None:
         result.save_report(options.report, f"{options.model} on {options.data}, {target}")
-    answer = result.to_json()
+        write_whole(options.report / "run.toml", to_toml(answer["config"]).encode())
     if options.json:
         return to_json(answer | {"out": str(options.out)})
     size = f"{options.out}: {result.file_bytes} bytes"
     promise = [] if result.promise is None else [quality_line(result.promise)]
-    return "\n".join([result.report(), "", *accuracy_lines(answer), *promise, size])
+    return "\n".join([result.report(), *promise, size])
+
+
+def task_of(options: Namespace) -> Task:
+    """Returns the network and the data that a command names."""
+    return load_task(options.model, options.data, device=options.device, seed=options.seed)
+
+
+def training_data(options: Namespace, task: Task) -> Iterable[Any]:
+    """Returns the batches to train on: the task's, or of the size of --batch-size.
+
+    Raises:
+        InvalidInputError: the data are a function's, which makes its own batches.
+    """
+    if options.batch_size is None:
+        return task.train
+    if ":" in options.data and not options.data.startswith("folder:"):
+        raise InvalidInputError(
+            f"--batch-size is {options.batch_size}, but {options.data!r} makes its batches itself; set their size there"
+        )
+    where = default_device(options.device)
+    return load_data(options.data, batch_size=options.batch_size, device=where, seed=options.seed).train
+
+
+def checked(options: Namespace, task: Task) -> dict[str, Any]:
+    """Returns what `check_target` wants to know beside network and target."""
+    known = {"example": task.input_example, "energy_model": energy_model(options)}
+    return {"ignore": tuple(options.ignore), **known}
+
+
+def arguments(options: Namespace, task: Task) -> dict[str, Any]:
+    """Returns the arguments of `compress` that a command's options stand for, but for data to train on and target."""
+    recipe = task.recipe
+    if options.learning_rate is not None:
+        recipe = replace(recipe, compress_learning_rate=options.learning_rate)
+    return {
+        "val": task.validation,
+        "test": task.test,
+        "loss": task.loss,
+        "metric": task.metric,
+        "epochs": options.epochs,
+        "seed": options.seed,
+        "ignore": tuple(options.ignore),
+        "device": options.device,
+        "recipe": recipe,
+        "progress": not options.no_progress,
+        "energy_model": energy_model(options),
+    }
+
+
+# Options that say what is done, not where it is written or shown.
+CONFIG = (
+    "model",
+    "data",
+    "target",
+    "weights",
+    "epochs",
+    "learning_rate",
+    "batch_size",
+    "seed",
+    "ignore",
+    "energy_model",
+)
+
+
+def config_of(options: Namespace) -> dict[str, Any]:
+    """Returns what --config takes back: the options of a command as plain values, without those not given."""
+    given = {name: getattr(options, name, None) for name in CONFIG}
+    return {n: str(v) if isinstance(v, Path) else v for n, v in given.items() if v is not None and v != []}
 
 
 def quality_line(promise: Mapping[str, Any]) -> str:
@@ -110,22 +162,25 @@ def make_folder(folder: Path, option: str) -> None:
     check_folder(folder, f"{option} {str(folder)!r}")
 
 
-def claim_folder(folder: Path, options: Namespace, target: Targets) -> None:
-    """Makes the folder of checkpoints and notes in it which command they belong to.
+def claim_folder(folder: Path, options: Namespace, target: Targets | None) -> None:
+    """Makes the folder of checkpoints, or of a curve, and notes in it which command it belongs to.
 
     Raises:
         InvalidInputError: it cannot be made or written, or it belongs to another command.
     """
-    make_folder(folder, "--resume")
+    option = "--out" if target is None else "--resume"
+    make_folder(folder, option)
+    changed = {"learning_rate": options.learning_rate, "batch_size": options.batch_size}
     command = {
         "model": options.model,
         "data": options.data,
-        "target": str(target),
+        "target": None if target is None else str(target),
         "epochs": options.epochs,
         "seed": options.seed,
         "ignore": sorted(options.ignore),
         "energy_model": _digest(getattr(options, "energy_model", None)),
         "weights": _digest(options.weights),
+        **{name: value for name, value in changed.items() if value is not None},
     }
     note = folder / COMMAND_FILE
     try:
@@ -135,7 +190,7 @@ def claim_folder(folder: Path, options: Namespace, target: Targets) -> None:
     other = [name for name in command if not isinstance(before, dict) or before.get(name) != command[name]]
     if other:
         raise InvalidInputError(
-            f"--resume {str(folder)!r} holds the checkpoints of another command ({', '.join(other)} differ); "
+            f"{option} {str(folder)!r} holds the checkpoints of another command ({', '.join(other)} differ); "
             "give another folder, or the same command"
         )
     write_whole(note, json.dumps(command).encode())

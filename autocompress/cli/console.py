@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -25,6 +26,8 @@ from autocompress.errors import (
     InfeasibleTargetError,
     InvalidInputError,
 )
+from autocompress.integrations.page import accuracy_lines as accuracy_lines
+from autocompress.integrations.page import percent as percent
 from autocompress.integrations.page import to_json as to_json
 
 MODEL = (
@@ -51,6 +54,17 @@ def not_negative(text: str) -> int:
     return int(text)
 
 
+def rate(text: str) -> float:
+    """Returns a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is not a number above 0, such as 0.01")
+    return value
+
+
 def seed(text: str) -> int:
     """Returns a whole number that every random generator takes as its seed."""
     if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) <= MAX_SEED):
@@ -60,7 +74,7 @@ def seed(text: str) -> int:
 
 DONE, FAILURE, BAD_INPUT, DAMAGED_FILE, INTERRUPTED = 0, 1, 2, 3, 130
 # Loggers whose lines stand in for a bar where stderr is a file.
-PROGRESS_LOGGERS = ("autocompress.training.trainer", "baselines.progress", "studies.progress")
+PROGRESS_LOGGERS = ("autocompress.training.progress", "baselines.progress", "studies.progress")
 
 
 def run_command(
@@ -249,20 +263,6 @@ def save_or_keep(save: Callable[[Path], None], path: Path) -> None:
         raise AutocompressError(f"{error}; the result is kept as {kept}: move it where it shall be") from error
 
 
-def percent(fraction: float | None) -> str:
-    """Returns a fraction of 1 as text such as `98.61 %`."""
-    return "not known" if fraction is None else f"{100 * fraction:.2f} %"
-
-
-def accuracy_lines(answer: Mapping[str, Any]) -> list[str]:
-    """Returns the scores as text; the reference's is of the test data where there are some."""
-    metric = answer.get("metric", "accuracy")
-
-    def text(key: str) -> str:
-        return percent(answer[key]) if metric == "accuracy" else str(answer[key])
-
-    reference = f", reference {text('reference_accuracy')}"
-    validation = f"validation {metric}  {text('validation_accuracy')}"
-    if answer["test_accuracy"] is None:
-        return [validation + reference]
-    return [validation, f"{f'test {metric}':<{len(validation.partition('  ')[0])}}  {text('test_accuracy')}{reference}"]
+def to_toml(values: Mapping[str, Any]) -> str:
+    """Returns strings, numbers and lists of them as a TOML table."""
+    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import tomllib
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter, _SubParsersAction
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from autocompress.cli.console import DATA, MODEL, not_negative, positive, seed
+from autocompress.cli.console import DATA, MODEL, not_negative, positive, rate, seed
 
 EXAMPLES = """\
 examples:
@@ -18,6 +22,15 @@ examples:
 
 exit status: 0 done, 2 bad input (a target that cannot be met included), 3 damaged file, 130 interrupted,
 1 any other failure
+"""
+
+CURVE = """\
+Compresses a network once for each target and writes, into the folder of --out, a file for each, curve.csv, curve.svg
+and page.html with accuracy against bytes. Points that are there already are kept: the same command goes on after an
+interruption, and with more targets it adds them.
+
+example:
+  autocompress curve lenet5 --data mnist --target 100x --target 200x --target 400x --out curve
 """
 
 COMPRESS = """\
@@ -44,6 +57,49 @@ examples:
 """
 
 
+class _WithConfig(ArgumentParser):
+    """A parser that takes options of --config FILE as if they had been given; those that are given stand."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Returns what argparse makes of the arguments and of the file."""
+        given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(self._with_file(given), namespace)
+
+    def _with_file(self, given: list[str]) -> list[str]:
+        option = "--config"
+        place = next((n for n, word in enumerate(given) if word.partition("=")[0] == option), None)
+        if place is None or option not in self._option_string_actions:
+            return given
+        path = given[place].partition("=")[2] or (given[place + 1] if place + 1 < len(given) else "")
+        known = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
+        words, first = [], []
+        for name, value in self._read(path).items():
+            action = known.get(name.replace("-", "_"))
+            if action is None:
+                self.error(f"--config {path!r} has {name!r}; it may have {', '.join(sorted(known))}")
+            if not action.option_strings:  # MODEL, which comes first where it is given
+                first = [] if given and not given[0].startswith("-") else [str(value)]
+            elif not any(word.partition("=")[0] in action.option_strings for word in given):
+                for each in value if isinstance(value, list) else [value]:
+                    flag = action.option_strings[-1]
+                    words += [flag] * (each is True) if isinstance(each, bool) else [f"{flag}={each}"]
+        return first + given[: 1 if not first else 0] + words + given[1 if not first else 0 :]
+
+    def _read(self, path: str) -> dict[str, Any]:
+        """Returns the options in a TOML file, or under `config` in a JSON record."""
+        try:
+            with open(path, "rb") as file:
+                found = json.load(file) if path.endswith(".json") else tomllib.load(file)
+        except OSError as error:
+            self.error(f"--config {path!r} cannot be read: {error.strerror}")
+        except ValueError as error:
+            self.error(f"--config {path!r} is neither TOML nor a JSON record: {error}")
+        found = found.get("config") if path.endswith(".json") and isinstance(found, dict) else found
+        if not isinstance(found, dict):
+            self.error(f"--config {path!r} has no 'config': it must be a record of compress --json, or TOML")
+        return found
+
+
 def build_parser() -> ArgumentParser:
     """Returns the parser; `command` of what it parses is the name of the command."""
     parser = ArgumentParser(
@@ -53,8 +109,9 @@ def build_parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"autocompress {metadata.version('autocompress')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_WithConfig)
     _add_compress(commands)
+    _add_curve(commands)
     _add_inspect(commands)
     _add_evaluate(commands)
     _add_export(commands)
@@ -62,19 +119,61 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def _add_compress(commands: _SubParsersAction[ArgumentParser]) -> None:
+def _add_compress(commands: _SubParsersAction[_WithConfig]) -> None:
     parser = commands.add_parser(
         "compress",
         help="train a network into a file of the size asked for",
         description=COMPRESS,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help=MODEL)
-    parser.add_argument("--data", required=True, help=DATA)
+    _add_task(parser)
     parser.add_argument(
         "--target", required=True, action="append", help="what is asked for, see above; may be repeated: all hold"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
+    _add_run(parser)
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="keep checkpoints in DIR, and go on from them: the same command starts and continues a run",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write pictures of the run into DIR: page.html, which needs nothing else, and its numbers as CSV and JSON",
+    )
+
+
+def _add_curve(commands: _SubParsersAction[_WithConfig]) -> None:
+    parser = commands.add_parser(
+        "curve",
+        help="compress a network to several targets: accuracy against bytes, as table, figure and page",
+        description=CURVE,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    _add_task(parser)
+    parser.add_argument(
+        "--target", required=True, action="append", help="of one point, as for compress; repeated, one for each point"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder of the points and the page")
+    _add_run(parser)
+
+
+def _add_task(parser: ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("--data", required=True, help=DATA)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help='options from a TOML file (target = ["50KB"]), or from a record of compress --json; what is given beside '
+        "it stands",
+    )
+
+
+def _add_run(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         type=Path,
@@ -88,19 +187,8 @@ def _add_compress(commands: _SubParsersAction[ArgumentParser]) -> None:
         metavar="N",
         help="length of the compression (default: by model); 0 = no training: pruned and quantized at once",
     )
+    _add_recipe(parser)
     parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of everything random (default: 0)")
-    parser.add_argument(
-        "--resume",
-        type=Path,
-        metavar="DIR",
-        help="keep checkpoints in DIR, and go on from them: the same command starts and continues a run",
-    )
-    parser.add_argument(
-        "--report",
-        type=Path,
-        metavar="DIR",
-        help="write pictures of the run into DIR: page.html, which needs nothing else, and its numbers as CSV and JSON",
-    )
     parser.add_argument(
         "--ignore",
         action="append",
@@ -117,7 +205,22 @@ def _add_compress(commands: _SubParsersAction[ArgumentParser]) -> None:
     )
 
 
-def _add_inspect(commands: _SubParsersAction[ArgumentParser]) -> None:
+def _add_recipe(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--learning-rate",
+        type=rate,
+        metavar="R",
+        help="peak of the schedule while it is compressed (default: by model; of one's own, found in a range test)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="examples per step while it is compressed, of data known by name (default: by model)",
+    )
+
+
+def _add_inspect(commands: _SubParsersAction[_WithConfig]) -> None:
     parser = commands.add_parser("inspect", help="show what is in a compressed file, layer by layer")
     _add_file(parser)
     parser.add_argument("--model", help=f"its network, for the names of the layers: {MODEL}")
@@ -125,7 +228,7 @@ def _add_inspect(commands: _SubParsersAction[ArgumentParser]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
 
 
-def _add_evaluate(commands: _SubParsersAction[ArgumentParser]) -> None:
+def _add_evaluate(commands: _SubParsersAction[_WithConfig]) -> None:
     parser = commands.add_parser("evaluate", help="measure the accuracy of a compressed file")
     _add_file(parser)
     parser.add_argument("--model", required=True, help=MODEL)
@@ -134,7 +237,7 @@ def _add_evaluate(commands: _SubParsersAction[ArgumentParser]) -> None:
     _add_common(parser)
 
 
-def _add_export(commands: _SubParsersAction[ArgumentParser]) -> None:
+def _add_export(commands: _SubParsersAction[_WithConfig]) -> None:
     parser = commands.add_parser("export", help="write the network of a compressed file as dense ONNX or PyTorch file")
     _add_file(parser)
     parser.add_argument("--model", required=True, help=MODEL)
@@ -155,7 +258,7 @@ def _add_export(commands: _SubParsersAction[ArgumentParser]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
 
 
-def _add_energy(commands: _SubParsersAction[ArgumentParser]) -> None:
+def _add_energy(commands: _SubParsersAction[_WithConfig]) -> None:
     energy = commands.add_parser("energy", help="fit a model of a network's energy over its channels")
     actions = energy.add_subparsers(dest="action", required=True, metavar="ACTION")
     parser = actions.add_parser("fit", help="measure the network at random widths and fit a bilinear model")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import Any
 
 FRAME = Path(__file__).with_name("page.html")
 # Of a chart of lines, in CSS pixels: a phone shows it at about this size.
@@ -49,8 +50,10 @@ def size(size_bytes: float) -> str:
     return f"{value:.{max(0, 2 - int(math.log10(value)))}f} {('KB', 'MB', 'GB')[power - 1]}"
 
 
-def percent(fraction: float, digits: int = 2) -> str:
-    """Returns a fraction of 1 in percent."""
+def percent(fraction: float | None, digits: int = 2) -> str:
+    """Returns a fraction of 1 in percent, such as `98.61 %`."""
+    if fraction is None:
+        return "not known"
     return f"{100 * fraction:.{digits}f} %" if math.isfinite(fraction) else number(fraction)
 
 
@@ -195,6 +198,17 @@ def lines(
     return _figure(title, caption, [line.name for line in series] if len(series) > 1 else [], drawing)
 
 
+def standalone(figure: str) -> str:
+    """Returns the drawing in a chart of lines as an SVG file of its own."""
+    start, end = figure.find("<svg"), figure.rfind("</svg>")
+    style = (
+        "<style>text{font:11px sans-serif;fill:#24292f}.rule{stroke:#d8dee4}.line{fill:none;stroke-width:1.6}"
+        ".p0{stroke:#0072b2;fill:#0072b2}.p1{stroke:#d55e00;fill:#d55e00}.line.p0,.line.p1{fill:none}</style>"
+    )
+    drawing = figure[start:end].replace(">", f' xmlns="http://www.w3.org/2000/svg" width="720">{style}', 1)
+    return f"{drawing}</svg>\n" if start >= 0 else '<svg xmlns="http://www.w3.org/2000/svg"/>\n'
+
+
 class _Scale:
     """From values to places on the page."""
 
@@ -236,7 +250,7 @@ def _digits(scale: _Scale) -> int:
 def _short(value: float) -> str:
     """Returns a number for an axis: 20,000 as 20k."""
     for unit, power in (("M", 1e6), ("k", 1e3)):
-        if abs(value) >= 10 * power or (power == 1e6 and abs(value) >= 1e6):
+        if abs(value) >= power:
             return f"{value / power:.4g}{unit}"
     return f"{value:.4g}"
 
@@ -273,3 +287,17 @@ def _plain(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+def accuracy_lines(answer: Mapping[str, Any]) -> list[str]:
+    """Returns the scores as text; the reference's is of the test data where there are some."""
+    metric = answer.get("metric", "accuracy")
+
+    def text(key: str) -> str:
+        return percent(answer[key]) if metric == "accuracy" else str(answer[key])
+
+    reference = f", reference {text('reference_accuracy')}"
+    validation = f"validation {metric}  {text('validation_accuracy')}"
+    if answer["test_accuracy"] is None:
+        return [validation + reference]
+    return [validation, f"{f'test {metric}':<{len(validation.partition('  ')[0])}}  {text('test_accuracy')}{reference}"]

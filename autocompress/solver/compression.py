@@ -28,6 +28,7 @@ from autocompress.training.checks import check_task, guesses, name_of
 from autocompress.training.evaluation import Evaluation, evaluate, hold_out
 from autocompress.training.layer_statistics import refit_batch_norm
 from autocompress.training.losses import classification_loss, correct_predictions, distillation_from, output_distance
+from autocompress.training.progress import stage
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 from autocompress.training.ranks import presence, ranks_of
 from autocompress.training.recipe import Recipe
@@ -153,7 +154,7 @@ def compress(
         resume: a folder for checkpoints; a run that was stopped goes on from there and ends with the same file.
         recipe: optimizer and schedule; default: AdamW with a learning rate found by itself.
         callbacks: follow the training, see `training.checkpoint.TrainerCallback`; their states are in the checkpoints.
-        progress: a bar on stderr where that is a terminal.
+        progress: a bar in a terminal or notebook, elsewhere a line now and then, to the log or stderr.
         energy_model: of `autocompress energy fit`, for `energy-channels`; default: fitted to the analytic model.
         constants: of the method, for studies.
 
@@ -202,13 +203,15 @@ def compress(
         return evaluate(network, batches, loss=loss, metric=metric, device=where)
 
     # Each batch of them decides in the end: what is wrong with one is found out here.
-    with seeded(seed):
+    shown = progress and ranks.is_first
+    with seeded(seed), stage("scoring the network as it was given", shown=shown):
         before = None if val is None else scores(copy_network(reference), val)
     if before is not None:
         check_scores(name_of(metric), ranks.mean(before.loss), ranks.mean(before.metric))
     if asked.quality is not None and val is not None:
         judged: dict[str, Any] = {"loss": loss, "metric": metric, "device": where, "seed": seed}
-        guess = ranks.from_first(lambda: guesses(reference, val, **judged, scores=before))
+        with stage("comparing the network with one that only guesses", shown=shown):
+            guess = ranks.from_first(lambda: guesses(reference, val, **judged, scores=before))
         if guess is not None:  # nothing can be lost of it, so the smallest file would keep the promise
             raise InvalidInputError(f"the target {asked.quality} is a promise about a trained network, but {guess}")
 
@@ -269,15 +272,18 @@ def compress(
     else:
         untouched = torch.optim.SGD(model.parameters(), lr=0.0)  # takes no step
         compressor = Compressor(model, untouched, total_steps=0, **settings)
-    with seeded(seed):  # a loader that shuffles by torch's own generator gives the same batches in every run
-        result = compressor.finish(train=data if train is None else train, judged_by=judged_by)
+    how = "choosing between candidates and writing the file" if epochs else "pruning and quantizing at once"
+    # Seeded: a loader that shuffles by torch's own generator gives the same batches in every run.
+    with seeded(seed), stage(how, shown=shown):
+        result = compressor.compressed(train=data if train is None else train, judged_by=judged_by)
     result.metric = name_of(metric)
     if val is not None and before is not None:
         result.validation_accuracy = ranks.mean(scores(result.model, val).metric)
         result.reference_accuracy, result.reference_split = ranks.mean(before.metric), "validation"
     if test is not None:
         try:
-            found = scores(result.model, test)
+            with stage("scoring the compressed network on the test data", shown=shown):
+                found = scores(result.model, test)
             result.test_accuracy = ranks.mean(found.metric)
             if not math.isfinite(found.loss):
                 logger.warning("the loss on the test data is %s; its %s means little", found.loss, result.metric)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from autocompress.solver.lazy_projection import LazyProjection, dense_layers
 from autocompress.solver.phases import FineTuningPhase, Phase, ProjectionPhase, Run, all_tensors, put_back
 from autocompress.solver.quality_constraint import SEARCH_FRACTION, make_quality_constraint
 from autocompress.solver.result import BEFORE_FINE_TUNING, ONE_SHOT, TRAINED, Candidates, Outcome, Result, zero_layers
-from autocompress.targets import Target, Targets, WeightBits, combined
+from autocompress.targets import AccuracyDrop, Target, Targets, WeightBits, combined
 from autocompress.training.checks import check_finite, check_validation
 from autocompress.training.evaluation import evaluate as evaluate_batches
 from autocompress.training.ranks import presence, ranks_of
@@ -96,6 +97,7 @@ class Compressor:
             InvalidInputError: a target, pattern or length that cannot be; nothing to compress; not finite weights.
             InfeasibleTargetError: naming the smallest target that can be met.
         """
+        self.started = time.perf_counter()
         refuse_unfinished(model)
         if not hasattr(optimizer, "param_groups"):  # a wrapper may be no torch.optim.Optimizer
             raise InvalidInputError(
@@ -192,7 +194,7 @@ class Compressor:
         evaluate: Callable[[nn.Module], float] | None = None,
         judged_by: str = "evaluate=",
     ) -> Result:
-        """Returns the compressed network, within its target, and puts its weights into the model.
+        """Returns the compressed network, within its target, with its scores, and puts its weights into the model.
 
         Args:
             train: batches on which batch norm statistics are refitted to the compressed weights, and that say what the
@@ -202,12 +204,41 @@ class Compressor:
             evaluate: the same by a score of a network, higher is better.
             judged_by: what `evaluate` measures, in words, for the report.
 
-        With neither, the trained network is what is returned. Where the target is a promise, all that is decided is
-        decided during the run, by the compressor's own `evaluate`, and none of these is used.
+        With neither, the trained network is what is returned, without scores. Where the target is a promise, all that
+        is decided is decided during the run, by the compressor's own `evaluate`, and none of these is used.
 
         Raises:
             TrainingDivergedError: a weight became NaN or infinite.
         """
+        result = self.compressed(train=train, val=val, evaluate=evaluate, judged_by=judged_by)
+        result.device = str(next(self.network.model.parameters()).device)
+        result.wall_seconds = time.perf_counter() - self.started
+        given = copy_network(self.network.model)
+        put_back(all_tensors(given), self.run.given)
+        evaluate = self.evaluate if evaluate is None else self.ranks.averaged(as_number(evaluate))
+        if result.promise is not None:
+            if isinstance(self.target.quality, AccuracyDrop):
+                result.reference_accuracy = result.promise["reference"]
+                result.validation_accuracy = result.promise["measured"]
+        elif evaluate is not None:
+            result.reference_accuracy, result.validation_accuracy = evaluate(given), evaluate(result.model)
+            result.metric = "score of evaluate="
+        elif val is not None:
+            device = next(self.network.model.parameters()).device
+            scores = [evaluate_batches(network, val, device=device).metric for network in (given, result.model)]
+            result.reference_accuracy, result.validation_accuracy = map(self.ranks.mean, scores)
+        result.reference_split = None if result.validation_accuracy is None else "validation"
+        return result
+
+    def compressed(
+        self,
+        *,
+        train: Iterable[Any] | None = None,
+        val: Iterable[Any] | None = None,
+        evaluate: Callable[[nn.Module], float] | None = None,
+        judged_by: str = "evaluate=",
+    ) -> Result:
+        """Returns what `finish` returns, but for scores, device and time."""
         self.ranks.check_same({"train": presence(train), "val": presence(val), "evaluate": presence(evaluate)})
         if self.total_steps and isinstance(self.run.phase, ProjectionPhase):
             logger.warning(

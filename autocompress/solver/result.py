@@ -16,6 +16,7 @@ from autocompress.codec.file import decode_state, save_artifact
 from autocompress.codec.layout import layout_of
 from autocompress.codec.size_report import size_report
 from autocompress.energy.network_energy import EnergyUse
+from autocompress.integrations.page import accuracy_lines
 from autocompress.integrations.run_page import as_frame, history_rows, layer_rows, run_page, save_report
 from autocompress.network.compressed_tensors import CompressedState
 from autocompress.network.network_state import filled_copy
@@ -287,7 +288,7 @@ class Result:
         save_artifact(path, self.data)
 
     def report(self) -> str:
-        """Returns the size report as text: per layer and in total, in three sizes, and what was not compressed."""
+        """Returns the size report as text: per layer and in total, what was not compressed, and the scores."""
         lines = [str(size_report(self.state, self.data, self.model))]
         reasons: dict[str, list[str]] = {}
         for name, reason in self.selection.raw.items():
@@ -299,9 +300,21 @@ class Result:
             lines.append(f"not in the file, no tensors: {', '.join(self.selection.extra)}")
         if self.energy is not None:
             lines.insert(1, str(self.energy))
+        if self.validation_accuracy is not None or self.test_accuracy is not None:
+            lines += ["", *accuracy_lines(self.scores())]
         if self.outcome is not None:
             lines += [f"note: {note}" for note in self.outcome.notes]
         return "\n".join(lines)
+
+    def scores(self) -> dict[str, Any]:
+        """Returns the scores by the names that all records use; one that was not measured, or is no number, is None."""
+        return {
+            "reference_accuracy": _in_json(self.reference_accuracy),
+            "validation_accuracy": _in_json(self.validation_accuracy),
+            "test_accuracy": _in_json(self.test_accuracy),
+            "metric": self.metric,
+            "reference_split": self.reference_split,
+        }
 
     def frame(self) -> Any:
         """Returns a pandas DataFrame of the file: one row per tensor, its bytes by part, what was kept of it.
@@ -338,11 +351,7 @@ class Result:
             "target": str(self.target),
             **report,
             **({} if self.energy is None else self.energy.to_json()),
-            "reference_accuracy": _in_json(self.reference_accuracy),
-            "validation_accuracy": _in_json(self.validation_accuracy),
-            "test_accuracy": _in_json(self.test_accuracy),
-            "metric": self.metric,
-            "reference_split": self.reference_split,
+            **self.scores(),
             "gradient_steps": self.gradient_steps,
             "wall_seconds": self.wall_seconds,
             "device": self.device,

@@ -195,7 +195,12 @@ def restore_run(trainer: Trainer, saved: dict[str, Any]) -> None:
         InvalidInputError: the checkpoint is of a run of another length, of other callbacks or of another network.
     """
     check_run_state(saved, trainer.checkpoint)
-    if saved["total_steps"] != trainer.total_steps or len(saved["callbacks"]) != len(trainer.callbacks):
+    if len(saved["callbacks"]) != len(trainer.callbacks):
+        raise InvalidInputError(
+            f"the checkpoint {trainer.checkpoint} is of a run with {len(saved['callbacks'])} callbacks, this one has "
+            f"{len(trainer.callbacks)}; resume with the same, or choose another place"
+        )
+    if saved["total_steps"] != trainer.total_steps:
         raise InvalidInputError(
             f"the checkpoint {trainer.checkpoint} is of another run: {saved['total_steps']} steps where this one has "
             f"{trainer.total_steps}; resume with the same data and epochs, or choose another place"

@@ -20,6 +20,7 @@ from autocompress.network.live_network import copy_network, dense_gradients
 from autocompress.training.batches import autocast, blaming, holds_no_example, to_device
 from autocompress.training.layer_statistics import forward_in_training
 from autocompress.training.losses import carried_loss
+from autocompress.training.progress import Progress
 from autocompress.training.recipe import MAX_GRADIENT_NORM, Recipe, make_optimizer
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def find_learning_rate(
     loss: Callable[[Any, Tensor], Tensor],
     device: torch.device,
     bfloat16: bool = False,
+    progress: bool = False,
 ) -> float:
     """Returns the peak learning rate for a network, from a range test of at most `STEPS` steps on a fresh copy of it.
 
@@ -52,13 +54,14 @@ def find_learning_rate(
         loss: (output, target) -> scalar.
         device: where the model lies.
         bfloat16: whether training runs under autocast.
+        progress: a bar in a terminal or notebook, elsewhere a line now and then.
 
     Raises:
         TrainingDivergedError: the loss is NaN or infinite from the start.
     """
-    rates, losses = range_test(
-        fresh_copy(model), batches, recipe=recipe, loss=loss, device=device, bfloat16=bfloat16, steps=STEPS
-    )
+    settings: dict[str, Any] = {"recipe": recipe, "loss": loss, "device": device, "bfloat16": bfloat16}
+    with Progress(STEPS, "looking for a learning rate", shown=progress) as bar:
+        rates, losses = range_test(fresh_copy(model), batches, **settings, steps=STEPS, bar=bar)
     if not rates:
         raise TrainingDivergedError("the training loss is NaN or infinite before the first step; check the inputs")
     chosen = rates[losses.index(min(losses))] / MARGIN
@@ -85,6 +88,7 @@ def range_test(
     device: torch.device,
     bfloat16: bool = False,
     steps: int = STEPS,
+    bar: Progress | None = None,
 ) -> tuple[list[float], list[float]]:
     """Returns (learning rates, smoothed losses before the step at that rate); trains `model` in place meanwhile.
 
@@ -117,6 +121,8 @@ def range_test(
         dense_gradients(model.parameters())
         nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
+        if bar is not None:
+            bar.update()
     return rates, losses
 
 

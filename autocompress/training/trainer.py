@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from autocompress.codec.atomic_write import remove_leftovers
 from autocompress.errors import MAX_SEED, TrainingDivergedError, whole_number
@@ -47,6 +45,7 @@ from autocompress.training.losses import (
     carried_loss,
     classification_loss,
 )
+from autocompress.training.progress import Progress
 from autocompress.training.random_state import seed_data_order, seeded, set_epoch
 from autocompress.training.ranks import ranks_of
 from autocompress.training.recipe import MAX_GRADIENT_NORM, Recipe, make_optimizer, make_scheduler
@@ -108,7 +107,7 @@ class Trainer:
             callbacks: see `callbacks.TrainerCallback`.
             checkpoint: file to resume from where it exists; rewritten after each epoch, and every few minutes in one.
             state: of `checkpoint.run_state`, to resume from where there is no checkpoint.
-            progress: a bar on stderr, where that is a terminal.
+            progress: a bar in a terminal or notebook, elsewhere a line now and then.
 
         Raises:
             InvalidInputError: no batches, no epochs, nothing to train, or a checkpoint of another run.
@@ -156,7 +155,7 @@ class Trainer:
                 seed_data_order(self.train_batches, self.seed)
                 if self._saved is not None:
                     restore_run(self, self._saved)
-                with self._bar() as bar:
+                with Progress(self.total_steps, "training", done=self.step, shown=self.progress) as bar:
                     while self.epoch < self.epochs:
                         self._run_epoch(bar)
                 set_epoch(self.train_batches, self.epochs)  # the same next order, whether the run was resumed or not
@@ -165,9 +164,9 @@ class Trainer:
                 lay_out(self.model, torch.contiguous_format)
         return self.log
 
-    def _run_epoch(self, bar: Any) -> None:
+    def _run_epoch(self, bar: Progress) -> None:
         started = saved = time.perf_counter()
-        bar.set_description(f"epoch {self.epoch + 1}/{self.epochs}", refresh=False)
+        bar.describe(f"epoch {self.epoch + 1}/{self.epochs}")
         set_epoch(self.train_batches, self.epoch)
         self.model.train()
         self.open_epoch, batches = begin_epoch(self)
@@ -178,13 +177,12 @@ class Trainer:
             if len(losses) % interval == 0:
                 self._check_finite(losses[-interval:])
                 self.scalars["loss"] = float(losses[-1])
-                bar.set_postfix(loss=f"{self.scalars['loss']:.4f}", refresh=False)
             self.scalars["learning_rate"] = self.optimizer.param_groups[0]["lr"]
             for callback in self.callbacks:
                 callback.on_step(self)
             self.optimizer.zero_grad(set_to_none=True)
             self.scheduler.step()
-            bar.update()
+            bar.update(f"loss {self.scalars['loss']:.4f}" if "loss" in self.scalars else "")
             now = time.perf_counter()
             if self.checkpoint is not None and now - saved >= SECONDS_BETWEEN_CHECKPOINTS:
                 self._check_finite(losses)
@@ -198,7 +196,7 @@ class Trainer:
         self.log.losses.append(self.scalars["epoch_loss"])
         self.log.gradient_steps = self.step
         self.log.wall_seconds += time.perf_counter() - started
-        logger.info("epoch %d/%d: loss %.4f", self.epoch, self.epochs, self.log.losses[-1])
+        bar.end_epoch(f"epoch {self.epoch}/{self.epochs}: loss {self.log.losses[-1]:.4f}")
         self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
@@ -255,11 +253,8 @@ class Trainer:
                 loss=self.loss,
                 device=self.device,
                 bfloat16=self.bfloat16,
+                progress=self.progress,
             )
-
-    def _bar(self) -> Any:
-        hidden = not self.progress or not sys.stderr.isatty()
-        return tqdm(total=self.total_steps, initial=self.step, file=sys.stderr, disable=hidden, unit="step")
 
 
 def _read(checkpoint: Path) -> dict[str, Any] | None:
