@@ -26,13 +26,12 @@ from autocompress.solver.phases import FineTuningPhase
 from autocompress.solver.result import Result
 from autocompress.targets import Target, parse_target
 from autocompress.task import Task
-from autocompress.training.batches import check_batches, default_device
+from autocompress.training.batches import TensorBatches, check_batches, default_device
 from autocompress.training.checkpoint import Callback, run_state
 from autocompress.training.evaluation import Evaluation as Scores
 from autocompress.training.evaluation import evaluate
 from autocompress.training.losses import distillation_from
 from autocompress.training.random_state import seeded
-from autocompress.training.tensor_batches import TensorBatches
 from autocompress.training.trainer import Trainer
 from baselines.fitting import make_budget
 from baselines.gradual import GradualPruning

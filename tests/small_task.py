@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from autocompress.task import Task
+from autocompress.training.batches import TensorBatches
 from autocompress.training.losses import classification_loss, correct_predictions
 from autocompress.training.recipe import Recipe
-from autocompress.training.tensor_batches import TensorBatches
 from autocompress.training.trainer import Trainer
 
 RECIPE = Recipe("sgd", 0.1, batch_size=32, reference_epochs=8, compress_epochs=6)

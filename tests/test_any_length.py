@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import autocompress as ac
 from autocompress.task import Task, load_task
+from autocompress.training.batches import TensorBatches
 from autocompress.training.reference import reference_network
-from autocompress.training.tensor_batches import TensorBatches
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from autocompress.errors import InvalidInputError
 from autocompress.task import load_task
 from autocompress.task.arrays import hold_out, stratified
 from autocompress.task.named_data import load_data
-from autocompress.training.tensor_batches import CropAndFlip, Normalize, TensorBatches
+from autocompress.training.batches import CropAndFlip, Normalize, TensorBatches
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import autocompress
 from autocompress.codec.file import decode_state
 from autocompress.codec.layout import layout_of
-from autocompress.training.tensor_batches import TensorBatches
+from autocompress.training.batches import TensorBatches
 from autocompress.training.trainer import Trainer
 from baselines.final import train_best
 from baselines.interface import SearchOutcome, SearchSettings

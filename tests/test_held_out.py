@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
+from autocompress.training.batches import CropAndFlip, TensorBatches
 from autocompress.training.evaluation import ONE_IN, hold_out
-from autocompress.training.tensor_batches import CropAndFlip, TensorBatches
 
 X, Y = torch.arange(100.0)[:, None], torch.arange(100)
 

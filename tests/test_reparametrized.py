@@ -15,8 +15,7 @@ import autocompress as ac
 from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.network.compressed_tensors import QuantizedTensor
 from autocompress.network.live_network import storage_key
-from autocompress.network.reparametrized import WHOLE, KeepsParts, keep_parts, normalized, prune_masks
-from autocompress.network.selection import select
+from autocompress.network.selection import WHOLE, KeepsParts, keep_parts, normalized, prune_masks, select
 from autocompress.solver.compressor import Compressor
 from autocompress.solver.lazy_projection import Nearest
 from tests.small_task import batches, make_model, make_shallow_model, make_task, train_reference

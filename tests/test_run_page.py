@@ -212,7 +212,13 @@ def test_the_command_writes_a_report(tmp_path, monkeypatch, capsys):
     assert main([*command, "--report", "pictures/of it", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     folder = tmp_path / "pictures" / "of it"
-    assert sorted(path.name for path in folder.iterdir()) == ["history.csv", "layers.csv", "page.html", "run.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "history.csv",
+        "layers.csv",
+        "page.html",
+        "run.json",
+        "run.toml",
+    ]
     with (folder / "layers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == ["weight", "bias"]

@@ -17,14 +17,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from autocompress.errors import AutocompressError, InvalidInputError, TrainingDivergedError
 from autocompress.task import Task, load_task
-from autocompress.training.batches import autocast, forward, split_batch, to_device
+from autocompress.training.batches import TensorBatches, autocast, forward, split_batch, to_device
 from autocompress.training.checkpoint import Callback, load_checkpoint, save_checkpoint
 from autocompress.training.evaluation import evaluate
 from autocompress.training.layer_statistics import refit_batch_norm
 from autocompress.training.losses import Distillation, TeacherOutputs, classification_loss, correct_predictions
 from autocompress.training.recipe import Recipe
 from autocompress.training.reference import reference_network
-from autocompress.training.tensor_batches import TensorBatches
 from autocompress.training.trainer import Trainer
 
 RECIPE = Recipe("sgd", 0.05, batch_size=16, reference_epochs=2)

@@ -4,8 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from autocompress.constraints.weight_bits import project_weight_bits, squared_error
-from autocompress.constraints.weight_bits_search import improve_weight_data
+from autocompress.constraints.weight_bits import improve_weight_data, project_weight_bits, squared_error
 from autocompress.task.named_models import make_model
 
 

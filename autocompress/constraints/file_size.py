@@ -24,7 +24,7 @@ from autocompress.constraints.rate_distortion.rates import CodeLengths, Counts, 
 from autocompress.energy.accelerator import EnergyBudget
 from autocompress.network.compressed_tensors import QuantizedTensor, scalar_tensors
 from autocompress.network.network_state import vector_tensors
-from autocompress.network.reparametrized import KeepsParts, keep_all_parts
+from autocompress.network.selection import KeepsParts, keep_all_parts
 from autocompress.solver.constants import DEFAULTS, Path, SolverConstants, budget_on_path, energy_on_path
 
 logger = logging.getLogger(__name__)

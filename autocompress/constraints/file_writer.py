@@ -33,7 +33,7 @@ from autocompress.network.network_state import (
     vector_grids,
     zero_state,
 )
-from autocompress.network.reparametrized import keep_all_parts
+from autocompress.network.selection import keep_all_parts
 
 # Left free at the start of finishing: values that move may cost a few bytes more in the end.
 RESERVE_FRACTION = 0.002

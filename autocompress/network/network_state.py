@@ -18,8 +18,7 @@ from autocompress.network.compressed_tensors import (
     quantized_tensor,
 )
 from autocompress.network.live_network import copy_network, named_modules, named_tensors
-from autocompress.network.reparametrized import keep_parts
-from autocompress.network.selection import Selection, folded_parameters
+from autocompress.network.selection import Selection, folded_parameters, keep_parts
 
 # A bias is rounded more finely than the weights by this factor: the weights' own step at the multiplier, divided by it.
 BIAS_REFINEMENT = 2.0

@@ -13,7 +13,7 @@ from torch import Tensor
 from autocompress.errors import InvalidInputError
 from autocompress.task.arrays import data_extra, hold_out, load_arrays, load_digits, stratified
 from autocompress.task.user_code import call_function
-from autocompress.training.tensor_batches import CropAndFlip, Normalize, TensorBatches
+from autocompress.training.batches import CropAndFlip, Normalize, TensorBatches
 
 DATA_NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
 _FOLDER = "folder:"

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 from autocompress.errors import InvalidInputError
 from autocompress.network.live_network import modes_put_back
 from autocompress.training.batches import (
+    TensorBatches,
     autocast,
     blaming,
     check_repeatable,
@@ -27,7 +28,6 @@ from autocompress.training.batches import (
 from autocompress.training.layer_statistics import refit_batch_norm as refit_batch_norm
 from autocompress.training.losses import carried_loss, classification_loss, correct_predictions
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded
-from autocompress.training.tensor_batches import TensorBatches
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,15 @@ def shows_bars() -> bool:
     return sys.stderr.isatty() or in_notebook()
 
 
+def is_shown(log: logging.Logger) -> bool:
+    """Tells whether somebody has set up logging to show the log's lines of INFO."""
+    return log.isEnabledFor(logging.INFO) and log.hasHandlers()
+
+
 def say(text: str, log: logging.Logger = logger) -> None:
     """Puts a line into a log; on stderr where nobody has set up logging to show it, nor to keep it out."""
     levels = (each.level for each in (log, logging.getLogger("autocompress")) if each.level != logging.NOTSET)
-    if log.isEnabledFor(logging.INFO) and log.hasHandlers():
+    if is_shown(log):
         log.info("%s", text)
     elif next(levels, logging.INFO) <= logging.INFO:
         tqdm.write(f"autocompress: {text}", file=sys.stderr)
@@ -109,11 +114,11 @@ class Progress:
             say(f"{self.what}: step {self.done:,} of {self.total:,}{measured}, {self.time_left()} left")
 
     def end_epoch(self, text: str) -> None:
-        """Logs what came of an epoch; where there is no bar it is said, of quick ones not of each."""
+        """Logs what came of an epoch; where there is neither log nor bar it is said, of quick ones not of each."""
         last = self.done == self.total
         if not self.lines:
             logger.info("%s", text)
-        elif last or time.monotonic() - self.epoch_told >= SECONDS_BETWEEN_EPOCHS:
+        elif is_shown(logger) or last or time.monotonic() - self.epoch_told >= SECONDS_BETWEEN_EPOCHS:
             self.told = self.epoch_told = time.monotonic()
             say(text if last else f"{text}, {self.time_left()} left")
 

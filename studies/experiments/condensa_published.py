@@ -35,10 +35,9 @@ from autocompress.energy.channel_graph import ChannelGraph
 from autocompress.network.selection import select
 from autocompress.targets import Energy, FileSize, Target, parse_target
 from autocompress.task import Task, load_task
-from autocompress.training.batches import default_device
+from autocompress.training.batches import TensorBatches, default_device
 from autocompress.training.evaluation import evaluate
 from autocompress.training.reference import reference_network
-from autocompress.training.tensor_batches import TensorBatches
 from baselines.condensa.configurations import CONFIGURATIONS, Configuration
 from baselines.condensa.schemes import Compose
 from baselines.condensa.solver import Solver

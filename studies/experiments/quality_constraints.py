@@ -37,9 +37,9 @@ from autocompress.network.selection import original_bytes, select
 from autocompress.solver.constants import DEFAULTS
 from autocompress.targets import AccuracyDrop
 from autocompress.task import Task, load_task
+from autocompress.training.batches import TensorBatches
 from autocompress.training.evaluation import evaluate
 from autocompress.training.reference import reference_network
-from autocompress.training.tensor_batches import TensorBatches
 from studies.experiments import store
 from studies.experiments.store import add_record, grouped, load_records
 from studies.records.machine import revision, versions
