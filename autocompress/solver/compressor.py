@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from autocompress.constraints.constraint import Method, Network
 from autocompress.constraints.factory import count_energy, make_method
@@ -73,6 +74,7 @@ class Compressor:
         refit: Callable[[nn.Module], None] | None = None,
         example: Any = None,
         energy_model: ChannelEnergy | None = None,
+        group: ProcessGroup | None = None,
         constants: SolverConstants = DEFAULTS,
     ) -> None:
         """Checks everything that can be wrong before any training.
@@ -91,6 +93,8 @@ class Compressor:
             example: an input of the network with its batch dimension, a tensor, a tuple of several or a dict of keyword
                 arguments: for targets of energy, which depends on the sizes of the layers' outputs.
             energy_model: for `energy-channels`; default: one fitted to the analytic model.
+            group: the processes that train the network together, where it is only a part of what is wrapped in
+                `DistributedDataParallel`; default: those of its own wrapper, or this one alone.
             constants: of the method, for studies.
 
         Raises:
@@ -106,7 +110,7 @@ class Compressor:
         self.total_steps = whole_number("total_steps", total_steps, 0)
         self.target, self.constants = combined(target), constants
         self.model, self.optimizer = model, optimizer
-        self.ranks = ranks_of(model)
+        self.ranks = ranks_of(model, group)
         self.ranks.check_same({"total_steps": self.total_steps, "target": str(self.target)})
         self.evaluate = None if evaluate is None else self.ranks.averaged(as_number(evaluate))
         refit = None if refit is None else self.ranks.sharing(refit)

@@ -32,17 +32,19 @@ _MODELS: dict[str, tuple[Callable[..., nn.Module], int]] = {
     "resnet50": (ResNet50, 3),
 }
 MODEL_NAMES = tuple(_MODELS)
-_TORCHVISION = "torchvision:"
+_TORCHVISION, _TIMM, _TRANSFORMERS = "torchvision:", "timm:", "hf:"
+LIBRARIES = (_TORCHVISION, _TIMM, _TRANSFORMERS)
 
 
 def make_model(name: str, num_classes: int = 10, in_channels: int | None = None) -> nn.Module:
     """Returns a freshly initialized network.
 
     Args:
-        name: one of `MODEL_NAMES`, `torchvision:NAME` (a classifier of torchvision.models), or
-            `package.module:function` (called without arguments).
-        num_classes: number of logits; ignored by a function of your own.
-        in_channels: channels of the images; default: what the network is meant for.
+        name: one of `MODEL_NAMES`, `torchvision:NAME` (a classifier of torchvision.models), `timm:NAME` (of timm),
+            `hf:PATH_OR_CONFIG` (a folder or file with the configuration of a network of transformers, or a name that
+            it knows), or `package.module:function` (called without arguments).
+        num_classes: number of logits; ignored by a function of your own, and by what has a configuration.
+        in_channels: channels of the images; default: what the network is meant for; ignored likewise.
 
     Raises:
         InvalidInputError: the name is not known (close ones are given), or it cannot take these images.
@@ -52,6 +54,10 @@ def make_model(name: str, num_classes: int = 10, in_channels: int | None = None)
         return constructor(num_classes=num_classes, in_channels=in_channels or usual_channels)
     if name.startswith(_TORCHVISION):
         return _torchvision_model(name.removeprefix(_TORCHVISION), num_classes, in_channels)
+    if name.startswith(_TIMM):
+        return _timm_model(name.removeprefix(_TIMM), num_classes, in_channels)
+    if name.startswith(_TRANSFORMERS):
+        return transformers_model(name.removeprefix(_TRANSFORMERS))
     if ":" in name:
         model = call_function(name)
         if not isinstance(model, nn.Module):
@@ -63,8 +69,8 @@ def make_model(name: str, num_classes: int = 10, in_channels: int | None = None)
     exact = f" did you mean {_TORCHVISION}{name}?" if name in classifiers else ""
     hint = exact or _suggest(name, (*_MODELS, *(_TORCHVISION + each for each in classifiers)))
     raise InvalidInputError(
-        f"model {name!r} is unknown;{hint} the names are {', '.join(_MODELS)}, torchvision:NAME and "
-        "package.module:function"
+        f"model {name!r} is unknown;{hint} the names are {', '.join(_MODELS)}, torchvision:NAME, timm:NAME, "
+        "hf:PATH_OR_CONFIG and package.module:function"
     )
 
 
@@ -90,6 +96,48 @@ def _torchvision_classifiers() -> list[str]:
         from torchvision import models  # here because it takes a second to import
 
     return list(models.list_models(module=models))
+
+
+def _timm_model(name: str, num_classes: int, in_channels: int | None) -> nn.Module:
+    with extra("a network of timm", "timm", "timm"):
+        import timm
+    if name not in (known := timm.list_models()):
+        raise InvalidInputError(f"timm has no network {name!r};{_suggest(name, tuple(known))} timm.list_models() has all")
+    model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_channels or 3)
+    return model
+
+
+def transformers_model(source: str | Path) -> nn.Module:
+    """Returns a freshly initialized network of transformers.
+
+    Args:
+        source: a folder with a `config.json`, such a file, or a name that transformers knows.
+
+    Raises:
+        InvalidInputError: there is none, or it names no class of transformers.
+    """
+    with extra("a network of transformers", "transformers", "transformers"):
+        import transformers
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(source))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InvalidInputError(f"{source} has no configuration of a network of transformers: {reason}") from error
+    names = config.architectures or []
+    kind = getattr(transformers, names[0], None) if names else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise InvalidInputError(
+            f"the configuration {source} has the architectures {names}; it must name one class of transformers, such "
+            'as ["BertForSequenceClassification"]'
+        )
+    network: nn.Module = kind(config)
+    return network
+
+
+def own_weights(name: str) -> Path | None:
+    """Returns the file of weights that lies beside the configuration of an `hf:` folder, None where there is none."""
+    path = Path(name.removeprefix(_TRANSFORMERS)) / "model.safetensors"
+    return path if name.startswith(_TRANSFORMERS) and path.is_file() else None
 
 
 def _suggest(name: str, known: tuple[str, ...]) -> str:

@@ -171,10 +171,12 @@ def presence(value: Any) -> str:
     return "none" if value is None else "given"
 
 
-def ranks_of(model: nn.Module) -> Ranks:
-    """Returns the ranks that a network is trained on: those of its `DistributedDataParallel` wrapper."""
+def ranks_of(model: nn.Module, group: dist.ProcessGroup | None = None) -> Ranks:
+    """Returns the ranks that a network is trained on: of a group, else of its `DistributedDataParallel` wrapper."""
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
+    if group is not None:
+        return Ranks(group, device)
     for module in model.modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
             return Ranks(module.process_group, device)
