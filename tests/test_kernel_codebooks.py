@@ -15,9 +15,8 @@ from torch import nn
 import autocompress as ac
 from autocompress.codec.file import decode_state, encode_state, unpack
 from autocompress.codec.state_coder import Entry, code_length, decode_stream, encode_stream, entries_of
-from autocompress.constraints import codebook_kinds as code_choices_module
-from autocompress.constraints.code_bits import allocate_choices, project_code_bits
-from autocompress.constraints.codebook_kinds import KERNELS, SCALARS, code_choices
+from autocompress.constraints import code_bits as code_choices_module
+from autocompress.constraints.code_bits import KERNELS, SCALARS, allocate_choices, code_choices, project_code_bits
 from autocompress.constraints.constraint import Network
 from autocompress.errors import CorruptArtifactError, InfeasibleTargetError, InvalidInputError
 from autocompress.network.compressed_tensors import (

@@ -20,6 +20,7 @@ from autocompress.solver.compressor import check_target
 from autocompress.targets import Targets, combined
 from autocompress.task import Task, load_task
 from autocompress.task.named_data import load_data
+from autocompress.task.named_models import own_weights
 from autocompress.training.batches import default_device
 from autocompress.training.reference import starting_network
 
@@ -46,9 +47,8 @@ def compress_command(options: Namespace) -> str:
         make_folder(options.report, "--report")
     if options.resume is not None:
         claim_folder(options.resume, options, target)
-    model = starting_network(
-        task, options.weights, seed=options.seed, device=options.device, progress=not options.no_progress
-    )
+    where = {"seed": options.seed, "device": options.device, "progress": not options.no_progress}
+    model = starting_network(task, weights_of(options), **where)
     result = compress(model, train=train, target=target, resume=options.resume, **arguments(options, task))
     result.extra["config"] = config_of(options)
     save_or_keep(result.save, options.out)
@@ -65,7 +65,13 @@ def compress_command(options: Namespace) -> str:
 
 def task_of(options: Namespace) -> Task:
     """Returns the network and the data that a command names."""
-    return load_task(options.model, options.data, device=options.device, seed=options.seed)
+    settings = {"loss": options.loss, "metric": options.metric, "device": options.device, "seed": options.seed}
+    return load_task(options.model, options.data, **settings)
+
+
+def weights_of(options: Namespace) -> Path | None:
+    """Returns the file of the weights to start from: that of --weights, or what lies in an `hf:` folder."""
+    return options.weights or own_weights(options.model)
 
 
 def training_data(options: Namespace, task: Task) -> Iterable[Any]:
@@ -116,6 +122,8 @@ CONFIG = (
     "data",
     "target",
     "weights",
+    "loss",
+    "metric",
     "epochs",
     "learning_rate",
     "batch_size",
@@ -170,7 +178,7 @@ def claim_folder(folder: Path, options: Namespace, target: Targets | None) -> No
     """
     option = "--out" if target is None else "--resume"
     make_folder(folder, option)
-    changed = {"learning_rate": options.learning_rate, "batch_size": options.batch_size}
+    changed = {name: getattr(options, name) for name in ("learning_rate", "batch_size", "loss", "metric")}
     command = {
         "model": options.model,
         "data": options.data,
@@ -179,7 +187,7 @@ def claim_folder(folder: Path, options: Namespace, target: Targets | None) -> No
         "seed": options.seed,
         "ignore": sorted(options.ignore),
         "energy_model": _digest(getattr(options, "energy_model", None)),
-        "weights": _digest(options.weights),
+        "weights": _digest(weights_of(options)),
         **{name: value for name, value in changed.items() if value is not None},
     }
     note = folder / COMMAND_FILE

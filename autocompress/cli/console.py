@@ -31,8 +31,17 @@ from autocompress.integrations.page import percent as percent
 from autocompress.integrations.page import to_json as to_json
 
 MODEL = (
-    "lenet5, alexnet, resnet20/32/44/56, resnet50, torchvision:NAME, or package.module:function, a function without "
-    "arguments that returns the network (the current folder is importable)"
+    "lenet5, alexnet, resnet20/32/44/56, resnet50, torchvision:NAME, timm:NAME, hf:PATH_OR_CONFIG (a configuration of "
+    "transformers), or package.module:function, a function without arguments that returns the network (the current "
+    "folder is importable)"
+)
+LOSS = (
+    "cross_entropy, mse, l1, bce_with_logits, model (the network's own), or package.module:function, (output, target) "
+    "-> scalar (default: the network's own where it has one, else cross_entropy)"
+)
+METRIC = (
+    "accuracy, binary_accuracy, iou, a loss (minus it), or package.module:function, (output, target) -> one score per "
+    "example, higher is better (default: accuracy of class scores, else minus the loss)"
 )
 DATA = (
     "digits, mnist, fashion-mnist, cifar10, folder:PATH, or package.module:function, a function without arguments "

@@ -12,7 +12,15 @@ from typing import Any
 
 from torch import nn
 
-from autocompress.cli.compress_command import arguments, checked, claim_folder, config_of, task_of, training_data
+from autocompress.cli.compress_command import (
+    arguments,
+    checked,
+    claim_folder,
+    config_of,
+    task_of,
+    training_data,
+    weights_of,
+)
 from autocompress.cli.console import to_json
 from autocompress.codec.atomic_write import write_whole
 from autocompress.integrations.page import Cell, Line, cards, facts, lines, number, percent, size, standalone, table
@@ -45,7 +53,7 @@ def curve_command(options: Namespace) -> str:
     missing = [target for target in targets if read_point(options.out, target) is None]
     if missing:
         model = starting_network(
-            task, options.weights, seed=options.seed, device=options.device, progress=not options.no_progress
+            task, weights_of(options), seed=options.seed, device=options.device, progress=not options.no_progress
         )
         for target, done in _computed(options, missing, model):
             _keep(options.out, target, done)

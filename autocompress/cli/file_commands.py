@@ -22,6 +22,7 @@ from autocompress.network.compressed_tensors import CompressedState
 from autocompress.network.live_network import named_tensors
 from autocompress.task import load_task
 from autocompress.task.named_models import make_model
+from autocompress.training.checks import name_of
 from autocompress.training.evaluation import evaluate
 
 # Measurements of `energy fit`; fewer than the last say nothing of the error on those held out.
@@ -29,7 +30,13 @@ MEASURED_SAMPLES = 60
 MIN_SAMPLES = 10
 
 # One image of the networks known by name, without the batch. A function of the user's own needs --data or the shape.
-INPUT_SHAPES = {"lenet5": (1, 28, 28), "alexnet": (3, 32, 32), "resnet": (3, 32, 32), "torchvision:": (3, 224, 224)}
+INPUT_SHAPES = {
+    "lenet5": (1, 28, 28),
+    "alexnet": (3, 32, 32),
+    "resnet": (3, 32, 32),
+    "torchvision:": (3, 224, 224),
+    "timm:": (3, 224, 224),
+}
 
 
 def inspect_command(options: Namespace) -> str:
@@ -53,12 +60,13 @@ def original_bytes(state: CompressedState) -> int:
 def evaluate_command(options: Namespace) -> str:
     """Returns the accuracy of a file on a split, as text or as a JSON object."""
     read_bytes(options.file)
-    task = load_task(options.model, options.data, device=options.device)
+    task = load_task(options.model, options.data, loss=options.loss, metric=options.metric, device=options.device)
     batches = task.test if options.split == "test" else task.validation
     if batches is None:
         raise InvalidInputError(f"--data {options.data!r} has no {options.split} split; try the other --split")
     model = load(options.file, into=task.make_model())
     outcome = evaluate(model, batches, loss=task.loss, metric=task.metric, device=options.device)
+    metric = name_of(task.metric)
     if options.json:
         return to_json(
             {
@@ -68,9 +76,11 @@ def evaluate_command(options: Namespace) -> str:
                 "examples": len(outcome.scores),
                 f"{options.split}_accuracy": outcome.metric,
                 f"{options.split}_loss": outcome.loss,
+                "metric": metric,
             }
         )
-    return f"{options.split} accuracy  {percent(outcome.metric)}  ({len(outcome.scores)} examples)"
+    score = percent(outcome.metric) if metric == "accuracy" else f"{outcome.metric:.6g}"
+    return f"{options.split} {metric}  {score}  ({len(outcome.scores)} examples)"
 
 
 def export_command(options: Namespace) -> str:
@@ -104,7 +114,7 @@ def network_and_example(options: Namespace) -> tuple[nn.Module, Any]:
     The example is one input with a batch dimension of 1: a tensor, a tuple or a dict of keyword arguments.
     """
     if options.data is not None:
-        task = load_task(options.model, options.data)
+        task = load_task(options.model, options.data, loss=getattr(options, "loss", None), scored=False)
         return task.make_model(), task.input_example
     shape = next((shape for start, shape in INPUT_SHAPES.items() if options.model.startswith(start)), None)
     return make_model(options.model), None if shape is None else random_input(shape)

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from autocompress.cli.console import DATA, MODEL, not_negative, positive, rate, seed
+from autocompress.cli.console import DATA, LOSS, METRIC, MODEL, not_negative, positive, rate, seed
 
 EXAMPLES = """\
 examples:
@@ -178,8 +178,8 @@ def _add_run(parser: ArgumentParser) -> None:
         "--weights",
         type=Path,
         metavar="FILE",
-        help="trained weights to start from (.safetensors or .pt state_dict); without it a reference network is "
-        "trained first and kept for the next time",
+        help="trained weights to start from (.safetensors or .pt state_dict); without it those beside the "
+        "configuration of hf:PATH, else a reference network is trained first and kept for the next time",
     )
     parser.add_argument(
         "--epochs",
@@ -199,6 +199,7 @@ def _add_run(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--energy-model", type=Path, metavar="FILE", help="of `autocompress energy fit`, for energy-channels targets"
     )
+    _add_scores(parser)
     _add_common(parser)
     parser.add_argument(
         "--no-progress", action="store_true", help="no progress bar, nor a line per epoch where stderr is no terminal"
@@ -225,6 +226,9 @@ def _add_inspect(commands: _SubParsersAction[_WithConfig]) -> None:
     _add_file(parser)
     parser.add_argument("--model", help=f"its network, for the names of the layers: {MODEL}")
     parser.add_argument("--data", help="the data it was made for, where MODEL depends on it (classes, input shape)")
+    parser.add_argument(
+        "--loss", metavar="NAME", help="that it was made with, where the number of outputs depends on it"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
 
 
@@ -234,6 +238,7 @@ def _add_evaluate(commands: _SubParsersAction[_WithConfig]) -> None:
     parser.add_argument("--model", required=True, help=MODEL)
     parser.add_argument("--data", required=True, help=DATA)
     parser.add_argument("--split", choices=["test", "validation"], default="test", help="default: test")
+    _add_scores(parser)
     _add_common(parser)
 
 
@@ -249,6 +254,9 @@ def _add_export(commands: _SubParsersAction[_WithConfig]) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the file to write")
     parser.add_argument("--data", help="the data it was made for: tells the number of classes and an input's shape")
+    parser.add_argument(
+        "--loss", metavar="NAME", help="that it was made with, where the number of outputs depends on it"
+    )
     parser.add_argument(
         "--input-shape",
         type=_shape,
@@ -283,6 +291,11 @@ def _add_energy(commands: _SubParsersAction[_WithConfig]) -> None:
 
 def _add_file(parser: ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a file written by autocompress compress")
+
+
+def _add_scores(parser: ArgumentParser) -> None:
+    parser.add_argument("--loss", metavar="NAME", help=LOSS)
+    parser.add_argument("--metric", metavar="NAME", help=METRIC)
 
 
 def _add_common(parser: ArgumentParser) -> None:

@@ -52,8 +52,13 @@ class Guest:
         """Checks what can be known before there is a network; see the callback of a framework for the arguments."""
         self.target, self.ignore, self.network, self.own_score = combined(target), ignore, network, evaluate
         self.out = None if out is None else Path(out)
-        if self.out is not None and not self.out.parent.is_dir():
-            raise InvalidInputError(f"out is {str(out)!r}: there is no folder {self.out.parent}; create it first")
+        if self.out is not None:
+            try:  # now, and not at the end of the training
+                self.out.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InvalidInputError(
+                    f"out is {str(out)!r}: cannot make the folder {self.out.parent}: {error.strerror}"
+                ) from error
         self.total_steps = None if total_steps is None else whole_number("total_steps", total_steps, 1)
         self.result: Result | None = None
         self.compressor: Compressor | None = None

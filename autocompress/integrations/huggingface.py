@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 STATE = "autocompress.pt"
 
 
-class AutoCompress(Guest, TrainerCallback):  # type: ignore[misc]
+class AutoCompress(Guest, TrainerCallback):
     """Compresses a network while a `Trainer` trains it.
 
     The compressor's state lies in the trainer's own checkpoints: `train(resume_from_checkpoint=)` goes on with it, and
@@ -126,7 +126,7 @@ class AutoCompress(Guest, TrainerCallback):  # type: ignore[misc]
     @staticmethod
     def _waiting(args: TrainingArguments, step: int) -> Path:
         """Returns where the state of a step lies until there is a checkpoint to hold it."""
-        return Path(args.output_dir) / f"autocompress-{step}.pt"
+        return Path(str(args.output_dir)) / f"autocompress-{step}.pt"
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Moves the state into the checkpoint that was written."""
@@ -192,11 +192,14 @@ class AutoCompress(Guest, TrainerCallback):  # type: ignore[misc]
                 f"the training goes on from step {step}, but {' and '.join(map(str, places[:-1]))} is not there: give "
                 "resume_from=, a checkpoint that was written with this callback, or begin anew"
             )
+        if found == places[-1] and places[-2].parent.is_dir():  # a kill came between the checkpoint and its state
+            os.replace(found, places[-2])
+            found = places[-2]
         return load_checkpoint(found)
 
 
 def _checkpoint(args: TrainingArguments, step: int) -> Path:
-    return Path(args.output_dir) / f"{transformers.trainer_utils.PREFIX_CHECKPOINT_DIR}-{step}"
+    return Path(str(args.output_dir)) / f"{transformers.trainer_utils.PREFIX_CHECKPOINT_DIR}-{step}"
 
 
 def save_pretrained(result: Result, folder: str | Path) -> None:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,8 +21,8 @@ from autocompress.targets import LossIncrease, Target, Targets
 from autocompress.training.random_state import random_states, restore_random_states, seed_all
 
 try:
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.plugins.environments import LightningEnvironment
     from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 except ImportError as error:
     raise AutocompressError(
@@ -126,7 +126,7 @@ class AutoCompress(Guest, Callback):
             self._seed = self.compressor.ranks.from_first(lambda: int(torch.randint(MAX_SEED, ())))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seeds all but the first epoch, and the one whose loader Lightning has begun since the checkpoint was loaded."""
+        """Seeds every epoch but the first, and the one that was seeded when its checkpoint was loaded."""
         self._epoch = trainer.current_epoch
         if self._epoch > 0 and not trainer.fit_loop.is_resuming:
             self._seed_epoch(self._epoch)
@@ -227,7 +227,8 @@ class AutoCompress(Guest, Callback):
                     enable_progress_bar=False,
                     enable_model_summary=False,
                 )
-                guest.validate(with_network(pl_module, part, network), trainer.val_dataloaders, verbose=False)
+                module = cast(LightningModule, with_network(pl_module, part, network))
+                guest.validate(module, trainer.val_dataloaders, verbose=False)
         finally:
             log.setLevel(level)
         found: Mapping[str, torch.Tensor] = guest.callback_metrics

@@ -27,7 +27,14 @@ from autocompress.training.checkpoint import Callback, TrainerCallback
 from autocompress.training.checks import check_task, guesses, name_of
 from autocompress.training.evaluation import Evaluation, evaluate, hold_out
 from autocompress.training.layer_statistics import refit_batch_norm
-from autocompress.training.losses import classification_loss, correct_predictions, distillation_from, output_distance
+from autocompress.training.losses import (
+    classification_loss,
+    correct_predictions,
+    distillation_from,
+    loss_of,
+    metric_of,
+    output_distance,
+)
 from autocompress.training.progress import stage
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded, set_epoch
 from autocompress.training.ranks import presence, ranks_of
@@ -116,8 +123,8 @@ def compress(
     test: Iterable[Any] | None = None,
     target: str | Target | Targets | Sequence[str | Target],
     calibration: Iterable[Any] | None = None,
-    loss: Callable[[Any, Tensor], Tensor] | None = None,
-    metric: Callable[[Any, Tensor], Tensor] | None = None,
+    loss: Callable[[Any, Tensor], Tensor] | str | None = None,
+    metric: Callable[[Any, Tensor], Tensor] | str | None = None,
     epochs: int | None = None,
     seed: int = 0,
     ignore: Ignore = (),
@@ -142,11 +149,13 @@ def compress(
             several that hold together.
         calibration: without `train`, batches of the network's inputs, with or without targets: a few hundred examples
             say which errors in the weights reach the layers' outputs, and set batch norm statistics.
-        loss: (output, target) -> scalar; default: the one that the network's output carries as `loss` when it is given
-            the target, else cross-entropy, or where the outputs are numbers like the targets (regression) the distance
-            to the outputs of the network as it was given. Cross-entropy is joined by distillation from that network.
-        metric: (output, target) -> one score per example, higher is better; default: right or wrong where the outputs
-            are class scores, else minus the loss.
+        loss: (output, target) -> scalar, or a name: "cross_entropy", "mse", "l1", "bce_with_logits", "model"; default:
+            the one that the network's output carries as `loss` when it is given the target, else cross-entropy, or
+            where the outputs are numbers like the targets (regression) the distance to the outputs of the network as
+            it was given. Cross-entropy is joined by distillation from that network.
+        metric: (output, target) -> one score per example, higher is better, or a name: "accuracy", "binary_accuracy",
+            "iou", or that of a loss for minus the loss; default: right or wrong where the outputs are class scores (or
+            logits of a binary cross-entropy), else minus the loss.
         epochs: length of the run; default: the recipe's; 0 = no training: the network is pruned and quantized at once.
         seed: of all random numbers.
         ignore: globs over parameter or module names, or module types, not to compress.
@@ -168,6 +177,8 @@ def compress(
     if recipe is not None and not hasattr(recipe, "for_compression"):
         raise InvalidInputError(f"recipe is {recipe!r}; it must be a Recipe, such as Recipe('sgd', learning_rate=0.1)")
     recipe = (recipe or Recipe()).for_compression()
+    loss = loss_of(loss) if isinstance(loss, str) else loss
+    metric = metric_of(metric) if isinstance(metric, str) else metric
     check_callbacks(callbacks)
     if train is None:
         if epochs:

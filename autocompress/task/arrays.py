@@ -47,20 +47,29 @@ def data_root() -> Path:
     return Path(os.environ.get("AUTOCOMPRESS_DATA") or Path.home() / ".cache" / "autocompress").expanduser()
 
 
+# module -> (package, extra that it comes with)
+_PACKAGES = {
+    "sklearn": ("scikit-learn", "data"),
+    "torchvision": ("torchvision", "data"),
+    "timm": ("timm", "timm"),
+    "transformers": ("transformers", "transformers"),
+}
+
+
 @contextlib.contextmanager
-def data_extra(what: str) -> Iterator[None]:
+def extra(what: str) -> Iterator[None]:
     """Says how to install what is imported inside, where it is missing.
 
     Raises:
-        InvalidInputError: scikit-learn or torchvision is not installed; `what` needs it.
+        InvalidInputError: a package of an extra is not installed; `what` needs it.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        package = {"sklearn": "scikit-learn", "torchvision": "torchvision"}.get((error.name or "").partition(".")[0])
-        if package is None:
+        found = _PACKAGES.get((error.name or "").partition(".")[0])
+        if found is None:
             raise
-        raise InvalidInputError(f'{what} needs {package}: pip install "autocompress[data]"') from error
+        raise InvalidInputError(f'{what} needs {found[0]}: pip install "autocompress[{found[1]}]"') from error
 
 
 def load_arrays(name: str) -> Arrays:
@@ -78,7 +87,7 @@ def load_arrays(name: str) -> Arrays:
 
 def load_digits() -> tuple[Tensor, Tensor]:
     """Returns scikit-learn's 1,797 digits, enlarged from 8 x 8: uint8 [1797, 1, 28, 28] and classes int64 [1797]."""
-    with data_extra("the data set digits"):
+    with extra("the data set digits"):
         from sklearn import datasets  # here because it takes a second to import
 
     bunch: Any = datasets.load_digits()
@@ -107,7 +116,7 @@ def _from_npz(path: Path) -> Arrays:
 
 
 def _from_torchvision(name: str) -> Arrays:
-    with data_extra(f"reading or downloading {name} without {name}.npz in {data_root()}"):
+    with extra(f"reading or downloading {name} without {name}.npz in {data_root()}"):
         from torchvision import datasets  # here because it takes a second to import
 
     root = data_root()

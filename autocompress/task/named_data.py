@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import InvalidInputError
-from autocompress.task.arrays import data_extra, hold_out, load_arrays, load_digits, stratified
+from autocompress.task.arrays import extra, hold_out, load_arrays, load_digits, stratified
 from autocompress.task.user_code import call_function
 from autocompress.training.batches import CropAndFlip, Normalize, TensorBatches
 
@@ -61,7 +61,7 @@ def load_data(name: str, *, batch_size: int, device: torch.device | str = "cpu",
         InvalidInputError: the name is unknown (close ones are given), or the data cannot be had.
     """
     if name.startswith(_FOLDER):
-        with data_extra(f"the data {name}"):
+        with extra(f"the data {name}"):
             from autocompress.task.folders import load_folder  # here because torchvision takes a second to import
 
         train, validation, test, num_classes = load_folder(name.removeprefix(_FOLDER), batch_size, seed)

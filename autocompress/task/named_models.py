@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import InvalidInputError
 from autocompress.network.live_network import EXTRA_STATE, named_tensors, state_names, storage_key
-from autocompress.task.arrays import data_extra
+from autocompress.task.arrays import extra
 from autocompress.task.networks import AlexNet, CifarResNet, LeNet5, ResNet50
 from autocompress.task.user_code import call_function
 
@@ -92,17 +92,18 @@ def _torchvision_model(name: str, num_classes: int, in_channels: int | None) -> 
 
 
 def _torchvision_classifiers() -> list[str]:
-    with data_extra("a network of torchvision"):
+    with extra("a network of torchvision"):
         from torchvision import models  # here because it takes a second to import
 
     return list(models.list_models(module=models))
 
 
 def _timm_model(name: str, num_classes: int, in_channels: int | None) -> nn.Module:
-    with extra("a network of timm", "timm", "timm"):
+    with extra("a network of timm"):
         import timm
     if name not in (known := timm.list_models()):
-        raise InvalidInputError(f"timm has no network {name!r};{_suggest(name, tuple(known))} timm.list_models() has all")
+        hint = _suggest(name, tuple(known))
+        raise InvalidInputError(f"timm has no network {name!r};{hint} timm.list_models() has all names")
     model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_channels or 3)
     return model
 
@@ -116,7 +117,7 @@ def transformers_model(source: str | Path) -> nn.Module:
     Raises:
         InvalidInputError: there is none, or it names no class of transformers.
     """
-    with extra("a network of transformers", "transformers", "transformers"):
+    with extra("a network of transformers"):
         import transformers
     try:
         config = transformers.AutoConfig.from_pretrained(str(source))

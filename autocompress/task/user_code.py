@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ def own_source(reference: str) -> str | None:
     Raises:
         InvalidInputError: as `import_function`.
     """
-    if ":" not in reference or reference.startswith(("torchvision:", "folder:")):
+    if ":" not in reference or reference.startswith(("torchvision:", "timm:", "hf:", "folder:")):
         return None
     import_function(reference)
     top = sys.modules[reference.partition(":")[0].partition(".")[0]]
@@ -31,12 +31,16 @@ def own_source(reference: str) -> str | None:
     return folders[0] if folders else top.__file__
 
 
-def import_function(reference: str) -> Callable[..., Any]:
+def import_function(reference: str, arguments: Sequence[str] = ()) -> Callable[..., Any]:
     """Returns the function that `package.module:function` names; the current folder is importable.
+
+    Args:
+        reference: the name.
+        arguments: what it will be called with, in words.
 
     Raises:
         InvalidInputError: no such module, one that cannot be imported, no such function in it, or one that takes
-            arguments.
+            other arguments.
     """
     module_name, _, name = reference.partition(":")
     if not module_name or not name:
@@ -58,10 +62,12 @@ def import_function(reference: str) -> Callable[..., Any]:
         )
         raise InvalidInputError(f"{module_name!r} has no function {name!r}; it has {named or 'none'}")
     try:
-        inspect.signature(function).bind()
+        inspect.signature(function).bind(*arguments)
     except TypeError as error:
+        called = f"with ({', '.join(arguments)})" if arguments else "without arguments"
+        takes = "takes these" if arguments else "takes none"
         raise InvalidInputError(
-            f"{reference!r} cannot be called without arguments ({error}); give a function that takes none"
+            f"{reference!r} cannot be called {called} ({error}); give a function that {takes}"
         ) from error
     except ValueError:  # a built-in that does not say what it takes
         pass

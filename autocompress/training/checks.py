@@ -28,8 +28,12 @@ from autocompress.training.evaluation import Evaluation, evaluate
 from autocompress.training.layer_statistics import forward_in_training
 from autocompress.training.losses import (
     IGNORED_TARGET,
+    METRICS,
     MinusLoss,
+    binary_accuracy,
+    binary_cross_entropy,
     carried_loss,
+    class_scores,
     classification_loss,
     correct_predictions,
     logits_of,
@@ -199,8 +203,8 @@ def _loss_value(loss: Loss, output: Any, target: Any, name: str) -> Tensor:
     if loss is classification_loss and (reason := _no_classes(output, target)):
         raise InvalidInputError(
             f"the default loss, cross-entropy, does not fit {name}: {reason}. It takes class scores [n, ..., classes] "
-            f"and class numbers [n, ...]; give loss=, such as torch.nn.functional.{_fitting_loss(output, target)}, and "
-            "metric=, one score per example, higher is better"
+            "or [n, classes, ...] and class numbers [n, ...]; give loss=, a function or a name such as 'mse' or "
+            "'bce_with_logits', and metric=, one score per example, higher is better"
         )
     try:
         value = loss(output, target)
@@ -275,10 +279,13 @@ def _check_pairs(kind: str, function: Loss | Metric, output: Any, target: Any, n
 
 def _default_metric(loss: Loss, output: Any, target: Any) -> Metric:
     """Returns the accuracy where the outputs are class scores of these targets, else minus the loss."""
+    if loss is binary_cross_entropy:
+        return binary_accuracy
     if _no_classes(output, target) is not None:
         return MinusLoss(loss)
     scores = logits_of(output)
-    if loss is not classification_loss and scores.ndim > 2 and scores.shape[2:] == target.shape[1:]:
+    either = scores.shape[:-1] == target.shape and scores.shape[2:] == target.shape[1:]
+    if loss is not classification_loss and scores.ndim > 2 and either:
         return MinusLoss(loss)  # [n, k, k] against [n, k]: a loss of one's own may take the classes in either place
     if loss is carried_loss:
         own, plain = (float(each(output, target).detach()) for each in (loss, classification_loss))
@@ -293,17 +300,10 @@ def _are_numbers(output: Any, target: Any) -> bool:
     return tensors and target.is_floating_point() and target.numel() == output.numel()
 
 
-def _fitting_loss(output: Any, target: Any) -> str:
-    """Returns the name of a loss of PyTorch's that may be meant: cross-entropy where the classes come second."""
-    tensors = isinstance(output, Tensor) and isinstance(target, Tensor) and not target.is_floating_point()
-    by_place = tensors and output.ndim > 2 and output.shape[:1] + output.shape[2:] == target.shape
-    return "cross_entropy" if by_place else "mse_loss"
-
-
 def _no_classes(output: Any, target: Any) -> str | None:
     """Returns why an output is no class scores for a target, None where it is."""
     try:
-        scores = logits_of(output)
+        scores = class_scores(output, target)
     except InvalidInputError as error:
         return str(error)
     if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
@@ -413,13 +413,14 @@ def guesses(
     network = copy_network(model, device=where).eval()
     batch = to_device(_first_batch(batches, seed, "the data"), where)
     with torch.no_grad():
-        output, _ = forward(network, batch, with_target=loss is carried_loss)
+        output, target = forward(network, batch, with_target=loss is carried_loss)
     scores = scores or evaluate(network, batches, loss=loss, metric=metric, device=where)
-    return at_chance(scores.metric, len(scores.scores), logits_of(output).shape[-1])
+    return at_chance(scores.metric, len(scores.scores), class_scores(output, target).shape[-1])
 
 
 def name_of(metric: Metric) -> str:
     """Returns what a metric is called in reports and records."""
-    if metric is correct_predictions:
-        return "accuracy"
+    named = next((name for name, function in METRICS.items() if function is metric), None)
+    if named is not None:
+        return named
     return "minus the loss" if isinstance(metric, MinusLoss) else getattr(metric, "__name__", type(metric).__name__)

@@ -22,6 +22,7 @@ from autocompress.training.checkpoint import save_checkpoint
 from autocompress.training.checks import guesses
 from autocompress.training.evaluation import Evaluation, evaluate
 from autocompress.training.layer_statistics import refit_batch_norm
+from autocompress.training.losses import classification_loss
 from autocompress.training.random_state import seeded, set_epoch
 from autocompress.training.trainer import Trainer
 
@@ -129,7 +130,10 @@ def _load_cached(model: nn.Module, path: Path) -> bool:
 
 def _file_name(task: Task, model: nn.Module, seed: int) -> str:
     """Returns the task's name and a digest of all that decides the weights: recipe, seed, start and data."""
-    digest = hashlib.sha256(f"{task.name} {seed} {task.recipe.key()} {check_batches(task.train, 'train')}".encode())
+    decided = f"{task.name} {seed} {task.recipe.key()} {check_batches(task.train, 'train')}"
+    if task.loss is not classification_loss:
+        decided += f" {getattr(task.loss, '__qualname__', type(task.loss).__qualname__)}"
+    digest = hashlib.sha256(decided.encode())
     for name, tensor in named_tensors(model).items():
         digest.update(f"{name}{list(tensor.shape)}".encode())
         _update(digest, tensor)

@@ -213,7 +213,7 @@ class Trainer:
                 output, target = forward_in_training(self.model, batch, with_target=self.loss is carried_loss)
             value = self.loss(output, target)
             if self.distillation is not None:
-                value = self.distillation.loss(output, self.taught(batch, again=self.epoch > 0), value)
+                value = self.distillation.loss(output, self.taught(batch, again=self.epoch > 0), value, target)
             value.backward()  # type: ignore[no-untyped-call]
         dense_gradients(self.model.parameters())
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
