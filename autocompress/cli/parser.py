@@ -226,9 +226,7 @@ def _add_inspect(commands: _SubParsersAction[_WithConfig]) -> None:
     _add_file(parser)
     parser.add_argument("--model", help=f"its network, for the names of the layers: {MODEL}")
     parser.add_argument("--data", help="the data it was made for, where MODEL depends on it (classes, input shape)")
-    parser.add_argument(
-        "--loss", metavar="NAME", help="that it was made with, where the number of outputs depends on it"
-    )
+    parser.add_argument("--loss", metavar="NAME", help="that it was made with, where the outputs depend on it")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
 
 
@@ -254,9 +252,7 @@ def _add_export(commands: _SubParsersAction[_WithConfig]) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the file to write")
     parser.add_argument("--data", help="the data it was made for: tells the number of classes and an input's shape")
-    parser.add_argument(
-        "--loss", metavar="NAME", help="that it was made with, where the number of outputs depends on it"
-    )
+    parser.add_argument("--loss", metavar="NAME", help="that it was made with, where the outputs depend on it")
     parser.add_argument(
         "--input-shape",
         type=_shape,

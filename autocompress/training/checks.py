@@ -237,6 +237,11 @@ def _check_gradient(value: Tensor, network: nn.Module, name: str) -> None:
 
 
 def _check_metric(metric: Metric, output: Any, target: Any, name: str) -> None:
+    if metric is correct_predictions and (reason := _no_classes(output, target)):
+        raise InvalidInputError(
+            f"the metric accuracy does not fit {name}: {reason}; give metric=, such as 'binary_accuracy' or 'mse' or a "
+            "function, one score per example, higher is better"
+        )
     try:
         scores = metric(output, target)
     except Exception as error:  # whatever the user's function raises
