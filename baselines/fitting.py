@@ -14,10 +14,9 @@ from autocompress.constraints.file_size import FileSizeConstraint
 from autocompress.constraints.file_writer import BudgetedFileWriter
 from autocompress.constraints.weight_bits import WeightBitsConstraint, squared_error
 from autocompress.errors import InvalidInputError
-from autocompress.network.compressed_tensors import CompressedState, QuantizedTensor
+from autocompress.network.compressed_tensors import CompressedState, QuantizedTensor, weight_data_bits
 from autocompress.network.network_state import vector_tensors
 from autocompress.network.selection import original_bytes
-from autocompress.network.tensor_sizes import weight_data_bits
 from autocompress.solver.constants import SolverConstants
 from autocompress.targets import FileSize, Target, WeightBits
 from baselines.plan import Plan

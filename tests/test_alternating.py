@@ -7,8 +7,12 @@ import torch
 
 from autocompress.constraints.weight_bits import WeightBitsState, project_plan, project_weight_bits, squared_error
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.network.compressed_tensors import QuantizedTensor
-from autocompress.network.tensor_sizes import smallest_weight_data_bits, weight_data_bits, weight_data_factor
+from autocompress.network.compressed_tensors import (
+    QuantizedTensor,
+    smallest_weight_data_bits,
+    weight_data_bits,
+    weight_data_factor,
+)
 
 SHAPES = [(6, 1, 3, 3), (40, 54), (10, 40)]
 

@@ -22,13 +22,15 @@ from autocompress.errors import CorruptArtifactError, InfeasibleTargetError, Inv
 from autocompress.network.compressed_tensors import (
     CompressedState,
     QuantizedTensor,
+    code_bits,
+    position_bits,
     quantized_tensor,
+    scalar_code_bits,
     scalar_tensors,
     to_grid,
 )
 from autocompress.network.kernel_tensor import KernelTensor, kernel_levels, kernel_tensor, vector_lengths
 from autocompress.network.selection import select
-from autocompress.network.tensor_sizes import code_bits, position_bits, scalar_code_bits
 from autocompress.numerics.vector_kmeans import encode_kernels, fit_kernels, nearest
 from autocompress.solver.constants import DEFAULTS
 from autocompress.solver.fine_tuning import FineTuning

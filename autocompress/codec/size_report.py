@@ -10,10 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from autocompress.codec.state_coder import code_length
-from autocompress.network.compressed_tensors import CompressedState, WeightTensor
+from autocompress.network.compressed_tensors import CompressedState, WeightTensor, code_bits
 from autocompress.network.kernel_tensor import KernelTensor
 from autocompress.network.selection import original_bytes
-from autocompress.network.tensor_sizes import code_bits
 
 
 @dataclass(frozen=True)

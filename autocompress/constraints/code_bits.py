@@ -24,9 +24,14 @@ from autocompress.constraints.constraint import Network, Projection, relative_er
 from autocompress.constraints.file_writer import WeightsOnlyConstraint
 from autocompress.constraints.weight_bits import squared_error
 from autocompress.errors import InvalidInputError
-from autocompress.network.compressed_tensors import QuantizedTensor, WeightTensor
+from autocompress.network.compressed_tensors import (
+    QuantizedTensor,
+    WeightTensor,
+    check_code_bits_budget,
+    code_bits,
+    scalar_code_bits,
+)
 from autocompress.network.kernel_tensor import MAX_CODEWORDS, KernelTensor, kernel_code_bits, vector_lengths
-from autocompress.network.tensor_sizes import check_code_bits_budget, code_bits, scalar_code_bits
 from autocompress.numerics.kmeans import encode, fit_codebooks, prepare_sorted
 from autocompress.numerics.knapsack import RankedWeights, rank_weights
 from autocompress.numerics.multiple_choice_knapsack import Allocation, allocate

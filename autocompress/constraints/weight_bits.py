@@ -33,8 +33,14 @@ from torch import Tensor
 from autocompress.constraints.constraint import Network, Projection, relative_error
 from autocompress.constraints.file_writer import WeightsOnlyConstraint
 from autocompress.errors import InvalidInputError
-from autocompress.network.compressed_tensors import QuantizedTensor, WeightTensor, quantized_tensor, scalar_tensors
-from autocompress.network.tensor_sizes import check_weight_data_budget, weight_data_bits
+from autocompress.network.compressed_tensors import (
+    QuantizedTensor,
+    WeightTensor,
+    check_weight_data_budget,
+    quantized_tensor,
+    scalar_tensors,
+    weight_data_bits,
+)
 from autocompress.numerics.kmeans import Codebook, encode, fit_codebook, fit_codebooks, prepare_sorted, sort_values
 from autocompress.numerics.knapsack import RankedWeights, prune, rank_weights
 from autocompress.numerics.multiple_choice_knapsack import Allocation, allocate

@@ -13,7 +13,7 @@ from torch import nn
 
 from autocompress.codec.file import load
 from autocompress.errors import AutocompressError, InvalidInputError
-from autocompress.integrations import FILE, Guest, inner_network, save_folder
+from autocompress.integrations.guest import FILE, Guest, inner_network, save_folder
 from autocompress.network.selection import Ignore
 from autocompress.solver.result import Result
 from autocompress.targets import LossIncrease, Target, Targets

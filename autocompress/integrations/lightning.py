@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 
 from autocompress.errors import MAX_SEED, AutocompressError, InvalidInputError
-from autocompress.integrations import Guest, inner_network, save_folder, with_network
+from autocompress.integrations.guest import Guest, inner_network, save_folder, with_network
 from autocompress.network.selection import Ignore
 from autocompress.solver.result import Result
 from autocompress.targets import LossIncrease, Target, Targets
