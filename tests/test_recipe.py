@@ -7,9 +7,18 @@ from torch import nn
 
 from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.training.batches import TensorBatches
-from autocompress.training.learning_rate import MARGIN, STEPS, find_learning_rate, fresh_copy, range_test
 from autocompress.training.losses import classification_loss
-from autocompress.training.recipe import Recipe, WarmupCosine, make_optimizer, recipe_for
+from autocompress.training.recipe import (
+    MARGIN,
+    STEPS,
+    Recipe,
+    WarmupCosine,
+    find_learning_rate,
+    fresh_copy,
+    make_optimizer,
+    range_test,
+    recipe_for,
+)
 
 CPU = torch.device("cpu")
 

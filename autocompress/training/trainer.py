@@ -37,7 +37,6 @@ from autocompress.training.checkpoint import (
 )
 from autocompress.training.checks import takes_bfloat16
 from autocompress.training.layer_statistics import forward_in_training
-from autocompress.training.learning_rate import find_learning_rate
 from autocompress.training.losses import (
     Distillation,
     OutputDistillation,
@@ -48,7 +47,7 @@ from autocompress.training.losses import (
 from autocompress.training.progress import Progress
 from autocompress.training.random_state import seed_data_order, seeded, set_epoch
 from autocompress.training.ranks import ranks_of
-from autocompress.training.recipe import MAX_GRADIENT_NORM, Recipe, make_optimizer, make_scheduler
+from autocompress.training.recipe import MAX_GRADIENT_NORM, Recipe, find_learning_rate, make_optimizer, make_scheduler
 
 logger = logging.getLogger(__name__)
 
