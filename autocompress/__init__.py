@@ -29,9 +29,10 @@ from autocompress.targets import (
 )
 
 if TYPE_CHECKING:
-    from autocompress.codec.file import load
+    from autocompress.codec.file import load, read_metadata, read_state
     from autocompress.energy.channel_graph import shrink
     from autocompress.energy.network_energy import energy_of
+    from autocompress.network.onnx_export import export_onnx
     from autocompress.solver.compression import compress
     from autocompress.solver.compressor import Compressor
     from autocompress.solver.result import Result
@@ -57,8 +58,11 @@ __all__ = [
     "WeightBits",
     "compress",
     "energy_of",
+    "export_onnx",
     "load",
     "parse_target",
+    "read_metadata",
+    "read_state",
     "shrink",
 ]
 
@@ -70,7 +74,10 @@ _MODULES = {
     "Result": "solver.result",
     "compress": "solver.compression",
     "energy_of": "energy.network_energy",
+    "export_onnx": "network.onnx_export",
     "load": "codec.file",
+    "read_metadata": "codec.file",
+    "read_state": "codec.file",
     "shrink": "energy.channel_graph",
 }
 

@@ -15,7 +15,16 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from autocompress.codec.file import Payload, decode_state, encode_state, load, pack, read_state, save_artifact, unpack
+from autocompress.codec.file import (
+    Payload,
+    decode_state,
+    encode_state,
+    load,
+    pack,
+    read_compressed,
+    save_artifact,
+    unpack,
+)
 from autocompress.codec.layout import fingerprint, layout_of, shared_names
 from autocompress.codec.size_report import size_report
 from autocompress.errors import CorruptArtifactError, InvalidInputError
@@ -255,7 +264,7 @@ def test_load_keeps_dtype_and_leaves_the_module_alone_when_it_fails(tmp_path):
     half = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).to(torch.bfloat16)
     load(tmp_path / "net.safetensors", half)
     assert half[0].weight.dtype == torch.bfloat16
-    state = read_state(tmp_path / "net.safetensors", model)
+    state = read_compressed(tmp_path / "net.safetensors", model)
     assert torch.equal(half[0].weight, state.quantized["0.weight"].dense().to(torch.bfloat16))
     before = model[0].weight.clone()
     (tmp_path / "bad.safetensors").write_bytes(data[:-1])
@@ -332,7 +341,7 @@ def test_the_report_adds_up():
 
 def test_the_golden_file_of_version_1_stays_readable():
     expected = np.load(GOLDEN / "version1.npz")
-    dense = read_state(GOLDEN / "version1.safetensors").dense()
+    dense = read_compressed(GOLDEN / "version1.safetensors").dense()
     assert sorted(dense) == sorted(expected.files)
     for name, tensor in dense.items():
         assert tensor.numpy().dtype == expected[name].dtype

@@ -491,10 +491,10 @@ def test_a_bug_shows_its_traceback(monkeypatch, capsys, tmp_path):
 def test_what_others_print_does_not_reach_stdout(monkeypatch, capsys, written):
     def chatter(*arguments, **named):
         print("downloading ...")
-        return read_state(*arguments, **named)
+        return read_compressed(*arguments, **named)
 
-    read_state = file_commands.read_state
-    monkeypatch.setattr(file_commands, "read_state", chatter)
+    read_compressed = file_commands.read_compressed
+    monkeypatch.setattr(file_commands, "read_compressed", chatter)
     assert main(["inspect", str(written[0]), *MODEL, "--json"]) == 0
     captured = capsys.readouterr()
     json.loads(captured.out)

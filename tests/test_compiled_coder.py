@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from autocompress.codec import state_coder
-from autocompress.codec.file import encode_state, read_state
+from autocompress.codec.file import encode_state, read_compressed
 from autocompress.codec.range_coder import ONE, Coder, Decoder, Encoder, Meter
 from autocompress.codec.state_coder import code_length, decode_stream, encode_stream, entries_of
 from autocompress.errors import CorruptArtifactError
@@ -136,7 +136,7 @@ def test_codebooks_of_kernels_have_the_same_stream_either_way(monkeypatch):
 @pytest.mark.parametrize("version", [1, 2])
 def test_golden_files_are_read_the_same(monkeypatch, version):
     path = GOLDEN / f"version{version}.safetensors"
-    plain, compiled = (state.dense() for state in both(monkeypatch, lambda: read_state(path)))
+    plain, compiled = (state.dense() for state in both(monkeypatch, lambda: read_compressed(path)))
     assert plain.keys() == compiled.keys()
     assert all(torch.equal(compiled[name], tensor) for name, tensor in plain.items())
 

@@ -173,6 +173,47 @@ def test_folder_layouts(tmp_path, folders, sizes) -> None:
     assert tuple(len(split.dataset) for split in (splits.train, splits.validation, splits.test)) == sizes
 
 
+def test_folder_transforms_can_be_chosen(tmp_path, monkeypatch) -> None:
+    write_images(tmp_path / "images", 20, side=20)
+    name = f"folder:{tmp_path / 'images'}"
+    plain = load_data(f"{name}?size=12&augment=none&normalize=none", batch_size=40)
+    ((images, _),) = list(plain.train)
+    assert images.shape[1:] == (3, 12, 12)
+    assert 0 <= images.min() < images.max() <= 1
+    ((again, _),) = list(load_data(f"{name}?size=12&augment=none&normalize=half", batch_size=40).train)
+    torch.testing.assert_close(again, 2 * images - 1)  # the same order, and nothing drawn
+    ((flipped, _),) = list(load_data(f"{name}?size=12&augment=flip&normalize=none", batch_size=40).train)
+    rows = [torch.equal(a, b) or torch.equal(a, b.flip(-1)) for a, b in zip(images, flipped, strict=True)]
+    assert all(rows)
+    assert not torch.equal(images, flipped)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sides.py").write_text(
+        "from torchvision import transforms as t\n"
+        "def grey():\n"
+        "    both = t.Compose([t.Grayscale(), t.Resize(8), t.ToTensor()])\n"
+        "    return both, both\n"
+        "def one():\n"
+        "    return t.ToTensor()\n"
+    )
+    ((grey, _),) = list(load_data(f"{name}?transforms=sides:grey", batch_size=40).train)
+    assert grey.shape[1:] == (1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("side=12", "has no option 'side'; they are size, augment, normalize, transforms"),
+        ("size=big", "size is 'big'; it must be a number of pixels"),
+        ("augment=mixup", "augment is 'mixup'; it may be crop-flip, crop, flip, none"),
+        ("transforms=collections:OrderedDict", "returned a OrderedDict; it must return two functions"),
+    ],
+)
+def test_folder_options_that_cannot_be(tmp_path, options, message) -> None:
+    write_images(tmp_path, 4)
+    with pytest.raises(InvalidInputError, match=message):
+        load_data(f"folder:{tmp_path}?{options}", batch_size=4)
+
+
 def test_folder_with_other_classes_in_a_split(tmp_path) -> None:
     write_images(tmp_path / "train", 10)
     write_images(tmp_path / "test", 2, classes=("cat", "fox"))

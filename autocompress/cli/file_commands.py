@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.cli.console import check_output, percent, to_json
 from autocompress.codec.atomic_write import replacing
-from autocompress.codec.file import load, read_state
+from autocompress.codec.file import load, read_compressed, read_metadata
 from autocompress.codec.size_report import size_report
 from autocompress.energy.channel_graph import ANALYTIC_SAMPLES, ChannelGraph
 from autocompress.energy.energy_meters import make_meter, measured_energy
@@ -43,11 +43,14 @@ def inspect_command(options: Namespace) -> str:
     """Returns the size report of a file, or it as a JSON object."""
     data = read_bytes(options.file)
     model = None if options.model is None else network_and_example(options)[0]
-    state = read_state(options.file, model)
+    state = read_compressed(options.file, model)
     report = size_report(state, data, nn.Module() if model is None else model)
     if model is None:
         report = dataclasses.replace(report, original_bytes=original_bytes(state))
-    return to_json({"file": str(options.file)} | report.to_json()) if options.json else str(report)
+    metadata = read_metadata(options.file)
+    if options.json:
+        return to_json({"file": str(options.file)} | report.to_json() | ({"metadata": metadata} if metadata else {}))
+    return "\n".join([str(report), *(f"{key}: {text}" for key, text in metadata.items())])
 
 
 def original_bytes(state: CompressedState) -> int:
@@ -89,7 +92,7 @@ def export_command(options: Namespace) -> str:
     read_bytes(options.file)
     network, example = network_and_example(options)
     if options.to == "onnx" and options.input_shape is not None:
-        example = random_input(options.input_shape)
+        example = random_input(options.input_shape, options.input_dtype)
     if options.to == "onnx" and example is None:
         raise InvalidInputError(
             f"the inputs of {options.model!r} are not known; give --data, or their shape such as --input-shape 3,32,32"
@@ -120,9 +123,12 @@ def network_and_example(options: Namespace) -> tuple[nn.Module, Any]:
     return make_model(options.model), None if shape is None else random_input(shape)
 
 
-def random_input(shape: tuple[int, ...]) -> Tensor:
-    """Returns one input of this shape, [1, ...], the same at every call."""
-    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+def random_input(shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
+    """Returns one input of this shape, [1, ...], the same at every call; of whole numbers 0 and 1, valid everywhere."""
+    generator, kind = torch.Generator().manual_seed(0), getattr(torch, dtype)
+    if kind.is_floating_point:
+        return torch.randn(1, *shape, generator=generator, dtype=kind)
+    return torch.randint(2, (1, *shape), generator=generator).to(kind)
 
 
 def save_state_dict(model: nn.Module, path: Path) -> None:

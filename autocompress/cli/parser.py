@@ -259,6 +259,12 @@ def _add_export(commands: _SubParsersAction[_WithConfig]) -> None:
         metavar="N,N,...",
         help="shape of one input without the batch, such as 1,28,28: for ONNX, where MODEL does not tell it",
     )
+    parser.add_argument(
+        "--input-dtype",
+        choices=["float32", "float64", "int64", "int32", "bool"],
+        default="float32",
+        help="type of the input of --input-shape; int64 for tokens (default: float32)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
 
 

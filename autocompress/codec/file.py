@@ -2,17 +2,21 @@
 
 Layout of the tensor: 1 byte (format version * 2 + whether a name table follows), 4 bytes CRC-32 of all the rest of
 the tensor and that byte, 4 bytes fingerprint of names and shapes, the name table if any (its length as a varint), the
-stream. The container is accepted only in the one spelling that is written here, so that no altered byte goes unseen.
+stream. The user's texts may stand in the header, with a checksum. The container is accepted only in the one spelling
+that is written here, so that no altered byte goes unseen.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.codec.atomic_write import write_whole
 from autocompress.codec.layout import ELEMENTS_PER_BYTE, Layout, fingerprint, layout_of, read_table, write_table
@@ -28,6 +32,9 @@ VERSIONS = (1, 2)
 # The safetensors header has 8 bytes of length and these characters, which grow with the digits of the size.
 _JSON = '{{"w":{{"dtype":"U8","shape":[{size}],"data_offsets":[0,{size}]}}}}'
 _FIXED_BYTES = 9
+# Texts beside the tensor: their own checksum, and how long they may be.
+CHECKSUM = "crc32"
+MAX_METADATA_BYTES = 1 << 16
 # Names and shapes of a network, deflated; the largest published ones need less than a hundredth of this.
 MAX_TABLE_BYTES = 1 << 20
 
@@ -83,18 +90,37 @@ def unpack(data: bytes) -> Payload:
     return Payload(fingerprint, rest[used : used + length], rest[used + length :], version)
 
 
-def _header(size: int) -> bytes:
-    return _JSON.format(size=size).encode()
+def _header(size: int, metadata: Mapping[str, str] | None = None) -> bytes:
+    plain = _JSON.format(size=size).encode()
+    if not metadata:
+        return plain
+    crc = f"{zlib.crc32(_plain_json(metadata)):08x}"
+    return b'{"__metadata__":' + _plain_json({**metadata, CHECKSUM: crc}) + b"," + plain[1:]
 
 
 def _tensor_of(data: bytes) -> bytes:
+    _metadata_of(data)
+    return data[8 + int.from_bytes(data[:8], "little") :]
+
+
+def _metadata_of(data: bytes) -> dict[str, str]:
+    """Returns the texts in a file's header, after checking that it is spelled as it is written here."""
     if len(data) < 8:
         raise CorruptArtifactError(f"{len(data)} bytes are no safetensors file: it is truncated or something else")
     length = int.from_bytes(data[:8], "little")
-    size = len(data) - 8 - length
-    if size < _FIXED_BYTES or data[8 : 8 + length] != _header(size):
+    size, header = len(data) - 8 - length, data[8 : 8 + length]
+    metadata: dict[str, str] = {}
+    if size >= _FIXED_BYTES and header.startswith(b'{"__metadata__":') and length <= 2 * MAX_METADATA_BYTES:
+        try:
+            metadata = dict(json.loads(header)["__metadata__"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            metadata = {}
+        metadata.pop(CHECKSUM, None)
+        if not all(isinstance(value, str) for value in metadata.values()):
+            metadata = {}
+    if size < _FIXED_BYTES or header != _header(size, metadata):
         raise CorruptArtifactError("truncated, or not a file written by autocompress")
-    return data[8 + length :]
+    return metadata
 
 
 def _varint(number: int) -> bytes:
@@ -160,7 +186,9 @@ def decode_state(data: bytes, layout: Layout | None = None) -> CompressedState:
     payload = unpack(data)
     table = None if payload.table is None else read_table(payload.table)
     if layout is None and table is None:
-        raise InvalidInputError("the file holds no tensor names: give the model that it was made from")
+        raise InvalidInputError(
+            "the file holds no tensor names: give the model that it was made from, as in load(path, into=model)"
+        )
     chosen = layout or table
     assert chosen is not None
     if layout is None and chosen.elements > ELEMENTS_PER_BYTE * len(data):
@@ -223,7 +251,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise InvalidInputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def read_state(path: str | os.PathLike[str], model: nn.Module | None = None) -> CompressedState:
+def read_compressed(path: str | os.PathLike[str], model: nn.Module | None = None) -> CompressedState:
     """Returns the state in a file; `model` (only its names and shapes count) is needed where the file has no names.
 
     Raises:
@@ -233,10 +261,30 @@ def read_state(path: str | os.PathLike[str], model: nn.Module | None = None) -> 
     return decode_state(read_bytes(path), None if model is None else layout_of(model))
 
 
-def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
+def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Returns the tensors in a file by name, a plain state_dict, without any network.
+
+    That takes a file that holds names: `result.save(path, names=True)`, and where they are less than 1 % of a file
+    they stand in it unasked.
+
+    Raises:
+        InvalidInputError: no such file, or one without names.
+        CorruptArtifactError: a damaged file.
+    """
+    return dict(read_compressed(path).dense())
+
+
+def load(path: str | os.PathLike[str], into: nn.Module, *, prefix: str | Mapping[str, str] | None = None) -> nn.Module:
     """Fills a module with the weights of a file and returns it in eval mode.
 
     The values are exactly those of the state that was saved, converted to each parameter's dtype and device.
+
+    Args:
+        path: the file.
+        into: the module to fill.
+        prefix: what stands before the names in the module, or else in the file: with "net" a file of a network fills
+            the attribute `net` of a module, and one of such a module the network alone. Or prefixes in the file ->
+            prefixes in the module, such as {"model.": "net."}. Tensors of the module under none are left as they are.
 
     Raises:
         InvalidInputError: no such file, or a file for another network; the module is unchanged.
@@ -245,9 +293,98 @@ def load(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     if not isinstance(into, nn.Module):
         kind = f"the class {into.__name__}" if isinstance(into, type) else f"a {type(into).__name__}"
         raise InvalidInputError(f"into is {kind}; it must be a torch.nn.Module, such as make_model()")
-    absent = next((name for name, tensor in named_tensors(into).items() if tensor.is_meta), None)
+    tensors = _named_as_in_file(named_tensors(into), prefix)
+    absent = next((name for name, tensor in tensors.items() if tensor.is_meta), None)
     if absent is not None:
         raise InvalidInputError(
             f"{absent} of the network is on the meta device and holds no values; call to_empty(device='cpu') first"
         )
-    return fill(into, read_state(path, into))
+    data = read_bytes(path)
+    try:
+        state = decode_state(data, layout_of(tensors))
+    except InvalidInputError as error:
+        found = None if prefix is not None else _fitting_prefix(data, into)
+        if found is None:
+            raise
+        raise InvalidInputError(f"{error}; it fits with prefix={found!r}") from error
+    return fill(into, state, tensors)
+
+
+def _named_as_in_file(tensors: dict[str, Tensor], prefix: str | Mapping[str, str] | None) -> dict[str, Tensor]:
+    """Returns those of a module's tensors that a file has, under their names in the file.
+
+    Raises:
+        InvalidInputError: no name begins with a prefix.
+    """
+    if not prefix:
+        return tensors
+    if isinstance(prefix, str):
+        before = prefix if prefix.endswith(".") else f"{prefix}."
+        inside = any(name.startswith(before) for name in tensors)
+        prefix = {"": before} if inside else {before: ""}
+    longest = sorted(prefix.items(), key=lambda pair: -len(pair[1]))
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        pair = next((pair for pair in longest if name.startswith(pair[1])), None)
+        if pair is not None:
+            renamed[pair[0] + name.removeprefix(pair[1])] = tensor
+    if not renamed:
+        names = ", ".join(list(tensors)[:3])
+        raise InvalidInputError(f"prefix is {dict(prefix)}, but no name in the module begins so: they are {names}, ...")
+    return renamed
+
+
+def _fitting_prefix(data: bytes, into: nn.Module) -> str | None:
+    """Returns a prefix with which a file fits a module: of one of its parts, or one that wrappers are known to give."""
+    tensors = named_tensors(into)
+    parts = [name for name, _ in into.named_children()]
+    for prefix in dict.fromkeys([*parts, *_WRAPPERS]):
+        with contextlib.suppress(InvalidInputError):
+            layout = layout_of(_named_as_in_file(tensors, prefix))
+            payload = unpack(data)
+            ordered = decode_kinds(payload.stream, layout.entries)
+            if fingerprint(ordered, layout.aliases) == payload.fingerprint:
+                return prefix
+    return None
+
+
+# Attributes in which training frameworks and their users keep a network.
+_WRAPPERS = ("net", "model", "module", "network")
+
+
+def with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
+    """Returns a file with texts in its safetensors header, in the place of those that it had.
+
+    A checksum of them stands there, too, so that no altered byte goes unseen.
+
+    Raises:
+        InvalidInputError: a key or value is no text, or they are longer than `MAX_METADATA_BYTES`.
+    """
+    tensor = _tensor_of(data)
+    header = _header(len(tensor), _checked(metadata))
+    return len(header).to_bytes(8, "little") + header + tensor
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Returns the texts that were saved with a file (`result.save(path, metadata=)`), nothing where there are none.
+
+    Raises:
+        InvalidInputError: no such file.
+        CorruptArtifactError: a damaged file.
+    """
+    return _metadata_of(read_bytes(path))
+
+
+def _checked(metadata: Mapping[str, str]) -> dict[str, str]:
+    other = [key for pair in metadata.items() for key in pair if not isinstance(key, str)]
+    if other or CHECKSUM in metadata:
+        what = f"has {other[0]!r}" if other else f"has the key {CHECKSUM!r}, which is the file's own"
+        raise InvalidInputError(f"metadata {what}; it must be a dict of texts, such as {{'source': 'model zoo'}}")
+    found = {key: metadata[key] for key in sorted(metadata)}
+    if len(_plain_json(found)) > MAX_METADATA_BYTES:
+        raise InvalidInputError(f"the metadata take more than {MAX_METADATA_BYTES} bytes")
+    return found
+
+
+def _plain_json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()

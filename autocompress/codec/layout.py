@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.codec.state_coder import Entry, entries_of
 from autocompress.errors import CorruptArtifactError
@@ -40,22 +40,22 @@ class Layout:
         return sum(entry.elements for entry in self.entries)
 
 
-def shared_names(module: nn.Module) -> dict[str, str]:
-    """Returns alias -> first name of the same tensor (tied weights), for the names of `named_tensors`."""
+def shared_names(network: nn.Module | Mapping[str, Tensor]) -> dict[str, str]:
+    """Returns alias -> first name of the same tensor (tied weights), of a module or of tensors by name."""
     first: dict[tuple[object, ...], str] = {}
     aliases = {}
-    for name, tensor in named_tensors(module).items():
+    for name, tensor in (named_tensors(network) if isinstance(network, nn.Module) else network).items():
         holder = first.setdefault(storage_key(tensor), name)
         if holder != name:
             aliases[name] = holder
     return aliases
 
 
-def layout_of(module: nn.Module) -> Layout:
-    """Returns the layout of a module."""
-    aliases = shared_names(module)
-    entries = [Entry(name, tuple(t.shape)) for name, t in named_tensors(module).items() if name not in aliases]
-    return Layout(entries, aliases)
+def layout_of(network: nn.Module | Mapping[str, Tensor]) -> Layout:
+    """Returns the layout of a module, or of tensors by name."""
+    tensors = named_tensors(network) if isinstance(network, nn.Module) else network
+    aliases = shared_names(tensors)
+    return Layout([Entry(name, tuple(t.shape)) for name, t in tensors.items() if name not in aliases], aliases)
 
 
 def fingerprint(entries: Sequence[Entry], aliases: dict[str, str]) -> bytes:

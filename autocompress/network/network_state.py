@@ -192,10 +192,16 @@ def zero_state(state: CompressedState) -> CompressedState:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, state: CompressedState) -> nn.Module:
-    """Puts exactly the state's values into a network's tensors and returns it, in evaluation mode."""
+def fill(model: nn.Module, state: CompressedState, tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Puts exactly the state's values into a network's tensors and returns it, in evaluation mode.
+
+    Args:
+        model: the network.
+        state: the values.
+        tensors: those of the network that are filled, by their names in the state; default: all.
+    """
     dense = state.dense()
-    for name, tensor in named_tensors(model).items():
+    for name, tensor in (named_tensors(model) if tensors is None else tensors).items():
         values = dense[name].view(tensor.shape)
         if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
             tensor.data = values.to(tensor.device, tensor.dtype)  # an expanded buffer cannot be written into

@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.codec.file import decode_state, save_artifact
+from autocompress.codec.file import decode_state, encode_state, save_artifact, unpack, with_metadata
 from autocompress.codec.layout import layout_of
 from autocompress.codec.size_report import size_report
 from autocompress.energy.network_energy import EnergyUse
+from autocompress.errors import InvalidInputError
 from autocompress.integrations.page import accuracy_lines
 from autocompress.integrations.run_page import as_frame, history_rows, layer_rows, run_page, save_report
 from autocompress.network.compressed_tensors import CompressedState
 from autocompress.network.network_state import filled_copy
-from autocompress.network.selection import Selection
-from autocompress.targets import Targets
+from autocompress.network.selection import Selection, original_bytes
+from autocompress.targets import FileSize, Targets
 
 # Where a file's network comes from, in the order in which equals are preferred: the end of the run, the beginning of
 # its fine-tuning, or the network as it was given, pruned and quantized at once.
@@ -279,13 +280,32 @@ class Result:
         """Returns one line, not the tensors."""
         return f"Result(target={str(self.target)!r}, file_bytes={self.file_bytes}, test_accuracy={self.test_accuracy})"
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, names: bool = False, metadata: Mapping[str, str] | None = None) -> None:
         """Writes the file: to a temporary name first, so that nothing half-written is ever found under `path`.
 
+        Args:
+            path: a name that ends in `.safetensors`.
+            names: whether the tensors' names have to stand in the file, for `read_state(path)`.
+            metadata: texts for the file's header, such as its source, scores and revision (`read_metadata(path)`).
+
         Raises:
-            InvalidInputError: the place cannot be written.
+            InvalidInputError: the place cannot be written, or the file size asked for has no room for what is to be
+                added.
         """
-        save_artifact(path, self.data)
+        data = self.data
+        if names and unpack(data).table is None:
+            data = encode_state(self.state, names=True)
+        if metadata:
+            data = with_metadata(data, metadata)
+        if len(data) > len(self.data):
+            sizes = {"original_bytes": original_bytes(self.model), "compressible_weights": self.selection.compressible}
+            room = min((target.resolve(**sizes) for target in self.target.of_kind(FileSize)), default=len(data))
+            if len(data) > room:
+                raise InvalidInputError(
+                    f"the file has {len(self.data)} bytes, and {len(data)} with what is to be added; the target is "
+                    f"{room}: ask for {len(data) - len(self.data)} bytes less, or leave it out"
+                )
+        save_artifact(path, data)
 
     def report(self) -> str:
         """Returns the size report as text: per layer and in total, what was not compressed, and the scores."""
