@@ -66,14 +66,13 @@ def test_assignment_is_the_least_error_plus_price_times_bits(seed: int, price: f
     choices = torch.cat([torch.zeros(1), tables.values])
     extra = torch.stack([torch.zeros_like(position)] + [position + b for b in tables.lengths.code_bits])
     objective = (matrix - choices[:, None, None]).square() + price * extra
-    codes = torch.zeros(24, dtype=torch.int64)
-    codes[torch.from_numpy(kept.elements.index)] = torch.from_numpy(kept.code) + 1
+    codes = kept.codes().flatten().long()
     mine = objective.flatten(1).gather(0, codes[None])[0]
     best = objective.flatten(1).min(0).values
     if codes.count_nonzero() > 1:  # at one nonzero the floor of one per tensor may hold it
         torch.testing.assert_close(mine, best, atol=1e-5, rtol=1e-5)
     spent = tables.lengths.zero_bits() + float(extra.flatten(1).gather(0, codes[None]).sum())
-    assert layer.zero_bits + float(kept.bits.sum()) == pytest.approx(spent, rel=1e-4, abs=1e-3)
+    assert layer.zero_bits + kept.bits == pytest.approx(spent, rel=1e-4, abs=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -83,6 +84,17 @@ class Weights:
         self._least = math.inf
         self._elements = self._at(torch.zeros(0, dtype=torch.int64, device=matrix.device))
 
+    @staticmethod
+    def find_multiplier(
+        layers: Sequence[Layer], budget_bits: float, start: float, bits_at: Callable[[Sequence[Layer], float], float]
+    ) -> float:
+        """See `find_multiplier`."""
+        return find_multiplier(layers, budget_bits, start, bits_at)
+
+    def layer(self, tables: LayerTables, energy: WeightEnergy | None = None) -> Layer:
+        """Returns the layer under these tables."""
+        return Layer(self, tables, energy)
+
     @cached_property
     def square(self) -> float:
         """Sum of the squares."""
@@ -104,6 +116,11 @@ class Weights:
         low, high = np.searchsorted(x, -magnitude, "left"), np.searchsorted(x, magnitude, "right")
         return self._elements[: int(low)], self._elements[int(high) :]
 
+    def sides(self, magnitude: float) -> Sides:
+        """Returns how many elements are below `-magnitude` and above `magnitude` >= 0, and their sums."""
+        low, high = self.beyond(magnitude)
+        return _sides(low.x, high.x)
+
     def _at(self, index: Tensor) -> Elements:
         x: Floats = self.matrix.flatten()[index].cpu().numpy()
         order = np.argsort(x)
@@ -111,26 +128,105 @@ class Weights:
         return Elements(flat, *np.divmod(flat, self.matrix.shape[1]), x[order])
 
 
-@dataclass(frozen=True)
-class Kept:
-    """The nonzeros of a layer, m of them.
-
-    Attributes:
-        elements: where and what they are.
-        code: int64 [m], in 0..K-1.
-        gain: float32 [m], what each takes off the squared error of the layer at zero.
-        bits: float32 [m], what each costs more than a zero, under the layer's tables.
-    """
-
-    elements: Elements
-    code: Integers
-    gain: Floats
-    bits: Floats
+class Assignment(Protocol):
+    """The nonzeros of a layer of shape [R, C] and K codes: what the search, the tables and the file ask of them."""
 
     @property
-    def count(self) -> int:
-        """m."""
-        return self.code.size
+    def counts(self) -> Counts:
+        """How many there are in each row, in each column and of each code, unused ones included."""
+
+    @property
+    def gain(self) -> float:
+        """What they take off the squared error of the layer at zero."""
+
+    @property
+    def bits(self) -> float:
+        """What they cost more than zeros, under the layer's tables."""
+
+    @property
+    def sums(self) -> Floats:
+        """Their weights, summed by code: float64 [K]."""
+
+    @property
+    def spread(self) -> Floats:
+        """Their squared errors, summed by code: float64 [K]."""
+
+    def counts_with(self, kept: Flags) -> Counts:
+        """Returns the counts of rows and columns without the codes that are not kept [K]; codes as they are."""
+
+    def beyond(self, magnitude: float) -> Sides:
+        """Returns how many there are below `-magnitude` and above `magnitude`, and their sums."""
+
+    def codes(self) -> Tensor:
+        """Returns the codes of all elements, int16 [R, C]: 0 for zero, from 1 for a value."""
+
+
+# (how many elements, their sum) on the negative and on the positive side.
+Sides = tuple[tuple[int, float], tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The nonzeros of a layer, m of them, listed.
+
+    Attributes:
+        layer: whose.
+        elements: where and what they are.
+        code: int64 [m], in 0..K-1.
+        each_gain: float32 [m], what each takes off the squared error of the layer at zero.
+        each_bits: float32 [m], what each costs more than a zero, under the layer's tables.
+    """
+
+    layer: Layer
+    elements: Elements
+    code: Integers
+    each_gain: Floats
+    each_bits: Floats
+
+    @cached_property
+    def counts(self) -> Counts:
+        return self._counts(self.elements, self.code)
+
+    def _counts(self, elements: Elements, code: Integers) -> Counts:
+        return Counts.of_elements(elements.row, elements.column, code, self.layer.shape, self.layer.values.size)
+
+    @cached_property
+    def gain(self) -> float:
+        return float(self.each_gain.sum(dtype=np.float64))
+
+    @cached_property
+    def bits(self) -> float:
+        return float(self.each_bits.sum(dtype=np.float64))
+
+    @property
+    def sums(self) -> Floats:
+        return self._by_code(self.elements.x)
+
+    @property
+    def spread(self) -> Floats:
+        off = (self.elements.x - self.layer.values[self.code]).astype(np.float64)
+        return self._by_code(off**2)
+
+    def _by_code(self, each: Floats) -> Floats:
+        return np.bincount(self.code, each, self.layer.values.size).astype(np.float64, copy=False)
+
+    def counts_with(self, kept: Flags) -> Counts:
+        chosen = kept[self.code]
+        return self._counts(self.elements[chosen], self.code[chosen])
+
+    def beyond(self, magnitude: float) -> Sides:
+        x = self.elements.x
+        return _sides(x[x < -magnitude], x[x > magnitude])
+
+    def codes(self) -> Tensor:
+        matrix = self.layer.weights.matrix
+        codes = torch.zeros_like(matrix, dtype=torch.int16).flatten()
+        codes[torch.from_numpy(self.elements.index).to(codes.device)] = torch.from_numpy(self.code + 1).to(codes)
+        return codes.view(matrix.shape)
+
+
+def _sides(low: Floats, high: Floats) -> Sides:
+    return (low.size, float(low.sum(dtype=np.float64))), (high.size, float(high.sum(dtype=np.float64)))
 
 
 class Layer:
@@ -149,11 +245,11 @@ class Layer:
         parts = (lengths.code_bits, lengths.row_bits, lengths.column_bits)
         self._code_bits, self._row_bits, self._column_bits = (part.cpu().numpy() for part in parts)
         self._candidates: tuple[float, Elements, Floats] | None = None
-        self._last: tuple[tuple[float, float], Kept] | None = None
+        self._last: tuple[tuple[float, float], Assignment] | None = None
 
     def with_tables(self, tables: LayerTables) -> Layer:
         """Returns the same layer under other tables."""
-        layer = Layer(self.weights, tables, self.energy)
+        layer = type(self)(self.weights, tables, self.energy)
         layer.energy_multiplier = self.energy_multiplier
         return layer
 
@@ -191,7 +287,7 @@ class Layer:
         bits: Floats = self._row_bits[elements.row] + self._column_bits[elements.column]
         return bits
 
-    def assign(self, multiplier: float) -> Kept:
+    def assign(self, multiplier: float) -> Assignment:
         """Returns the nonzeros of least `error + multiplier * bits` under the fixed tables; exact.
 
         The last answer is remembered: a search ends at a multiplier that it has tried.
@@ -201,19 +297,22 @@ class Layer:
             self._last = multipliers, self._assign(multiplier)
         return self._last[1]
 
-    def _assign(self, multiplier: float) -> Kept:
+    def _assign(self, multiplier: float) -> Assignment:
         if not self.values.size:
             none = np.zeros(0, np.float32)
-            return Kept(self.weights.largest[:0], np.zeros(0, np.int64), none, none)
+            return Kept(self, self.weights.largest[:0], np.zeros(0, np.int64), none, none)
         best, thresholds = lower_envelope(self.values, multiplier * self._code_bits)
         elements, position_bits = self.candidates(multiplier)
         code, gain, bits = self._quantized(elements, position_bits, best, thresholds)
         keep = _worth_keeping(self, gain, multiplier * bits)
-        if not keep.size:  # no layer is all zero: its largest weight stays
-            elements = self.weights.largest
-            code, gain, bits = self._quantized(elements, self._position_bits(elements), best, thresholds)
-            keep = np.zeros(1, np.int64)
-        return Kept(elements[keep], code[keep], gain[keep], bits[keep])
+        if not keep.size:
+            return self._largest(best, thresholds)
+        return Kept(self, elements[keep], code[keep], gain[keep], bits[keep])
+
+    def _largest(self, best: Integers, thresholds: Floats) -> Kept:
+        """Returns the largest weight alone: no layer is all zero."""
+        elements = self.weights.largest
+        return Kept(self, elements, *self._quantized(elements, self._position_bits(elements), best, thresholds))
 
     def _quantized(
         self, elements: Elements, position_bits: Floats, best: Integers, thresholds: Floats
@@ -283,27 +382,33 @@ def _worth_keeping(layer: Layer, gain: Floats, cost: Floats) -> Integers:
 
 def bits_under_tables(layers: Sequence[Layer], multiplier: float) -> float:
     """Returns the bits of the assignment as its fixed tables count them; never rises with the multiplier."""
-    fixed = sum(TENSOR_BITS + CODEBOOK_VALUE_BITS * layer.values.size + layer.zero_bits for layer in layers)
-    return fixed + sum(float(layer.assign(multiplier).bits.sum(dtype=np.float64)) for layer in layers)
+    return fixed_bits(layers) + sum(layer.assign(multiplier).bits for layer in layers)
+
+
+def fixed_bits(layers: Sequence[Layer]) -> float:
+    """Returns the bits of the layers with nothing kept, whatever the multiplier."""
+    return sum(TENSOR_BITS + CODEBOOK_VALUE_BITS * layer.values.size + layer.zero_bits for layer in layers)
 
 
 def bits_of_assignment(layers: Sequence[Layer], multiplier: float) -> float:
     """Returns the bits of the same assignment under the tables that fit it, without the values that nothing uses."""
-    return sum(code_length(used_counts(layer, layer.assign(multiplier))) for layer in layers)
+    return sum(used_length(layer.assign(multiplier)) for layer in layers)
 
 
-def used_counts(layer: Layer, kept: Kept) -> Counts:
-    """Returns the counts of an assignment, codes that nothing uses left out."""
-    row, column = kept.elements.row, kept.elements.column
-    counts = Counts.of_elements(row, column, kept.code, layer.shape, layer.values.size)
-    return Counts(counts.rows, counts.columns, counts.codes[counts.codes > 0])
+def used_length(assigned: Assignment) -> float:
+    """Returns the bits of an assignment under the tables that fit it, codes that nothing uses left out."""
+    counts = assigned.counts
+    return code_length(Counts(counts.rows, counts.columns, counts.codes[counts.codes > 0]))
 
 
-class _Tried:
+SomeLayer = TypeVar("SomeLayer", bound=Layer)
+
+
+class _Tried(Generic[SomeLayer]):
     """The bits at the multipliers tried so far, and whether they fit."""
 
     def __init__(
-        self, layers: Sequence[Layer], budget_bits: float, bits_at: Callable[[Sequence[Layer], float], float]
+        self, layers: Sequence[SomeLayer], budget_bits: float, bits_at: Callable[[Sequence[SomeLayer], float], float]
     ) -> None:
         self.layers, self.budget_bits, self.bits_at = layers, budget_bits, bits_at
         self._bits: dict[float, float] = {}
@@ -323,10 +428,10 @@ class _Tried:
 
 
 def find_multiplier(
-    layers: Sequence[Layer],
+    layers: Sequence[SomeLayer],
     budget_bits: float,
     start: float,
-    bits_at: Callable[[Sequence[Layer], float], float] = bits_under_tables,
+    bits_at: Callable[[Sequence[SomeLayer], float], float] = bits_under_tables,
 ) -> float:
     """Returns the minimum multiplier, within a relative tolerance, at which `bits_at` it are within the budget.
 
@@ -346,7 +451,7 @@ def find_multiplier(
     return multiplier
 
 
-def _first_fit(tried: _Tried, start: float, free: float) -> float:
+def _first_fit(tried: _Tried[SomeLayer], start: float, free: float) -> float:
     """Returns a multiplier that fits closely, or nearly the least that fits, or one above `MAX_MULTIPLIER`."""
     if tried.close(start) or (
         start > free and tried.excess(start) <= 0 < tried.excess(start / (1 + MULTIPLIER_TOLERANCE))
@@ -377,7 +482,7 @@ def _first_fit(tried: _Tried, start: float, free: float) -> float:
     return high
 
 
-def _bracket(tried: _Tried, start: float, free: float) -> tuple[float, float]:
+def _bracket(tried: _Tried[SomeLayer], start: float, free: float) -> tuple[float, float]:
     """Returns (a multiplier that does not fit, one that does); both the same where that is close or bits are free."""
     excess, multiplier, width = tried.excess(start), start, 1.05
     if excess > 0:
@@ -403,4 +508,4 @@ def _bracket(tried: _Tried, start: float, free: float) -> tuple[float, float]:
 
 def energy_at(layers: Sequence[Layer], multiplier: float) -> float:
     """Returns the energy of the nonzeros of the assignment at a multiplier and the layers' multiplier of energy."""
-    return sum(layer.energy.of(layer.assign(multiplier).count) for layer in layers if layer.energy is not None)
+    return sum(y.energy.of(y.assign(multiplier).counts.nonzeros) for y in layers if y.energy is not None)

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from autocompress.constraints.rate_distortion.assignment import Kept, Layer, LayerTables, Weights
+from autocompress.constraints.rate_distortion.assignment import Assignment, Layer, LayerTables, Weights
 from autocompress.constraints.rate_distortion.rates import (
     CODEBOOK_VALUE_BITS,
     CodeLengths,
@@ -156,41 +155,46 @@ MAX_CODES = 255
 NEW_CODE_BITS = 2.0  # what a code that nothing uses yet is expected to cost
 
 
-def re_estimate(layer: Layer, kept: Kept, multiplier: float) -> LayerTables:
+def re_estimate(layer: Layer, assigned: Assignment, multiplier: float) -> LayerTables:
     """Returns the tables that fit an assignment: its centroids, as many as are worth their place, and code lengths.
 
     Args:
         layer: X and the tables of the assignment.
-        kept: the assignment.
+        assigned: the assignment.
         multiplier: squared error per bit.
     """
-    size = layer.values.size
-    counts = np.bincount(kept.code, minlength=size)
-    sums = np.bincount(kept.code, kept.elements.x, size)
-    zeros = layer.weights.matrix.numel() - kept.count
-    place, means = merge_codes(counts.tolist(), sums.tolist(), zeros, multiplier * CODEBOOK_VALUE_BITS, multiplier)
-    code = np.array(place, np.int64)[kept.code] - 1
-    live = code >= 0
-    elements = kept.elements[live]
-    counted = Counts.of_elements(elements.row, elements.column, code[live], layer.shape, len(means))
+    counts = assigned.counts
+    zeros = layer.weights.matrix.numel() - counts.nonzeros
+    place, means = merge_codes(
+        counts.codes.tolist(), assigned.sums.tolist(), zeros, multiplier * CODEBOOK_VALUE_BITS, multiplier
+    )
+    number = np.array(place, np.int64)
+    if (counts.codes[number == 0] > 0).any():  # some have become zero
+        counts = assigned.counts_with(number > 0)
+    merged = np.bincount(number, counts.codes, len(means) + 1)[1:].astype(np.int64)
+    counted = Counts(counts.rows, counts.columns, merged)
     return LayerTables(round_codebook(torch.tensor(means, dtype=torch.float32)), estimate_code_lengths(counted))
 
 
-def used_tables(layer: Layer, kept: Kept) -> LayerTables:
+def used_tables(layer: Layer, assigned: Assignment) -> LayerTables:
     """Returns the layer's tables without the values that nothing uses, on the grid on which they are written."""
-    used = torch.from_numpy(np.bincount(kept.code, minlength=layer.values.size) > 0)
+    used = torch.from_numpy(assigned.counts.codes > 0)
     values, lengths = layer.tables.values.cpu(), layer.tables.lengths
     code_bits = lengths.code_bits.cpu()[used]
     return LayerTables(round_codebook(values[used]), CodeLengths(code_bits, lengths.row_bits, lengths.column_bits))
 
 
-def _with_splits(layer: Layer, kept: Kept, multiplier: float) -> LayerTables:
+def _with_splits(layer: Layer, assigned: Assignment, multiplier: float) -> LayerTables:
     """Returns tables in which codes too wide for the multiplier are split in two; the next assignment uses them."""
     size = layer.values.size
-    counts = np.bincount(kept.code, minlength=size)
-    spread = np.bincount(kept.code, (kept.elements.x - layer.values[kept.code]).astype(np.float64) ** 2, size)
+    counts, spread = assigned.counts.codes, assigned.spread
     values, parents = split_codes(
-        layer.values.tolist(), counts.tolist(), spread.tolist(), multiplier * CODEBOOK_VALUE_BITS, multiplier, MAX_CODES
+        layer.values.tolist(),
+        counts.tolist(),
+        spread.tolist(),
+        multiplier * CODEBOOK_VALUE_BITS,
+        multiplier,
+        MAX_CODES,
     )
     if len(values) == size:
         return layer.tables
@@ -201,23 +205,22 @@ def _with_splits(layer: Layer, kept: Kept, multiplier: float) -> LayerTables:
     return LayerTables(torch.tensor(values, dtype=torch.float32), lengths)
 
 
-def _with_new_values(weights: Weights, kept: Kept, tables: LayerTables, multiplier: float) -> LayerTables:
+def _with_new_values(layer: Layer, assigned: Assignment, tables: LayerTables, multiplier: float) -> LayerTables:
     """Returns tables with a small new value on either side of zero where the weights now zero are worth it."""
     lengths = tables.lengths
-    value_bits = float(lengths.row_bits.mean() + lengths.column_bits.mean()) + NEW_CODE_BITS
+    position_bits = float(lengths.row_bits.mean() + lengths.column_bits.mean()) + NEW_CODE_BITS
     values, code_bits = tables.values, lengths.code_bits
     # Below a quarter of the smallest value zero is the nearer neighbour of anything that could be added.
-    least = max(math.sqrt(max(multiplier * value_bits, 0.0)), float(values.abs().min()) / 4 if values.numel() else 0.0)
-    for side in (-1, 1):
-        if values.numel() >= MAX_CODES:
+    least = max(
+        math.sqrt(max(multiplier * position_bits, 0.0)), float(values.abs().min()) / 4 if values.numel() else 0.0
+    )
+    sides = zip((-1, 1), layer.weights.sides(least), assigned.beyond(least), strict=True)
+    for side, (beyond, beyond_sum), (mine, mine_sum) in sides:
+        count = beyond - mine
+        if values.numel() >= MAX_CODES or not count:
             continue
-        beyond = weights.beyond(least)[(side + 1) // 2].x
-        mine = kept.elements.x[side * kept.elements.x > least]
-        count = beyond.size - mine.size
-        if not count:
-            continue
-        mean = side * float(beyond.sum(dtype=np.float64) - mine.sum(dtype=np.float64)) / count
-        saved = mean**2 * count - multiplier * (value_bits * count + CODEBOOK_VALUE_BITS)
+        mean = side * (beyond_sum - mine_sum) / count
+        saved = mean**2 * count - multiplier * (position_bits * count + CODEBOOK_VALUE_BITS)
         if saved > 0 and not bool((values == side * mean).any()):
             values = torch.cat([values, values.new_tensor([side * mean])])
             code_bits = torch.cat([code_bits, code_bits.new_tensor([NEW_CODE_BITS])])
@@ -227,18 +230,19 @@ def _with_new_values(weights: Weights, kept: Kept, tables: LayerTables, multipli
     return LayerTables(values[order], CodeLengths(code_bits[order], lengths.row_bits, lengths.column_bits))
 
 
-def grown_tables(layer: Layer, kept: Kept, multiplier: float) -> LayerTables:
+def grown_tables(layer: Layer, assigned: Assignment, multiplier: float) -> LayerTables:
     """Returns tables with all the values that are worth their place at a multiplier: splits, then new ones.
 
     The same tables where there are none.
     """
     if not layer.values.size:
         return layer.tables
-    return _with_new_values(layer.weights, kept, _with_splits(layer, kept, multiplier), multiplier)
+    return _with_new_values(layer, assigned, _with_splits(layer, assigned, multiplier), multiplier)
 
 
-def cold_tables(matrices: list[Tensor], budget_bits: float) -> tuple[float, list[LayerTables]]:
+def cold_tables(weights: Sequence[Weights], budget_bits: float) -> tuple[float, list[LayerTables]]:
     """Returns a multiplier and tables from nothing: the largest weights that fit by a guess, uniform values."""
+    matrices = [each.matrix for each in weights]
     everything = torch.cat([matrix.abs().flatten() for matrix in matrices])
     total = everything.numel()
     # Solve keep * (log2(e * total / keep) + 3) = budget for the number of weights to keep.
@@ -265,7 +269,7 @@ def cold_tables(matrices: list[Tensor], budget_bits: float) -> tuple[float, list
             [-levels.flip(0)[levels.flip(0) <= max(-low, 0) + step], levels[levels <= max(high, 0) + step]]
         )
         values = values if values.numel() else torch.tensor([high if high else 1e-12], device=matrix.device)
-        codes = (torch.bucketize(matrix, 0.5 * (values[1:] + values[:-1])) + 1).to(torch.int16)
+        codes = (torch.bucketize(matrix.contiguous(), 0.5 * (values[1:] + values[:-1])) + 1).to(torch.int16)
         codes = torch.where(matrix.abs() > threshold, codes, torch.zeros_like(codes))
         counted = Counts.of_codes(codes, values.numel())
         tables.append(LayerTables(values.float().cpu(), estimate_code_lengths(counted)))

@@ -18,6 +18,7 @@ state it has returned is the same projection, and nearly the same X has nearly t
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,18 +29,22 @@ import torch
 from torch import Tensor
 
 from autocompress.constraints.rate_distortion.assignment import (
-    Kept,
+    Assignment,
     Layer,
     LayerTables,
     Weights,
     bits_of_assignment,
     bits_under_tables,
-    find_multiplier,
-    used_counts,
+    used_length,
 )
 from autocompress.constraints.rate_distortion.codebooks import cold_tables, grown_tables, re_estimate, used_tables
 from autocompress.constraints.rate_distortion.energy_multiplier import find_multipliers
-from autocompress.constraints.rate_distortion.rates import Counts, as_matrix, code_length, estimate_code_lengths
+from autocompress.constraints.rate_distortion.rates import (
+    Counts,
+    as_matrix,
+    code_length,
+    estimate_code_lengths,
+)
 from autocompress.energy.accelerator import EnergyBudget
 from autocompress.network.compressed_tensors import QuantizedTensor, round_codebook
 
@@ -93,14 +98,14 @@ class _Problem:
     def layers(self, tables: Sequence[LayerTables]) -> list[Layer]:
         """Returns the layers under these tables."""
         costs = [None] * len(self.weights) if self.energy is None else self.energy.costs
-        return [Layer(*parts) for parts in zip(self.weights, tables, costs, strict=True)]
+        return [x.layer(table, cost) for x, table, cost in zip(self.weights, tables, costs, strict=True)]
 
     def multipliers(
         self, layers: Sequence[Layer], start: tuple[float, float], bits_at: Callable[[Sequence[Layer], float], float]
     ) -> tuple[float, float]:
         """Returns the multipliers of a bit and of energy at which the budgets hold; the layers keep the latter."""
         if self.energy is None:
-            return find_multiplier(layers, self.budget_bits, start[0], bits_at), 0.0
+            return self.weights[0].find_multiplier(layers, self.budget_bits, start[0], bits_at), 0.0
         return find_multipliers(layers, self.budget_bits, self.energy.limit, start, bits_at)
 
     def solve(self, layers: list[Layer], start: tuple[float, float]) -> _Candidate | None:
@@ -111,7 +116,7 @@ class _Problem:
         while True:
             multipliers = self.multipliers(layers, start, bits_of_assignment)
             found = _Candidate(layers, [layer.assign(multipliers[0]) for layer in layers], *multipliers)
-            used = [used_tables(layer, kept) for layer, kept in zip(layers, found.kept, strict=True)]
+            used = [used_tables(*pair) for pair in zip(layers, found.assigned, strict=True)]
             if all(torch.equal(new.values, layer.tables.values) for new, layer in zip(used, layers, strict=True)):
                 return found if self.holds(found) else None
             layers = [layer.with_tables(tables) for layer, tables in zip(layers, used, strict=True)]
@@ -123,14 +128,14 @@ class _Problem:
             if not np.isin(layer.weights.matrix.cpu().numpy(), np.append(layer.values, np.float32(0))).all():
                 return None
         found = _Candidate(layers, [layer.assign(0.0) for layer in layers], *start)
-        used = all(np.unique(kept.code).size == y.values.size for kept, y in zip(found.kept, layers, strict=True))
+        used = all((assigned.counts.codes > 0).all() for assigned in found.assigned)
         return found if used and self.holds(found) else None
 
     def holds(self, found: _Candidate) -> bool:
         """Tells whether both budgets hold."""
         if found.bits > self.budget_bits:
             return False
-        return self.energy is None or self.energy.holds([kept.count for kept in found.kept])
+        return self.energy is None or self.energy.holds([assigned.counts.nonzeros for assigned in found.assigned])
 
     def error(self, found: _Candidate) -> float:
         """Returns ||V - X||^2."""
@@ -142,26 +147,26 @@ class _Candidate:
     """An assignment at its multipliers."""
 
     layers: list[Layer]
-    kept: list[Kept]
+    assigned: list[Assignment]
     multiplier: float
     energy_multiplier: float
 
     @property
     def bits(self) -> float:
-        return sum(code_length(used_counts(*pair)) for pair in zip(self.layers, self.kept, strict=True))
+        return sum(map(used_length, self.assigned))
 
     @cached_property
     def gain(self) -> float:
         """What the nonzeros take off the squared error."""
-        return sum(float(kept.gain.sum(dtype=float)) for kept in self.kept)
+        return sum(assigned.gain for assigned in self.assigned)
+
+    @property
+    def state(self) -> WarmStart:
+        return WarmStart(self.multiplier, [layer.tables for layer in self.layers], self.energy_multiplier)
 
     def quantized(self) -> list[QuantizedTensor]:
-        quantized = []
-        for layer, kept in zip(self.layers, self.kept, strict=True):
-            codes = torch.zeros_like(layer.weights.matrix, dtype=torch.int16).flatten()
-            codes[torch.from_numpy(kept.elements.index).to(codes.device)] = torch.from_numpy(kept.code + 1).to(codes)
-            quantized.append(QuantizedTensor(codes.view(layer.shape), layer.tables.values.to(codes.device)))
-        return quantized
+        codes = [assigned.codes() for assigned in self.assigned]
+        return [QuantizedTensor(c, y.tables.values.to(c.device)) for c, y in zip(codes, self.layers, strict=True)]
 
 
 def _refitted(found: Sequence[Layer], assigned_at: float, multiplier: float) -> list[Layer]:
@@ -235,10 +240,10 @@ def _lagrangian(layers: Sequence[Layer], multiplier: float) -> float:
 
     What it falls by at the same multipliers the error at the budget falls by, to the first order.
     """
-    kept = [layer.assign(multiplier) for layer in layers]
-    bits = sum(code_length(used_counts(*pair)) for pair in zip(layers, kept, strict=True))
-    gain = sum(float(each.gain.sum(dtype=float)) for each in kept)
-    energy = sum(y.energy_multiplier * y.energy.of(k.count) for y, k in zip(layers, kept, strict=True) if y.energy)
+    assigned = [layer.assign(multiplier) for layer in layers]
+    bits, gain = sum(map(used_length, assigned)), sum(each.gain for each in assigned)
+    pairs = zip(layers, assigned, strict=True)
+    energy = sum(y.energy_multiplier * y.energy.of(each.counts.nonzeros) for y, each in pairs if y.energy)
     return multiplier * bits + energy - gain
 
 
@@ -268,12 +273,28 @@ def project_to_bits(
         energy: of the nonzeros, where that is limited, too; one nonzero per tensor fits.
     """
     matrices = [as_matrix(x.detach().float()) for x in targets]
-    problem = _Problem([Weights(matrix) for matrix in matrices], budget_bits, energy)
-    warm = previous is not None and all(table.values.numel() for table in previous.tables)
-    multiplier, tables = (
-        (previous.multiplier, previous.tables) if warm and previous else cold_tables(matrices, budget_bits)
+    problem = _Problem(_weights(matrices, energy), budget_bits, energy)
+    found = _search(problem, previous)
+    if isinstance(found, float):
+        quantized, state = _nothing(matrices, found)
+    else:
+        quantized, state = found.quantized(), found.state
+    quantized = [QuantizedTensor(c.codes.view(x.shape), c.values) for c, x in zip(quantized, targets, strict=True)]
+    return BitsProjection(
+        quantized,
+        bits=sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in quantized),
+        error=sum(float((c.dense() - x).square().sum()) for c, x in zip(quantized, targets, strict=True)),
+        state=state,
     )
-    energy_multiplier = previous.energy_multiplier if warm and previous else 0.0
+
+
+def _search(problem: _Problem, previous: WarmStart | None) -> _Candidate | float:
+    """Returns the best candidate found, or where not even one nonzero per tensor fits the multiplier of the start."""
+    warm = previous is not None and all(table.values.numel() for table in previous.tables)
+    if warm and previous is not None:
+        multiplier, tables, energy_multiplier = previous.multiplier, previous.tables, previous.energy_multiplier
+    else:
+        (multiplier, tables), energy_multiplier = cold_tables(problem.weights, problem.budget_bits), 0.0
     layers = problem.layers(_rounded(tables))
     found = (warm and problem.as_it_is(layers, (multiplier, energy_multiplier))) or problem.solve(
         layers, (multiplier, energy_multiplier)
@@ -288,20 +309,22 @@ def project_to_bits(
         if better is None:
             break
         found = better
-    if found is None:
-        quantized, state = _nothing(matrices, multiplier)
-    else:
-        quantized, state = (
-            found.quantized(),
-            WarmStart(found.multiplier, [y.tables for y in found.layers], found.energy_multiplier),
-        )
-    quantized = [QuantizedTensor(c.codes.view(x.shape), c.values) for c, x in zip(quantized, targets, strict=True)]
-    return BitsProjection(
-        quantized,
-        bits=sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in quantized),
-        error=sum(float((c.dense() - x).square().sum()) for c, x in zip(quantized, targets, strict=True)),
-        state=state,
-    )
+    return found or multiplier
+
+
+# Loading the compiled assignment costs about as much as projecting so many weights without it.
+COMPILED_FROM = 1 << 20
+
+
+def _weights(matrices: Sequence[Tensor], energy: EnergyBudget | None) -> list[Weights]:
+    """Returns weights; those of a large network on the CPU for the compiled assignment, if numba is there."""
+    on_cpu = all(matrix.device.type == "cpu" for matrix in matrices)
+    if energy is None and on_cpu and sum(matrix.numel() for matrix in matrices) >= COMPILED_FROM:
+        with contextlib.suppress(ImportError, RuntimeError):  # the latter where numba finds no folder to keep code in
+            from autocompress.constraints.rate_distortion.compiled_assignment import LargeWeights
+
+            return [LargeWeights(matrix) for matrix in matrices]
+    return [Weights(matrix) for matrix in matrices]
 
 
 def _rounded(tables: Sequence[LayerTables]) -> list[LayerTables]:

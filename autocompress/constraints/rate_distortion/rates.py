@@ -73,6 +73,11 @@ class Counts:
     columns: Integers
     codes: Integers
 
+    @property
+    def nonzeros(self) -> int:
+        """How many there are."""
+        return int(self.rows.sum())
+
     @classmethod
     def of_codes(cls, codes: Tensor, size: int) -> Counts:
         """Counts a matrix of codes, [R, C], 0 for zero and 1..size for a codebook value."""
@@ -130,7 +135,7 @@ def estimate_code_lengths(counts: Counts, prior: float = PRIOR_NONZEROS) -> Code
         prior: pseudo-count of nonzeros per row and column.
     """
     rows, columns = counts.rows.size, counts.columns.size
-    density = _density(rows, columns, int(counts.rows.sum()))
+    density = _density(rows, columns, counts.nonzeros)
     middle = math.log2((1 - density) / density)
     row_bits = -np.log2(_odds(counts.rows, columns, density, prior)) - middle
     column_bits = -np.log2(_odds(counts.columns, rows, density, prior))
@@ -143,7 +148,7 @@ def code_length(counts: Counts) -> float:
 
     Cost: O(R + C + K) and one logarithm for each pair of a distinct row count and a distinct column count.
     """
-    nonzeros = int(counts.rows.sum())
+    nonzeros = counts.nonzeros
     if not nonzeros:
         return TENSOR_BITS
     density = _density(counts.rows.size, counts.columns.size, nonzeros)
