@@ -7,8 +7,7 @@ import itertools
 import pytest
 import torch
 
-from autocompress.constraints.rate_distortion.fixed_tables import fixed_tables
-from autocompress.constraints.rate_distortion.projection import project_to_bits
+from autocompress.constraints.rate_distortion.projection import fixed_tables, project_to_bits
 from autocompress.network.compressed_tensors import QuantizedTensor, quantized_tensor
 from autocompress.network.kernel_tensor import kernel_tensor
 from autocompress.solver.lazy_projection import LazyProjection, Nearest, NearestKernel, nearest_rule

@@ -18,8 +18,7 @@ from autocompress.constraints.constraint import Network, Projection, Rule, relat
 from autocompress.constraints.file_writer import BudgetedFileWriter
 from autocompress.constraints.rate_distortion.assignment import LayerTables
 from autocompress.constraints.rate_distortion.error_feedback import Feedback, project_with_feedback
-from autocompress.constraints.rate_distortion.fixed_tables import fixed_tables
-from autocompress.constraints.rate_distortion.projection import WarmStart, project_to_bits
+from autocompress.constraints.rate_distortion.projection import WarmStart, fixed_tables, project_to_bits
 from autocompress.constraints.rate_distortion.rates import CodeLengths, Counts, as_matrix, code_length
 from autocompress.energy.accelerator import EnergyBudget
 from autocompress.network.compressed_tensors import QuantizedTensor, scalar_tensors

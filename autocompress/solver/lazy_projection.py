@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.constraints.constraint import Rule
-from autocompress.constraints.rate_distortion.fixed_tables import squares_beyond
+from autocompress.constraints.rate_distortion.projection import squares_beyond
 from autocompress.network.compressed_tensors import WeightTensor
 from autocompress.network.kernel_tensor import KernelTensor
 from autocompress.numerics.vector_kmeans import nearest
