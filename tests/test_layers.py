@@ -22,7 +22,7 @@ LEVELS = [
     ["autocompress.solver.constants"],
     ["autocompress.constraints"],
     ["autocompress.training"],
-    ["autocompress.integrations.run_page"],
+    ["autocompress.integrations.run_page", "autocompress.integrations.ray_train"],
     ["autocompress.solver"],
     ["autocompress.task"],
     ["autocompress.training.reference", "autocompress.training.aggregated"],

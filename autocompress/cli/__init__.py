@@ -49,6 +49,6 @@ def _how_to_go_on(options: Namespace) -> str:
     if options.resume is None:
         return "interrupted, nothing was written; with --resume DIR a run can be continued"
     # Nothing is imported here: Ctrl-C may have come in the middle of torch, which cannot be begun once more.
-    if not any(options.resume.glob("*.checkpoint")):
+    if not any(options.resume.rglob("*.checkpoint")):
         return f"interrupted before the first checkpoint: {options.resume} holds none, the same command starts anew"
     return f"interrupted; the same command goes on from {options.resume}"

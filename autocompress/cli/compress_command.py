@@ -15,12 +15,14 @@ from autocompress.cli.console import check_folder, check_output, save_or_keep, t
 from autocompress.codec.atomic_write import write_whole
 from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.errors import InvalidInputError
+from autocompress.integrations.ray_train import check_address, compress_on_workers
 from autocompress.solver.compression import compress
 from autocompress.solver.compressor import check_target
 from autocompress.targets import Targets, combined
 from autocompress.task import Task, load_task
 from autocompress.task.named_data import load_data
 from autocompress.task.named_models import own_weights
+from autocompress.task.user_code import own_source
 from autocompress.training.batches import default_device
 from autocompress.training.reference import starting_network
 
@@ -40,6 +42,8 @@ def compress_command(options: Namespace) -> str:
     """
     target = combined(options.target)
     check_output(options.out, (".safetensors",), inputs=(options.weights,))
+    if options.ray_address is not None:
+        check_address(options.ray_address)
     task = task_of(options)
     check_target(task.make_model(), target, **checked(options, task))
     train = training_data(options, task)
@@ -49,7 +53,12 @@ def compress_command(options: Namespace) -> str:
         claim_folder(options.resume, options, target)
     where = {"seed": options.seed, "device": options.device, "progress": not options.no_progress}
     model = starting_network(task, weights_of(options), **where)
-    result = compress(model, train=train, target=target, resume=options.resume, **arguments(options, task))
+    asked = {"train": train, "target": target, "resume": options.resume, **arguments(options, task)}
+    if options.workers is None and options.ray_address is None:
+        result = compress(model, **asked)
+    else:
+        cluster = {"workers": options.workers or 1, "address": options.ray_address}
+        result = compress_on_workers(compress, model, asked, **cluster, modules=modules_of(options))
     result.extra["config"] = config_of(options)
     save_or_keep(result.save, options.out)
     answer = result.to_json()
@@ -114,6 +123,11 @@ def arguments(options: Namespace, task: Task) -> dict[str, Any]:
         "progress": not options.no_progress,
         "energy_model": energy_model(options),
     }
+
+
+def modules_of(options: Namespace) -> list[str]:
+    """Returns the folders and files of the user's functions, which travel to a cluster."""
+    return [source for name in (options.model, options.data) if (source := own_source(name)) is not None]
 
 
 # Options that say what is done, not where it is written or shown.

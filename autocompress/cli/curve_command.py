@@ -17,6 +17,7 @@ from autocompress.cli.compress_command import (
     checked,
     claim_folder,
     config_of,
+    modules_of,
     task_of,
     training_data,
     weights_of,
@@ -25,12 +26,16 @@ from autocompress.cli.console import to_json
 from autocompress.codec.atomic_write import write_whole
 from autocompress.integrations.page import Cell, Line, cards, facts, lines, number, percent, size, standalone, table
 from autocompress.integrations.page import whole_page as whole
+from autocompress.integrations.ray_train import check_address, connected
 from autocompress.integrations.run_page import as_csv
-from autocompress.solver.compression import CHECKPOINT_NAME, compress
+from autocompress.solver.compression import compress
 from autocompress.solver.compressor import check_target
 from autocompress.targets import Targets, combined
+from autocompress.training.checkpoint import CHECKPOINT_NAME
 from autocompress.training.reference import starting_network
 
+# A point on a cluster is begun anew, or goes on from its checkpoint, after so many lost nodes.
+MAX_LOSSES = 8
 # Of the record of a point, in the order of the table.
 COLUMNS = ("target", "file_bytes", "reference_accuracy", "validation_accuracy", "test_accuracy", "gradient_steps",
            "wall_seconds")  # fmt: skip
@@ -45,6 +50,8 @@ def curve_command(options: Namespace) -> str:
         InvalidInputError, InfeasibleTargetError: the command asks for what cannot be.
     """
     targets = list(dict.fromkeys(combined(target) for target in options.target))
+    if options.ray_address is not None:
+        check_address(options.ray_address)
     task = task_of(options)
     training_data(options, task)
     for target in targets:
@@ -67,8 +74,22 @@ def curve_command(options: Namespace) -> str:
 
 def _computed(options: Namespace, targets: list[Targets], model: nn.Module) -> Iterator[tuple[Targets, dict[str, Any]]]:
     """Yields each target with its point, as they are done."""
-    for target in targets:
-        yield target, compute_point(options, target, model)
+    if options.ray_address is None:
+        for target in targets:
+            yield target, compute_point(options, target, model)
+        return
+    with connected(options.ray_address, 1, modules_of(options)) as ray:
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        compute = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_LOSSES)(compute_point)
+        network = ray.put(model.cpu())
+        asked = Namespace(**vars(options) | {"no_progress": True, "out": options.out.absolute()})
+        running = {compute.remote(asked, target, network): target for target in targets}
+        while running:
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            try:
+                yield running.pop(done), ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error  # what it would have been in this process
 
 
 def compute_point(options: Namespace, target: Targets, model: nn.Module) -> dict[str, Any]:

@@ -144,6 +144,13 @@ def _add_compress(commands: _SubParsersAction[_WithConfig]) -> None:
         metavar="DIR",
         help="write pictures of the run into DIR: page.html, which needs nothing else, and its numbers as CSV and JSON",
     )
+    _add_cluster(parser, "the workers run")
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="so many processes train the network together by Ray Train, each on its part of every batch",
+    )
 
 
 def _add_curve(commands: _SubParsersAction[_WithConfig]) -> None:
@@ -158,6 +165,7 @@ def _add_curve(commands: _SubParsersAction[_WithConfig]) -> None:
         "--target", required=True, action="append", help="of one point, as for compress; repeated, one for each point"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder of the points and the page")
+    _add_cluster(parser, "the points are computed")
     _add_run(parser)
 
 
@@ -203,6 +211,14 @@ def _add_run(parser: ArgumentParser) -> None:
     _add_common(parser)
     parser.add_argument(
         "--no-progress", action="store_true", help="no progress bar, nor a line per epoch where stderr is no terminal"
+    )
+
+
+def _add_cluster(parser: ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help=f"HOST:PORT of a Ray cluster, or auto: {what} there; DIR is then a folder that all nodes see",
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from autocompress.constraints.factory import counts_energy
 from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.errors import MAX_SEED, InvalidInputError, whole_number
+from autocompress.integrations.ray_train import compress_on_workers
 from autocompress.network.live_network import copy_network, unwrap
 from autocompress.network.selection import Ignore
 from autocompress.solver.compressor import Compressor, check_target
@@ -23,7 +24,7 @@ from autocompress.solver.constants import DEFAULTS, SolverConstants
 from autocompress.solver.result import Result, warn_of_loss
 from autocompress.targets import LossIncrease, Target, Targets, combined
 from autocompress.training.batches import TaughtBatches, check_batches, default_device, input_example
-from autocompress.training.checkpoint import Callback, TrainerCallback
+from autocompress.training.checkpoint import CHECKPOINT_NAME, Callback, TrainerCallback
 from autocompress.training.checks import check_task, guesses, name_of
 from autocompress.training.evaluation import Evaluation, evaluate, hold_out
 from autocompress.training.layer_statistics import refit_batch_norm
@@ -45,7 +46,6 @@ logger = logging.getLogger(__name__)
 
 # Training batches that the batch norms of a network are fitted to before a promise is measured on it.
 REFIT_BATCHES = 16
-CHECKPOINT_NAME = "compress.checkpoint"
 
 
 # A run is scored on the validation data after so many of its epochs at most.
@@ -134,6 +134,8 @@ def compress(
     callbacks: Sequence[TrainerCallback] = (),
     progress: bool = True,
     energy_model: ChannelEnergy | None = None,
+    workers: int | None = None,
+    ray_address: str | None = None,
     constants: SolverConstants = DEFAULTS,
 ) -> Result:
     """Returns the best network found that meets the target; the model that was given is left as it was.
@@ -165,6 +167,9 @@ def compress(
         callbacks: follow the training, see `training.checkpoint.TrainerCallback`; their states are in the checkpoints.
         progress: a bar in a terminal or notebook, elsewhere a line now and then, to the log or stderr.
         energy_model: of `autocompress energy fit`, for `energy-channels`; default: fitted to the analytic model.
+        workers: so many processes of a Ray cluster train the network together, each on its part of every batch.
+        ray_address: of the cluster, HOST:PORT or "auto"; without it the workers run on this machine. `resume` is then
+            a folder that all nodes see, or an address such as s3://bucket/path.
         constants: of the method, for studies.
 
     Raises:
@@ -172,6 +177,11 @@ def compress(
         InfeasibleTargetError: naming the smallest target that can be met.
         TrainingDivergedError: the loss became NaN or infinite.
     """
+    if workers is not None or ray_address is not None:
+        given = {name: value for name, value in locals().items() if name not in ("model", "workers", "ray_address")}
+        return compress_on_workers(
+            compress, model, given, workers=1 if workers is None else workers, address=ray_address
+        )  # type: ignore[no-any-return]
     started = time.perf_counter()
     seed = whole_number("seed", seed, 0, MAX_SEED)
     if recipe is not None and not hasattr(recipe, "for_compression"):
@@ -213,12 +223,16 @@ def compress(
     def scores(network: nn.Module, batches: Iterable[Any]) -> Evaluation:
         return evaluate(network, batches, loss=loss, metric=metric, device=where)
 
+    def mean(found: Evaluation) -> tuple[float, float]:
+        count = len(found.scores)
+        return ranks.mean(found.loss, count), ranks.mean(found.metric, count)
+
     # Each batch of them decides in the end: what is wrong with one is found out here.
     shown = progress and ranks.is_first
     with seeded(seed), stage("scoring the network as it was given", shown=shown):
         before = None if val is None else scores(copy_network(reference), val)
     if before is not None:
-        check_scores(name_of(metric), ranks.mean(before.loss), ranks.mean(before.metric))
+        check_scores(name_of(metric), *mean(before))
     if asked.quality is not None and val is not None:
         judged: dict[str, Any] = {"loss": loss, "metric": metric, "device": where, "seed": seed}
         with stage("comparing the network with one that only guesses", shown=shown):
@@ -258,7 +272,7 @@ def compress(
         with seeded(seed):
             found = scores(network, watched)
         restore_data_order(watched, order)
-        return ranks.mean(found.loss), ranks.mean(found.metric)
+        return mean(found)
 
     if epochs and train is not None:
         trainer = Trainer(
@@ -289,16 +303,16 @@ def compress(
         result = compressor.compressed(train=data if train is None else train, judged_by=judged_by)
     result.metric = name_of(metric)
     if val is not None and before is not None:
-        result.validation_accuracy = ranks.mean(scores(result.model, val).metric)
-        result.reference_accuracy, result.reference_split = ranks.mean(before.metric), "validation"
+        result.validation_accuracy = mean(scores(result.model, val))[1]
+        result.reference_accuracy, result.reference_split = mean(before)[1], "validation"
     if test is not None:
         try:
             with stage("scoring the compressed network on the test data", shown=shown):
                 found = scores(result.model, test)
-            result.test_accuracy = ranks.mean(found.metric)
+            result.test_accuracy = mean(found)[1]
             if not math.isfinite(found.loss):
                 logger.warning("the loss on the test data is %s; its %s means little", found.loss, result.metric)
-            result.reference_accuracy = ranks.mean(scores(copy_network(reference), test).metric)
+            result.reference_accuracy = mean(scores(copy_network(reference), test))[1]
             result.reference_split = "test"
         except InvalidInputError as error:  # the network is worth more than what is said of it
             logger.warning("the %s on the test data is not known: %s", result.metric, error)
@@ -308,9 +322,7 @@ def compress(
     result.curve = curve
     if watch is not None and watch.curve:
         result.validation_curve = watch.curve
-        result.validation_reference = (
-            ranks.mean(before.metric) if before is not None else scored(copy_network(reference))[1]
-        )
+        result.validation_reference = mean(before)[1] if before is not None else scored(copy_network(reference))[1]
     result.wall_seconds = time.perf_counter() - started
     result.device, result.seed = str(where), seed
     return result

@@ -389,6 +389,14 @@ class TensorBatches:
         self.augment, self.transform = augment, transform
         self.epoch = 0
 
+    part: tuple[int, int] = (0, 1)  # of each batch: which of how many
+
+    def part_of(self, rank: int, size: int) -> TensorBatches:
+        """Returns the same batches, of each of which only a rank's examples are taken."""
+        mine = copy.copy(self)
+        mine.part = (rank, size)
+        return mine
+
     def to(self, device: torch.device | str) -> TensorBatches:
         if self.inputs.device == torch.device(device):
             return self
@@ -415,7 +423,14 @@ class TensorBatches:
         draws = self.augment.draw(count, generator).to(device) if self.augment is not None else None
         for start in range(0, count, self.batch_size):
             chosen = order[start : start + self.batch_size]
+            mine = part_slice(len(chosen), *self.part)
+            chosen = chosen[mine]
             inputs = self.inputs[chosen]
             if self.augment is not None and draws is not None:
-                inputs = self.augment(inputs, draws[start : start + self.batch_size])
+                inputs = self.augment(inputs, draws[start : start + self.batch_size][mine])
             yield (self.transform(inputs) if self.transform is not None else inputs), self.targets[chosen]
+
+
+def part_slice(count: int, rank: int, size: int) -> slice:
+    """Returns which of `count` examples are a rank's; where there are fewer than ranks each takes all of them."""
+    return slice(rank, None, size) if count >= size else slice(None)

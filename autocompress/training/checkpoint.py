@@ -26,6 +26,9 @@ from autocompress.training.random_state import (
     restore_random_states,
 )
 
+# In the folder of `compress(resume=)`.
+CHECKPOINT_NAME = "compress.checkpoint"
+
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes `state` to a temporary file beside `path`, then renames it: a kill leaves the old file or the new one.
@@ -104,6 +107,9 @@ class TrainerCallback(Protocol):
 
 class Callback:
     """A `TrainerCallback` that does nothing: override what is wanted."""
+
+    def on_checkpoint(self, trainer: Trainer) -> None:
+        """Is called after a checkpoint was written by the first rank, on all ranks at the same step."""
 
     def on_step(self, trainer: Trainer) -> None:
         pass

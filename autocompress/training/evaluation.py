@@ -28,6 +28,7 @@ from autocompress.training.batches import (
 from autocompress.training.layer_statistics import refit_batch_norm as refit_batch_norm
 from autocompress.training.losses import carried_loss, classification_loss, correct_predictions
 from autocompress.training.random_state import data_order_state, restore_data_order, seeded
+from autocompress.training.ranks import Part
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,10 @@ def hold_out(train: Iterable[Any], seed: int) -> HeldOut:
     A list loses its last batches. A stream, and a loader with a sampler of its own, cannot be divided: batches that are
     trained on as well decide then, and `words` says so.
     """
+    if isinstance(train, Part):  # all ranks keep the same examples, and each has its part of them
+        parts = hold_out(train.batches, seed)
+        kept_part, held_part = (Part(each, train.rank, train.size) for each in (parts.train, parts.judge))
+        return HeldOut(kept_part, held_part, parts.words)
     if isinstance(train, TensorBatches) and len(train.inputs) >= FEWEST:
         kept, held = _divided(len(train.inputs), seed)
         judge = _examples(train, held)

@@ -22,7 +22,7 @@ stages = logging.getLogger("autocompress.stages")  # shown beside bars, too
 
 # Between two lines of one bar where there is no terminal.
 SECONDS_BETWEEN_LINES = 15.0
-SECONDS_BETWEEN_EPOCHS = 1.0
+SECONDS_BETWEEN_EPOCHS = 5.0
 # What lasts longer than this without a bar is said.
 STAGE_SECONDS = 3.0
 

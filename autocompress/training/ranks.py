@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler
 
 from autocompress.errors import InvalidInputError
+from autocompress.training.batches import TensorBatches, check_batches, examples_in, part_slice
 
 logger = logging.getLogger(__name__)
 
@@ -135,13 +137,13 @@ class Ranks:
         averaged = {id(buffer) for buffer in means}
         self.broadcast([buffer for buffer in model.buffers() if id(buffer) not in averaged and buffer.numel()])
 
-    def mean(self, value: float) -> float:
-        """Returns the mean of a number over all ranks."""
+    def mean(self, value: float, weight: float = 1.0) -> float:
+        """Returns the mean of a number over all ranks, of each with its weight (such as its number of examples)."""
         if self.size == 1:
             return value
-        total = torch.tensor([value], dtype=torch.float64, device=self.device)
+        total = torch.tensor([value * weight, weight], dtype=torch.float64, device=self.device)
         dist.all_reduce(total, group=self.group)
-        return float(total) / self.size
+        return float(total[0] / total[1])
 
     def averaged(self, score: Callable[[nn.Module], float]) -> Callable[[nn.Module], float]:
         """Returns a score that is the mean over all ranks' data, the same number on each."""
@@ -187,3 +189,86 @@ def ranks_of(model: nn.Module, group: dist.ProcessGroup | None = None) -> Ranks:
             dist.get_world_size(),
         )
     return Ranks(None, device)
+
+
+class Part:
+    """One rank's part of every batch of a loader: together the ranks see each batch of the loader as it is."""
+
+    def __init__(self, batches: Iterable[Any], rank: int, size: int) -> None:
+        """Takes batches that every rank has in the same order, with random numbers of their own or of equal seeds."""
+        self.rank, self.size, self.batches = rank, size, batches
+        self._own: Iterable[Any] | None = None
+        if isinstance(batches, TensorBatches):
+            self.batches = self._own = batches.part_of(rank, size)
+        elif isinstance(batches, DataLoader) and batches.batch_sampler is not None:
+            self._own = _partial_loader(batches, rank, size)
+
+    def __len__(self) -> int:
+        return check_batches(self.batches, "the data")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("batches", "_own"):  # while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.batches, name)  # generators and epochs are the loader's
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._own is not None:
+            return iter(self._own)
+        return (part_of(batch, self.rank, self.size) for batch in self.batches)
+
+
+class _PartialBatches:
+    """The indices of one rank in every batch of a batch sampler."""
+
+    def __init__(self, batches: Iterable[list[int]], rank: int, size: int) -> None:
+        self.batches, self.rank, self.size = batches, rank, size
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for indices in self.batches:
+            yield indices[part_slice(len(indices), self.rank, self.size)]
+
+
+def _partial_loader(loader: DataLoader[Any], rank: int, size: int) -> DataLoader[Any]:
+    """Returns a loader that reads one rank's examples of every batch alone."""
+    if isinstance(loader.sampler, RandomSampler) and loader.sampler.generator is None:
+        loader.sampler.generator = torch.Generator()  # which ranks seed alike, whatever else they draw
+    settings: dict[str, Any] = {
+        name: getattr(loader, name) for name in ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn")
+    }
+    if loader.num_workers:
+        settings |= {name: getattr(loader, name) for name in ("prefetch_factor", "persistent_workers")}
+        settings["multiprocessing_context"] = loader.multiprocessing_context
+    sampler: Any = _PartialBatches(loader.batch_sampler, rank, size)  # type: ignore[arg-type]
+    return DataLoader(loader.dataset, batch_sampler=sampler, generator=loader.generator, **settings)
+
+
+def part_of(batch: Any, rank: int, size: int) -> Any:
+    """Returns one rank's examples of a batch: of all tensors and lists in it that have an entry for each example.
+
+    Raises:
+        InvalidInputError: the batch holds something that cannot be divided.
+    """
+    count = examples_in(batch)
+    mine = part_slice(count, rank, size)
+
+    def part(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[mine] if value.ndim and len(value) == count else value
+        if isinstance(value, Mapping):
+            return {key: part(each) for key, each in value.items()}
+        if (
+            (isinstance(value, tuple) and hasattr(value, "_fields"))
+            or value is None
+            or isinstance(value, str | int | float)
+        ):
+            if isinstance(value, tuple):
+                raise InvalidInputError(f"a {type(value).__name__} in a batch cannot be divided among workers")
+            return value
+        if isinstance(value, list | tuple):
+            return type(value)(part(each) for each in value)
+        raise InvalidInputError(f"a {type(value).__name__} in a batch cannot be divided among workers")
+
+    return part(batch)

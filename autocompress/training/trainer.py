@@ -183,7 +183,7 @@ class Trainer:
             self.scheduler.step()
             bar.update(f"loss {self.scalars['loss']:.4f}" if "loss" in self.scalars else "")
             now = time.perf_counter()
-            if self.checkpoint is not None and now - saved >= SECONDS_BETWEEN_CHECKPOINTS:
+            if self.checkpoint is not None and self._is_due(now - saved):
                 self._check_finite(losses)
                 self.log.wall_seconds, started, saved = self.log.wall_seconds + now - started, now, now
                 self._save_checkpoint()
@@ -199,8 +199,19 @@ class Trainer:
         self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
-        if self.checkpoint is not None and self.ranks.is_first:
+        if self.checkpoint is None:
+            return
+        if self.ranks.is_first:
             save_checkpoint(self.checkpoint, run_state(self))
+        for callback in self.callbacks:
+            getattr(callback, "on_checkpoint", lambda trainer: None)(self)
+
+    def _is_due(self, seconds: float) -> bool:
+        """Tells, the same on all ranks, whether so long after the last one a checkpoint is to be written."""
+        if self.ranks.size == 1:
+            return seconds >= SECONDS_BETWEEN_CHECKPOINTS
+        asked = self.step % _STEPS_BETWEEN_CHECKS == 0
+        return asked and self.ranks.from_first(lambda: seconds >= SECONDS_BETWEEN_CHECKPOINTS)
 
     def _train_step(self, batch: Any) -> Tensor:
         """Returns the loss of one optimizer step, a detached scalar; the gradients are still there."""
