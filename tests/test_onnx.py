@@ -1,13 +1,17 @@
 """Export to ONNX: the same answers in onnxruntime, or a clear error and no file."""
 
 import importlib.util
+import json
 from dataclasses import dataclass
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
+import autocompress as ac
 from autocompress import shrink
+from autocompress.cli import main
 from autocompress.errors import AutocompressError, InvalidInputError
 from autocompress.network.live_network import tensors_in
 from autocompress.network.onnx_export import export_onnx
@@ -154,3 +158,111 @@ def test_a_network_that_cannot_be_exported(tmp_path):
 def test_a_folder_that_does_not_exist(network, tmp_path):
     with pytest.raises(InvalidInputError, match="cannot write"):
         export_onnx(network, torch.randn(1, 1, 8, 8), tmp_path / "none" / "net.onnx")
+
+
+def test_keys_of_a_dict_name_inputs_and_outputs(tmp_path):
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(30, 8), nn.Linear(8, 4)
+
+        def forward(self, ids, mask):
+            hidden = self.embedding(ids) * mask[..., None]
+            return {"logits": self.head(hidden), "mask": mask, "pooled": hidden.mean(1)}
+
+    example = {"ids": torch.randint(30, (1, 6)), "mask": torch.ones(1, 6)}
+    export_onnx(Tagger(), example, tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    assert {each.name for each in session.get_inputs()} == {"ids", "mask"}
+    assert [each.name for each in session.get_outputs()] == ["logits", "mask_out", "pooled"]
+
+
+def small_convolutional() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 36, 64), nn.ReLU(), nn.Linear(64, 5))
+
+
+def test_int8_is_small_and_answers_alike(tmp_path):
+    import onnx
+
+    network, images = small_convolutional(), torch.rand(64, 1, 8, 8)
+    network.train()
+    network(images)
+    export_onnx(network, images[:1], tmp_path / "float.onnx")
+    difference = export_onnx(network, images[:1], tmp_path / "int8.onnx", calibration=[images[:32], images[32:]])
+    assert 0 < difference < 0.1
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    kinds = {onnx.TensorProto.DataType.Name(each.data_type) for each in graph.initializer if len(each.raw_data) > 100}
+    assert "INT8" in kinds
+    left = [each for each in graph.initializer if each.data_type == onnx.TensorProto.FLOAT and len(each.dims) > 1]
+    assert left == []
+    assert not any(node.op_type == "BatchNormalization" for node in graph.node)
+    sizes = [(tmp_path / name).stat().st_size for name in ("int8.onnx", "float.onnx")]
+    assert sizes[0] < 0.4 * sizes[1]
+    expected = network.eval()(images).argmax(1)
+    found = onnxruntime.InferenceSession(tmp_path / "int8.onnx").run(None, {"input": images.numpy()})[0].argmax(1)
+    assert (expected.numpy() == found).mean() > 0.9
+
+
+def test_int8_without_examples(tmp_path):
+    with pytest.raises(InvalidInputError, match="the calibration data hold no example"):
+        export_onnx(small_convolutional(), torch.rand(1, 1, 8, 8), tmp_path / "int8.onnx", calibration=[])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_of_torch_export_is_refused_by_name(tmp_path):
+    program = torch.export.export(small_convolutional().eval(), (torch.rand(2, 1, 8, 8),))
+    for use in (
+        lambda: export_onnx(program, torch.rand(1, 1, 8, 8), tmp_path / "net.onnx"),
+        lambda: ac.compress(program, target="1KB", epochs=0),
+    ):
+        with pytest.raises(InvalidInputError, match=r"the model is a ExportedProgram, .* that it was exported from"):
+            use()
+
+
+NETS = """
+import torch
+from torch import nn
+
+def make():
+    layers = [nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3))
+
+def data():
+    x = torch.rand(96, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = (3 * x.mean((1, 2, 3))).long()
+    return [[(x[:32], y[:32]), (x[32:64], y[32:64])], [(x[64:], y[64:])]]
+"""
+
+
+def test_the_command_writes_smaller_models(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "nets_for_onnx.py").write_text(NETS)
+    import nets_for_onnx
+
+    torch.manual_seed(0)
+    network = nets_for_onnx.make()
+    ac.compress(network, target="energy-channels:40%", calibration=nets_for_onnx.data()[0]).save("net.safetensors")
+    command = ["export", "net.safetensors", "--model", "nets_for_onnx:make", "--json"]
+    data = ["--data", "nets_for_onnx:data"]
+    for out, more in (("dense", data), ("small", [*data, "--shrink"]), ("int8", [*data, "--shrink", "--int8"])):
+        assert main([*command, "--to", "onnx", "--out", f"{out}.onnx", *more]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert answer["bytes"] == (tmp_path / f"{out}.onnx").stat().st_size
+    images = nets_for_onnx.data()[1][0][0].numpy()
+    outputs = [
+        onnxruntime.InferenceSession(f"{name}.onnx").run(None, {"input": images})[0]
+        for name in ("dense", "small", "int8")
+    ]
+    assert abs(outputs[0] - outputs[1]).max() < 1e-4
+    assert abs(outputs[0] - outputs[2]).max() < 0.1 * max(1, abs(outputs[0]).max())
+    sizes = {path.stem: path.stat().st_size for path in tmp_path.glob("*.onnx")}
+    assert sizes["small"] < sizes["dense"]
+    for wrong, message in (
+        (["--to", "pt", "--shrink", "--out", "x.pt"], "--shrink is for --to onnx"),
+        (["--to", "onnx", "--int8", "--out", "x.onnx", "--input-shape", "1,8,8"], "--int8 needs --data"),
+    ):
+        assert main([*command, *wrong]) == 2
+        assert message in capsys.readouterr().err

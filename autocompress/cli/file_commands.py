@@ -15,19 +15,22 @@ from autocompress.cli.console import check_output, percent, to_json
 from autocompress.codec.atomic_write import replacing
 from autocompress.codec.file import load, read_compressed, read_metadata
 from autocompress.codec.size_report import size_report
-from autocompress.energy.channel_graph import ANALYTIC_SAMPLES, ChannelGraph
+from autocompress.energy.channel_graph import ANALYTIC_SAMPLES, ChannelGraph, shrink
 from autocompress.energy.energy_meters import make_meter, measured_energy
 from autocompress.errors import InvalidInputError
 from autocompress.network.compressed_tensors import CompressedState
 from autocompress.network.live_network import named_tensors
 from autocompress.task import load_task
 from autocompress.task.named_models import make_model
+from autocompress.training.batches import examples_in, split_batch, to_device
 from autocompress.training.checks import name_of
 from autocompress.training.evaluation import evaluate
 
 # Measurements of `energy fit`; fewer than the last say nothing of the error on those held out.
 MEASURED_SAMPLES = 60
 MIN_SAMPLES = 10
+# Training examples that the ranges of int8 activations come from.
+CALIBRATION_EXAMPLES = 512
 
 # One image of the networks known by name, without the batch. A function of the user's own needs --data or the shape.
 INPUT_SHAPES = {
@@ -89,6 +92,11 @@ def evaluate_command(options: Namespace) -> str:
 def export_command(options: Namespace) -> str:
     """Writes the network of a file as ONNX or as a plain state_dict and returns what was written."""
     check_output(options.out, (".onnx",) if options.to == "onnx" else (".pt", ".pth"), inputs=(options.file,))
+    for option in ("int8", "shrink"):
+        if getattr(options, option) and options.to != "onnx":
+            raise InvalidInputError(f"--{option} is for --to onnx; a state_dict holds the tensors of MODEL as they are")
+    if options.int8 and options.data is None:
+        raise InvalidInputError("--int8 needs --data: the ranges of activations come from its training data")
     read_bytes(options.file)
     network, example = network_and_example(options)
     if options.to == "onnx" and options.input_shape is not None:
@@ -102,13 +110,29 @@ def export_command(options: Namespace) -> str:
     if options.to == "onnx":
         from autocompress.network.onnx_export import export_onnx
 
-        difference = export_onnx(model, example, options.out)
+        if options.shrink:
+            model = shrink(model, example)
+        calibration = calibration_inputs(options) if options.int8 else None
+        difference = export_onnx(model, example, options.out, calibration=calibration)
     else:
         save_state_dict(model, options.out)
     size = options.out.stat().st_size
     if options.json:
         return to_json({"file": str(options.file), "out": str(options.out), "bytes": size, "difference": difference})
-    return f"{options.out}: {size} bytes, dense"
+    return f"{options.out}: {size} bytes, {'int8' if options.int8 else 'dense'}"
+
+
+def calibration_inputs(options: Namespace) -> list[Any]:
+    """Returns inputs of a few hundred training examples, as the network takes them."""
+    found: list[Any] = []
+    seen = 0
+    for batch in load_task(options.model, options.data).train:
+        args, kwargs, _ = split_batch(to_device(batch, "cpu"))
+        found.append(kwargs or (args[0] if len(args) == 1 else args))
+        seen += examples_in(batch)
+        if seen >= CALIBRATION_EXAMPLES:
+            break
+    return found
 
 
 def network_and_example(options: Namespace) -> tuple[nn.Module, Any]:

@@ -281,6 +281,17 @@ def _add_export(commands: _SubParsersAction[_WithConfig]) -> None:
         default="float32",
         help="type of the input of --input-shape; int64 for tokens (default: float32)",
     )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="for ONNX: weights and activations in 8 bits (QDQ), a smaller file that runs faster; the ranges of "
+        "activations come from the training data of --data",
+    )
+    parser.add_argument(
+        "--shrink",
+        action="store_true",
+        help="for ONNX: leave out channels that nothing takes, as energy-channels: targets make them",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else there")
 
 

@@ -129,6 +129,11 @@ def refuse_unfinished(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        if isinstance(model, torch.export.ExportedProgram):
+            raise InvalidInputError(
+                f"the model is {kind}, a graph that cannot be trained; give the torch.nn.Module that it was "
+                "exported from: its weights are exported.state_dict"
+            )
         raise InvalidInputError(f"the model is {kind}; give a network, an object of a class of torch.nn.Module")
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):

@@ -179,9 +179,9 @@ def compress(
     """
     if workers is not None or ray_address is not None:
         given = {name: value for name, value in locals().items() if name not in ("model", "workers", "ray_address")}
-        return compress_on_workers(
-            compress, model, given, workers=1 if workers is None else workers, address=ray_address
-        )  # type: ignore[no-any-return]
+        count = 1 if workers is None else workers
+        shared: Result = compress_on_workers(compress, model, given, workers=count, address=ray_address)
+        return shared
     started = time.perf_counter()
     seed = whole_number("seed", seed, 0, MAX_SEED)
     if recipe is not None and not hasattr(recipe, "for_compression"):
