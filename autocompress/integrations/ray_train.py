@@ -255,6 +255,8 @@ def compress_on_workers(
             failures = getattr(error, "worker_failures", {}) or {"": error}
             said = str(next(iter(failures.values()))).strip().splitlines() or [type(error).__name__]
             raise AutocompressError(f"the workers failed: {said[-1]}") from error
+        except ray.exceptions.RayError as error:  # a node that runs out of memory takes the controller with it
+            raise AutocompressError(f"the run on Ray failed: {(str(error).splitlines() or [''])[0]}") from error
     if isinstance(outcome, AutocompressError):
         raise outcome
     return outcome
