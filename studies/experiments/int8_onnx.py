@@ -4,8 +4,8 @@
     python -m studies.experiments.int8_onnx run mobilenet_v3_small
     python -m studies.experiments.int8_onnx table
 
-ResNet-20 on CIFAR-10, from trained weights in the data folder; MobileNetV3 (small) on the digits in three channels of 64
-pixels, trained here. Both are compressed without training or for a few epochs, saved, loaded and exported. Latency is
+ResNet-20 on CIFAR-10, from trained weights in the data folder; MobileNetV3 (small) on the digits in three channels of
+64 x 64 pixels, trained here. Both are compressed without training or for a few epochs, saved, loaded and exported. Latency is
 the median of one-image calls on one thread, the two models in turn. A record is one line of
 `studies/results/int8_onnx.jsonl`.
 """
@@ -63,7 +63,7 @@ def mobilenet_task() -> Task:
             return make_model("torchvision:mobilenet_v3_small", 10, 3)
 
     return Task(
-        "mobilenet_v3_small-digits", make, *splits, classification_loss, correct_predictions,
+        "mobilenet_v3_small-digits", make, train, validation, test, classification_loss, correct_predictions,
         Recipe(learning_rate=3e-3, compress_learning_rate=1e-3, reference_epochs=25), large[:1],
     )  # fmt: skip
 
