@@ -5,9 +5,9 @@
     python -m studies.experiments.int8_onnx table
 
 ResNet-20 on CIFAR-10, from trained weights in the data folder; MobileNetV3 (small) on the digits in three channels of
-64 x 64 pixels, trained here. Both are compressed without training or for a few epochs, saved, loaded and exported. Latency is
-the median of one-image calls on one thread, the two models in turn. A record is one line of
-`studies/results/int8_onnx.jsonl`.
+64 x 64 pixels, trained here. The first is compressed without training, the second for a few epochs; both are saved,
+loaded and exported. Latency is the median of one-image calls on one thread, the two models in turn. A record is one
+line of `studies/results/int8_onnx.jsonl`.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def mobilenet_task() -> Task:
     images, labels = load_digits()
     large = F.interpolate(images.float() / 255, size=(64, 64), mode="bilinear").expand(-1, 3, -1, -1).contiguous()
     parts = stratified(labels, (0.6, 0.2, 0.2))
-    splits = [
-        TensorBatches(large[part], labels[part], batch_size=64, shuffle=number == 0)
-        for number, part in enumerate(parts)
-    ]
+    train, validation, test = (
+        TensorBatches(large[part], labels[part], batch_size=64, shuffle=shuffle)
+        for part, shuffle in zip(parts, (True, False, False), strict=True)
+    )
 
     def make() -> torch.nn.Module:
         with seeded(0):
