@@ -19,6 +19,8 @@ from autocompress.cli.parser import build_parser as autocompress_parser
 from baselines.methods import METHODS
 from baselines.options import build_parser as baselines_parser
 from studies.cli import build_parser as studies_parser
+from studies.experiments import int8_onnx
+from studies.experiments.store import load_records
 from studies.finding import own_specs
 
 ROOT = Path(__file__).parent.parent
@@ -183,6 +185,12 @@ def test_the_notation_is_that_of_the_code():
 def test_words_are_the_fields_own(page):
     words = CODE.sub("", prose(page))
     assert re.findall(rf"\b(?:{OURS})\b", words, re.IGNORECASE) == []
+
+
+@pytest.mark.parametrize(("page", "experiment"), [("deployment", int8_onnx)])
+def test_tables_of_experiments_are_those_of_the_records(page, experiment):
+    table = experiment.table(load_records(experiment.RECORDS))
+    assert table.strip() in text_of(ROOT / "docs" / f"{page}.md")
 
 
 def test_the_readme_is_short():
