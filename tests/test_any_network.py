@@ -47,8 +47,8 @@ def run(capsys, *arguments: str) -> dict:
 @pytest.mark.parametrize(
     ("model", "data", "scores", "name", "least"),
     [
-        ("regressor", "houses", ["--loss", "mse"], "minus the loss", -0.35),
-        ("segmenter", "discs", ["--metric", "iou"], "iou", 0.7),
+        pytest.param("regressor", "houses", ["--loss", "mse"], "minus the loss", -0.35, marks=pytest.mark.slow),
+        pytest.param("segmenter", "discs", ["--metric", "iou"], "iou", 0.7, marks=pytest.mark.slow),
         ("detector", "spam", ["--loss", "bce_with_logits"], "binary_accuracy", 0.85),
         ("tagger", "tags", ["--loss", "bce_with_logits", "--metric", "any_network:f1"], "f1", 0.7),
     ],
@@ -64,6 +64,7 @@ def test_the_examples_of_four_kinds(capsys, model, data, scores, name, least):
     assert again["test_accuracy"] == pytest.approx(made["test_accuracy"])
 
 
+@pytest.mark.slow
 def test_a_network_of_timm_with_one_output_for_numbers(capsys, here):
     pytest.importorskip("timm")
     (here / "measures.py").write_text(

@@ -46,13 +46,11 @@ class StopLightning(pl.Callback):
 
 
 def test_a_lightning_module_is_compressed_under_the_names_of_its_network(tmp_path):
-    callback = lightning.AutoCompress("2KB", tmp_path / "small", monitor="val_loss")
+    callback = lightning.AutoCompress("2KB", tmp_path / "small")
     module = digits.fit(tmp_path, callback, enable_checkpointing=False, max_epochs=6)
     result = callback.result
     file = tmp_path / "small" / "compressed.safetensors"
     assert file.stat().st_size == result.file_bytes <= 2000
-    assert set(result.outcome.scores) == {"trained", "before fine-tuning", "one-shot"}
-    assert result.outcome.judged_by == "val_loss of the module's validation"
     assert not any(name.startswith("net.") for name in result.state.quantized)
     net = ac.load(file, into=digits.make_net())
     images = digits.loaders()[1].dataset.tensors[0]
@@ -74,6 +72,18 @@ def test_a_lightning_training_that_was_broken_off_gives_the_same_bytes(tmp_path)
         digits.fit(tmp_path, resumed, ModelCheckpoint(folder, **saving), resume=folder / "epoch=0.ckpt")
         assert resumed.result.data == whole.result.data
         assert resumed.result.history == whole.result.history
+
+
+@pytest.mark.slow
+def test_what_a_module_logs_decides(tmp_path):
+    callback = lightning.AutoCompress("2KB", monitor="val_acc", mode="max")
+    module = digits.fit(tmp_path, callback, enable_checkpointing=False)
+    outcome = callback.result.outcome
+    assert set(outcome.scores) == {"trained", "before fine-tuning", "one-shot"}
+    assert outcome.judged_by == "val_acc of the module's validation"
+    images, labels = digits.loaders()[1].dataset.tensors
+    accuracy = (module.net.eval()(images).argmax(1) == labels).float().mean()
+    assert outcome.scores[outcome.chosen] == max(outcome.scores.values()) == pytest.approx(float(accuracy))
 
 
 @pytest.mark.slow
@@ -149,6 +159,7 @@ def test_arguments_that_cannot_be(tmp_path):
 # --- Hugging Face -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_transformer_is_compressed_into_a_folder_that_loads_back(tmp_path):
     callback = huggingface.AutoCompress("4KB", tmp_path / "small")
     model = tokens.train(tmp_path, callback, save_strategy="no", num_train_epochs=1)
