@@ -21,9 +21,8 @@ PROGRAMS = {
 @pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program(name, tmp_path, monkeypatch, capsys):
-    for package in re.findall(
-        r"^(?:import|from) (lightning|transformers)", (EXAMPLES / f"{name}.py").read_text(), re.M
-    ):
+    program = EXAMPLES / f"{name}.py"
+    for package in re.findall(r"^(?:import|from) (lightning|transformers)", program.read_text(), re.M):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(EXAMPLES))
