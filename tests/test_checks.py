@@ -51,9 +51,9 @@ def check(model: nn.Module, train, **settings):
         (regressor(), NUMBERS, {}, r"the target is float32 \[8, 1\], not whole numbers.* give loss="),
         (
             segmenter(),
-            (IMAGES[0], IMAGES[1][:, 1:]),
+            (IMAGES[0], IMAGES[1][:, :, 1:]),
             {},
-            r"float32 \[2, 4, 5, 5\], .* int64 \[2, 4, 5\]\..* give loss=",
+            r"float32 \[2, 4, 5, 5\], .* int64 \[2, 5, 4\]\..* give loss=",
         ),
         (make_shallow_model(), (X, CLASSES[1] + 1), {}, r"the target has classes 1 to 3, the output 3"),
         (

@@ -36,5 +36,5 @@ def test_a_program(name, tmp_path, monkeypatch, capsys):
 
 
 def test_every_program_is_run():
-    tested = {*PROGRAMS, "distributed", "any_network"}  # these two by test_ranks and test_any_network
+    tested = {*PROGRAMS, "distributed", "ray_train", "any_network"}  # these three by tests of what they show
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
