@@ -74,7 +74,7 @@ def result(watched):
 class Whole(HTMLParser):
     """Checks that what is opened is closed, and keeps the text."""
 
-    EMPTY = ("meta", "link")
+    EMPTY = ("meta", "link", "wbr")
 
     def __init__(self, page):
         super().__init__()
@@ -193,7 +193,7 @@ def test_a_network_of_many_layers_keeps_the_charts_short():
     deep = nn.Sequential(*(nn.Linear(3, 3) for _ in range(26)))
     page = Whole(ac.compress(deep, target="900B", epochs=0).to_html())
     assert sum(text.endswith(" more") for text in page.text) >= 2
-    assert page.text.count("25.weight") >= 1  # all of them are in the table
+    assert "25.weight" in page.text  # all of them are in the table
 
 
 def test_the_command_writes_a_report(tmp_path, monkeypatch, capsys):

@@ -89,6 +89,11 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> st
     )
 
 
+def _breakable(name: str) -> str:
+    """Returns a name that breaks at its dots where it is too long for a line."""
+    return escape(name).replace(".", ".<wbr>")
+
+
 @dataclass(frozen=True)
 class Bar:
     """A row of a chart of bars.
@@ -125,7 +130,7 @@ def bars(title: str, caption: str, parts: Sequence[str], rows: Sequence[Bar], *,
         )
         tip = escape(row.tip or f"{row.name}: {row.text}")
         lines.append(
-            f'<span>{escape(row.name)}</span><div class="track" title="{tip}"><div>{inner}</div></div>'
+            f'<span>{_breakable(row.name)}</span><div class="track" title="{tip}"><div>{inner}</div></div>'
             f"<b>{escape(row.text)}</b>"
         )
     return _figure(title, caption, parts, f'<div class="bars">{"".join(lines)}</div>')
@@ -142,7 +147,7 @@ def pairs(title: str, caption: str, parts: Sequence[str], rows: Sequence[Bar]) -
         )
         tip = escape(row.tip or f"{row.name}: {row.text}")
         lines.append(
-            f'<span>{escape(row.name)}</span><div class="track pair" title="{tip}">{inner}</div>'
+            f'<span>{_breakable(row.name)}</span><div class="track pair" title="{tip}">{inner}</div>'
             f"<b>{escape(row.text)}</b>"
         )
     return _figure(title, caption, parts, f'<div class="bars">{"".join(lines)}</div>')

@@ -49,6 +49,8 @@ PARTS = {
 }
 # Layers shown one by one in a chart; of more the largest, and the rest together.
 LAYERS_SHOWN = 24
+# Names in one sentence.
+NAMES_SHOWN = 6
 
 
 def layer_rows(result: Result) -> list[Row]:
@@ -176,10 +178,10 @@ def run_page(result: Result, title: str = "Compressed network") -> str:
         f"<section>\n<h2>What was given up</h2>\n<ul>{''.join(f'<li>{escape(s)}</li>' for s in given_up(result))}</ul>",
         _candidates(result),
         "</section>",
-        "<section>\n<h2>All tensors</h2>",
+        "<section>\n<h2>Tensors</h2>",
         "<p>A click on a column's head sorts by it. Bytes are ideal code lengths; the file adds "
-        f"{size(container)} of header and container.</p>",
-        _layer_table(rows),
+        f"{size(container)} of header and container.{_small(rows)}</p>",
+        _layer_table([row for row in rows if _is_large(row)]),
         "</section>",
         "<section>\n<h2>The run</h2>",
         facts(_facts(result)),
@@ -196,7 +198,7 @@ def score_text(result: Result, value: float) -> str:
 def headline(result: Result, original_bytes: float) -> str:
     """Returns the outcome in one sentence."""
     factor = original_bytes / result.file_bytes
-    said = f"{size(original_bytes)} became {size(result.file_bytes)}, {number(round(factor, 1))} times smaller"
+    said = f"{size(original_bytes)} became {size(result.file_bytes)}, {factor:,.1f} times smaller"
     before, after, split = scores_of(result)
     if before is None or after is None:
         return said + "."
@@ -281,9 +283,7 @@ def _size_charts(rows: Sequence[Row], container: float) -> list[str]:
                     Bar(
                         row["name"],
                         (row["original_bytes"] / before, row["bytes"] / after),
-                        f"{number(round(row['original_bytes'] / row['bytes'], 1))}x"
-                        if row["bytes"]
-                        else "nothing left",
+                        f"{row['original_bytes'] / row['bytes']:,.1f}x" if row["bytes"] else "nothing left",
                         f"{row['name']}: {percent(row['original_bytes'] / before, 1)} of the original, "
                         f"{percent(row['bytes'] / after, 1)} of the file",
                     )
@@ -405,7 +405,9 @@ def given_up(result: Result) -> list[str]:
     reasons: dict[str, list[str]] = defaultdict(list)
     for name, reason in result.selection.raw.items():
         reasons[reason].append(name)
-    found += [f"Not compressed, {reason}: {', '.join(names)}." for reason, names in reasons.items()]
+    for reason, names in reasons.items():
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        found.append(f"Not compressed, {reason}: {', '.join(names[:NAMES_SHOWN])}{more}.")
     if result.outcome is not None:
         found += [f"{note[:1].upper()}{note[1:]}." for note in result.outcome.notes]
     return found
@@ -428,6 +430,17 @@ def _candidates(result: Result) -> str:
     head = ["network", "score, higher is better", "written"]
     lead = f"<p>The network that was written is the best of these by {escape(outcome.judged_by)}.</p>"
     return lead + table("Candidates", head, rows)
+
+
+def _is_large(row: Row) -> bool:
+    """Tells whether a tensor has a row of its own on the page."""
+    return row["kind"] == "weights" or bool(row["bytes"] >= 1)
+
+
+def _small(rows: Sequence[Row]) -> str:
+    """Returns what is said of the tensors without a row."""
+    count = sum(not _is_large(row) for row in rows)
+    return f" {count} more tensors take less than a byte each, such as statistics folded into norms." if count else ""
 
 
 def _layer_table(rows: Sequence[Row]) -> str:
@@ -454,10 +467,10 @@ def _layer_table(rows: Sequence[Row]) -> str:
                     for name in ("positions_bytes", "indices_bytes", "codebooks_bytes")
                 ),
                 Cell(f"{others:,.0f}" if others >= 0.5 or not others else f"{others:.1f}", others),
-                figure(row["factor"], "" if row["factor"] is None else f"{number(round(row['factor'], 1))}x"),
+                figure(row["factor"], "" if row["factor"] is None else f"{row['factor']:,.1f}x"),
             ]
         )
-    return table("All tensors", head, cells)
+    return table("Tensors", head, cells)
 
 
 def _facts(result: Result) -> list[tuple[str, str]]:

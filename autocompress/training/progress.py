@@ -10,12 +10,12 @@ import logging
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
-from tqdm.auto import tqdm as notebook_bar
 
 logger = logging.getLogger(__name__)
 stages = logging.getLogger("autocompress.stages")  # shown beside bars, too
@@ -31,6 +31,16 @@ def in_notebook() -> bool:
     """Tells whether this runs in a Jupyter kernel, whose stderr is no terminal but shows bars."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None and "IPKernelApp" in getattr(shell, "config", ())
+
+
+def bar_class() -> Any:
+    """Returns what draws bars here: in a notebook widgets where it has them, else text."""
+    if not in_notebook():
+        return tqdm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a notebook without widgets, in which text does as well
+        from tqdm.auto import tqdm as notebook_bar
+    return notebook_bar
 
 
 def shows_bars() -> bool:
@@ -81,8 +91,7 @@ class Progress:
         bars = shows_bars()
         self.total, self.what, self.done, self.start = total, what, done, done
         self.lines = shown and not bars
-        make = notebook_bar if in_notebook() else tqdm
-        self.bar: Any = make(
+        self.bar: Any = bar_class()(
             total=total, initial=done, desc=what, file=sys.stderr, disable=not (shown and bars), unit="step"
         )
         self.began = self.told = time.monotonic()
