@@ -19,7 +19,7 @@ from autocompress.cli.parser import build_parser as autocompress_parser
 from baselines.methods import METHODS
 from baselines.options import build_parser as baselines_parser
 from studies.cli import build_parser as studies_parser
-from studies.experiments import int8_onnx
+from studies.experiments import int8_onnx, ray_train
 from studies.experiments.store import load_records
 from studies.finding import own_specs
 
@@ -187,7 +187,7 @@ def test_words_are_the_fields_own(page):
     assert re.findall(rf"\b(?:{OURS})\b", words, re.IGNORECASE) == []
 
 
-@pytest.mark.parametrize(("page", "experiment"), [("deployment", int8_onnx)])
+@pytest.mark.parametrize(("page", "experiment"), [("deployment", int8_onnx), ("own-loop", ray_train)])
 def test_tables_of_experiments_are_those_of_the_records(page, experiment):
     table = experiment.table(load_records(experiment.RECORDS))
     assert table.strip() in text_of(ROOT / "docs" / f"{page}.md")
