@@ -63,3 +63,4 @@ if __name__ == "__main__":
     folder, step, resume = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "resume"
     compress = AutoCompress("4KB", folder / "small", val=validation())
     train(folder, compress, Killed(step), resume=resume)
+    (folder / f"rank{os.environ.get('LOCAL_RANK', '0')}").write_bytes(compress.result.data)

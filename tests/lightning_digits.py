@@ -93,4 +93,7 @@ def checkpoints(folder: Path) -> ModelCheckpoint:
 if __name__ == "__main__":
     folder, step, *resume = Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
     compress = AutoCompress("2KB", folder / "net.safetensors")
-    fit(folder, compress, checkpoints(folder), Killed(step), resume=resume[0] if resume else None)
+    devices = int(os.environ.get("DEVICES", "1"))
+    several = {"devices": devices, "strategy": "ddp"} if devices > 1 else {}
+    fit(folder, compress, checkpoints(folder), Killed(step), resume=resume[0] if resume else None, **several)
+    (folder / f"rank{os.environ.get('LOCAL_RANK', '0')}").write_bytes(compress.result.data)

@@ -1,9 +1,11 @@
 """Callbacks of Lightning and Hugging Face in real trainings: what they write, refuse, and give when they go on."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -228,8 +230,9 @@ def test_a_checkpoint_without_the_compressor_is_refused(tmp_path):
 # --- killed -------------------------------------------------------------------------------------------------------
 
 
-def run(script: str, *arguments: str, killed: bool = False) -> None:
-    outcome = subprocess.run([sys.executable, HERE / script, *arguments], capture_output=True, text=True)
+def run(script: str, *arguments: str, killed: bool = False, launch: Sequence[str] = (), **environment: str) -> None:
+    command = [sys.executable, *launch, HERE / script, *arguments]
+    outcome = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     assert outcome.returncode == (-signal.SIGKILL if killed else 0), outcome.stderr
 
 
@@ -251,3 +254,14 @@ def test_a_trainer_that_was_killed_gives_the_same_bytes(tmp_path):
     run("huggingface_tokens.py", f"{tmp_path}/run", "-1", "resume")
     files = [load_file(tmp_path / name / "small" / "compressed.safetensors") for name in ("whole", "run")]
     assert torch.equal(files[0]["w"], files[1]["w"])
+
+
+@pytest.mark.slow
+def test_ranks_agree_in_both_frameworks(tmp_path):
+    run("lightning_digits.py", str(tmp_path), "0", DEVICES="2")
+    files = [(tmp_path / name).read_bytes() for name in ("rank0", "rank1", "net.safetensors")]
+    assert files[0] == files[1] == files[2]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    run("huggingface_tokens.py", str(tmp_path), "-1", "begin", launch=torchrun)
+    files = [(tmp_path / name).read_bytes() for name in ("rank0", "rank1", "small/compressed.safetensors")]
+    assert files[0] == files[1] == files[2]

@@ -363,10 +363,9 @@ def lightning_cnn() -> Outcome:
 def mobilenet() -> Outcome:
     """A network of torchvision, on images in folders."""
     from PIL import Image
+    from torchvision.models import mobilenet_v3_small
 
-    from autocompress.task import load_task
-    from autocompress.training.evaluation import evaluate
-    from autocompress.training.reference import reference_network
+    from autocompress.task.named_data import load_data
 
     images, labels = digits()
     with tempfile.TemporaryDirectory() as folder:
@@ -375,17 +374,17 @@ def mobilenet() -> Outcome:
             place.mkdir(exist_ok=True)
             pixels = (255 * image[0]).byte().numpy()
             Image.fromarray(pixels).resize((32, 32)).convert("RGB").save(place / f"{number}.png")
-        task = load_task("torchvision:mobilenet_v3_small", f"folder:{folder}?augment=none&normalize=half")
-        task.recipe = type(task.recipe)(learning_rate=2e-3, reference_epochs=12, compress_epochs=8)
-        model, _ = reference_network(task, cache_dir=folder, progress=False)
-        before = evaluate(model, task.test or []).metric
-        # the product
-        import autocompress as ac
+        data = load_data(f"folder:{folder}?augment=none&normalize=half", batch_size=64)
+        train, val, test = list(data.train), list(data.validation), list(data.test or [])
+    model = train_with(mobilenet_v3_small(num_classes=10, width_mult=0.35), train, F.cross_entropy, 20)
+    before = score(model, test, correct_predictions)
+    # the product
+    import autocompress as ac
 
-        result = ac.compress(model, train=task.train, val=task.validation, target="150KB", recipe=task.recipe)
-        # that was all
-        after = evaluate(result.model, task.test or []).metric
-    return Outcome("MobileNetV3-small, image folder", "accuracy", before, after, result)
+    result = ac.compress(model, train=train, val=val, target="40KB", epochs=10)
+    # that was all
+    after = score(result.model, test, correct_predictions)
+    return Outcome("MobileNetV3-small x0.35, image folder", "accuracy", before, after, result)
 
 
 def vit() -> Outcome:
@@ -395,7 +394,7 @@ def vit() -> Outcome:
     train, val, test = thirds(*digits())
     sizes: dict[str, Any] = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 48, "depth": 3, "num_heads": 3}
     model = timm.create_model("vit_tiny_patch16_224", num_classes=10, **sizes)
-    train_with(model, train, F.cross_entropy, 15, 1e-3)
+    train_with(model, train, F.cross_entropy, 40, 2e-3)
     before = score(model, test, correct_predictions)
     # the product
     import autocompress as ac
@@ -429,7 +428,7 @@ def detector() -> Outcome:
         nn.ReLU(),
         nn.Linear(64, 3),
     )
-    train_with(model, train, F.mse_loss, 25, 2e-3)
+    train_with(model, train, F.mse_loss, 80, 2e-3)
     before = score(model, test, centred)
     # the product
     import autocompress as ac
