@@ -376,12 +376,12 @@ def mobilenet() -> Outcome:
             Image.fromarray(pixels).resize((32, 32)).convert("RGB").save(place / f"{number}.png")
         data = load_data(f"folder:{folder}?augment=none&normalize=half", batch_size=64)
         train, val, test = list(data.train), list(data.validation), list(data.test or [])
-    model = train_with(mobilenet_v3_small(num_classes=10, width_mult=0.35), train, F.cross_entropy, 20)
+    model = train_with(mobilenet_v3_small(num_classes=10, width_mult=0.35), train, F.cross_entropy, 50)
     before = score(model, test, correct_predictions)
     # the product
     import autocompress as ac
 
-    result = ac.compress(model, train=train, val=val, target="40KB", epochs=10)
+    result = ac.compress(model, train=train, val=val, target="40KB", epochs=3)
     # that was all
     after = score(result.model, test, correct_predictions)
     return Outcome("MobileNetV3-small x0.35, image folder", "accuracy", before, after, result)
