@@ -225,7 +225,9 @@ class Compressor:
                 result.reference_accuracy = result.promise["reference"]
                 result.validation_accuracy = result.promise["measured"]
         elif evaluate is not None:
-            result.reference_accuracy, result.validation_accuracy = evaluate(given), evaluate(result.model)
+            assert result.outcome is not None
+            result.validation_accuracy = result.outcome.scores[result.outcome.chosen]
+            result.reference_accuracy = evaluate(given)
             result.metric = "score of evaluate="
         elif val is not None:
             device = next(self.network.model.parameters()).device
