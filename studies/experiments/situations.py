@@ -381,7 +381,7 @@ def mobilenet() -> Outcome:
     # the product
     import autocompress as ac
 
-    result = ac.compress(model, train=train, val=val, target="40KB", epochs=3)
+    result = ac.compress(model, train=train, val=val, target="40KB", epochs=9)
     # that was all
     after = score(result.model, test, correct_predictions)
     return Outcome("MobileNetV3-small x0.35, image folder", "accuracy", before, after, result)
