@@ -10,8 +10,14 @@ import torch
 
 from autocompress.constraints.rate_distortion import projection
 from autocompress.constraints.rate_distortion.assignment import LayerTables, Weights
+from autocompress.constraints.rate_distortion.error_feedback import (
+    Feedback,
+    _assigned,
+    _Layer,
+    project_with_feedback,
+)
 from autocompress.constraints.rate_distortion.projection import project_to_bits
-from autocompress.constraints.rate_distortion.rates import CodeLengths
+from autocompress.constraints.rate_distortion.rates import CodeLengths, as_matrix
 
 pytest.importorskip("numba")
 from autocompress.constraints.rate_distortion.compiled_assignment import LargeWeights, bits_of_sample
@@ -106,3 +112,41 @@ def test_a_budget_with_no_room_leaves_nothing(monkeypatch):
     found = project_to_bits(network(), 10.0)
     assert all(not q.codes.any() for q in found.quantized)
     assert math.isfinite(found.error)
+
+
+def second_moments(columns, generator, groups=1):
+    inputs = torch.randn(groups, 3 * columns, columns, generator=generator)
+    inputs = inputs @ torch.randn(groups, columns, columns, generator=generator)
+    return inputs.mT @ inputs / (3 * columns)
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((20, 70), 1), ((24, 3, 3, 3), 2), ((9, 200), 1), ((30, 40), 0)])
+def test_columns_are_quantized_alike(shape, groups):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator)
+    matrix = as_matrix(x)
+    feedback = Feedback.of(second_moments(matrix.shape[1], generator, groups)) if groups else None
+    tables = tables_of(*matrix.shape, 11, generator)
+    for multiplier in (0.0, 0.01, 0.2):
+        found = [
+            _assigned(_Layer.of(x, feedback, compiled), tables, tuple(matrix.shape), multiplier)
+            for compiled in (False, True)
+        ]
+        (codes, made), (compiled_codes, compiled_made) = found
+        if groups:  # alone, each layer keeps at least one weight
+            assert torch.equal(compiled_codes, codes)
+        assert (compiled_codes == codes).float().mean() > 0.99
+        torch.testing.assert_close(compiled_made, made)
+        assert len(codes.unique()) > 2
+
+
+@pytest.mark.parametrize("ratio", [8, 30])
+def test_projections_with_feedback_are_as_good(monkeypatch, ratio):
+    weights, generator = network(), torch.Generator().manual_seed(0)
+    feedback = [Feedback.of(second_moments(as_matrix(w).shape[1], generator)) for w in weights[:3]] + [None]
+    budget = 32 * sum(w.numel() for w in weights) / ratio
+    plain = project_with_feedback(weights, budget, feedback)
+    monkeypatch.setattr(projection, "COMPILED_FROM", 0)
+    compiled = project_with_feedback(weights, budget, feedback)
+    assert compiled.bits <= budget
+    assert compiled.error < 1.03 * plain.error

@@ -315,3 +315,79 @@ def near_multiplier(layers: Sequence[CompiledLayer], budget_bits: float, start: 
         goal = budget_bits * (1 - 0.5 * BUDGET_TOLERANCE) * bits_of_sample(layers, multiplier) / bits
         multiplier = find_multiplier(layers, goal, multiplier, bits_of_sample)
     return multiplier
+
+
+@kernel
+def _visit_columns(
+    w: Any,
+    factor: Any,
+    code_bits: Any,
+    row_bits: Any,
+    column_bits: Any,
+    values: Any,
+    best: Any,
+    ends: Any,
+    codes: Any,
+    errors: Any,
+) -> None:
+    """Quantizes w [R, n] column by column, each one's errors made up for by those to its right, in place.
+
+    Args:
+        w: float32; what each column was made before it was quantized is left in it.
+        factor: float32 [n, n], upper triangular.
+        code_bits, row_bits, column_bits: times the multiplier.
+        values: float32 [K].
+        best: int32 [n, K], of each column the values that are best somewhere.
+        ends: float32 [n, K], thresholds between these, then infinity.
+        codes: int16 [R, n], 0 for zero; filled in.
+        errors: float32 [R, n], over the diagonal of the factor; filled in.
+    """
+    columns = w.shape[1]
+    for r in range(w.shape[0]):
+        for j in range(columns):
+            x, scale = w[r, j], factor[j, j]
+            low, high = 0, ends.shape[1] - 1
+            while low < high:
+                middle = (low + high) // 2
+                if ends[j, middle] <= x:
+                    low = middle + 1
+                else:
+                    high = middle
+            code = best[j, low]
+            value = values[code]
+            cost = code_bits[code] + (row_bits[r] + column_bits[j])
+            off, whole = (x - value) / scale, x / scale
+            if off * off + cost < whole * whole:
+                codes[r, j], error = code + 1, off
+            else:
+                codes[r, j], error = 0, whole
+            errors[r, j] = error
+            for i in range(j + 1, columns):
+                w[r, i] -= error * factor[j, i]
+
+
+def assign_columns(
+    w: Tensor, factor: Tensor, tables: LayerTables, rows: slice, columns: slice, multiplier: float
+) -> tuple[Tensor, Tensor]:
+    """Returns codes, int16 [R, n], and errors over the factor's diagonal [R, n] of some columns; see `error_feedback`.
+
+    Args:
+        w: float32 [R, n], contiguous; changed, see `_visit_columns`.
+        factor: float32 [n, n], of these columns.
+        tables: of the layer.
+        rows, columns: which of the layer these are.
+        multiplier: error per bit.
+    """
+    lengths, values = tables.lengths, tables.values.numpy()
+    parts = (lengths.code_bits, lengths.row_bits[rows], lengths.column_bits[columns])
+    code_bits, row_bits, column_bits = (np.float32(multiplier) * part.numpy() for part in parts)
+    size = w.shape[1]
+    best = np.zeros((size, len(values)), np.int32)
+    ends = np.full((size, len(values)), np.inf, np.float32)
+    for j, scale in enumerate(factor.diagonal().tolist()):
+        kept, thresholds = lower_envelope(values, code_bits * np.float32(scale**2))
+        best[j, : len(kept)], ends[j, : len(thresholds)] = kept, thresholds
+    codes, errors = np.empty(w.shape, np.int16), np.empty(w.shape, np.float32)
+    given = (factor.contiguous().numpy(), code_bits, row_bits, column_bits, values, best, ends, codes, errors)
+    _visit_columns(w.numpy(), *given)
+    return torch.from_numpy(codes), torch.from_numpy(errors)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from autocompress.constraints.rate_distortion.assignment import LayerTables
-from autocompress.constraints.rate_distortion.projection import BitsProjection, WarmStart, project_to_bits
+from autocompress.constraints.rate_distortion.projection import BitsProjection, WarmStart, compiles, project_to_bits
 from autocompress.constraints.rate_distortion.rates import Counts, as_matrix, code_length, estimate_code_lengths
 from autocompress.network.compressed_tensors import QuantizedTensor, quantized_tensor
 
@@ -57,15 +57,16 @@ class _Layer:
 
     x: Tensor
     feedback: Feedback
+    compiled: bool
 
     @classmethod
-    def of(cls, x: Tensor, feedback: Feedback | None) -> _Layer:
+    def of(cls, x: Tensor, feedback: Feedback | None, compiled: bool) -> _Layer:
         matrix = as_matrix(x.detach().float())
         if feedback is None:
             eye = torch.ones(1, 1, 1, device=x.device)
-            return cls(matrix.reshape(1, -1, 1), Feedback(eye, eye))  # every weight for itself
+            return cls(matrix.reshape(1, -1, 1), Feedback(eye, eye), compiled)  # every weight for itself
         groups, n, _ = feedback.second.shape
-        return cls(matrix.view(groups, -1, n), feedback)
+        return cls(matrix.view(groups, -1, n), feedback, compiled)
 
     def error(self, v: Tensor) -> float:
         """Returns tr (V - X) H (V - X)^T."""
@@ -75,6 +76,8 @@ class _Layer:
 
 def _assigned(layer: _Layer, tables: LayerTables, shape: tuple[int, int], multiplier: float) -> tuple[Tensor, Tensor]:
     """Returns codes, int64 [R, C], and what X was made, [R, C], before each of its columns was quantized."""
+    if layer.compiled:
+        return _compiled_assignment(layer, tables, shape, multiplier)
     groups, rows, columns = layer.x.shape
     w, codes = layer.x.clone(), torch.zeros(layer.x.shape, dtype=torch.int64, device=layer.x.device)
     factor, lengths = layer.feedback.factor, tables.lengths
@@ -93,6 +96,28 @@ def _assigned(layer: _Layer, tables: LayerTables, shape: tuple[int, int], multip
             rest = factor[:, j, j + 1 : end]
             w[:, :, j + 1 : end] -= errors[:, :, j - start, None] * rest[:, None]
         w[:, :, end:] -= errors @ factor[:, start:end, end:]
+    return codes.view(shape), w.view(shape)
+
+
+def _compiled_assignment(
+    layer: _Layer, tables: LayerTables, shape: tuple[int, int], multiplier: float
+) -> tuple[Tensor, Tensor]:
+    """Returns what `_assigned` does, by compiled code."""
+    from autocompress.constraints.rate_distortion.compiled_assignment import LargeWeights, assign_columns
+
+    rows, columns = layer.x.shape[1:]
+    if columns == 1:
+        matrix = layer.x.view(shape)
+        return LargeWeights(matrix).layer(tables).assign(multiplier).codes().long(), matrix
+    w, codes = layer.x.clone(), torch.zeros(layer.x.shape, dtype=torch.int64)
+    for group, (made, factor) in enumerate(zip(w, layer.feedback.factor, strict=True)):
+        own = slice(group * rows, (group + 1) * rows)
+        for start in range(0, columns, COLUMNS_AT_ONCE):
+            here = slice(start, start + COLUMNS_AT_ONCE)
+            block = made[:, here].contiguous()
+            code, errors = assign_columns(block, factor[here, here], tables, own, here, multiplier)
+            codes[group, :, here], made[:, here] = code, block
+            made[:, here.stop :] -= errors @ factor[here, here.stop :]
     return codes.view(shape), w.view(shape)
 
 
@@ -134,7 +159,8 @@ def project_with_feedback(
         The projection; `error` is tr (V - X) H (V - X)^T over all layers. Where no pass is within the budget, that of
         `project_to_bits`.
     """
-    layers = [_Layer.of(*pair) for pair in zip(targets, feedback, strict=True)]
+    compiled = compiles(targets)
+    layers = [_Layer.of(x, its, compiled) for x, its in zip(targets, feedback, strict=True)]
     found = None if previous is not None else project_to_bits(targets, budget_bits)
     state = previous if found is None else found.state
     assert state is not None

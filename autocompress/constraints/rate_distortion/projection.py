@@ -18,7 +18,7 @@ state it has returned is the same projection, and nearly the same X has nearly t
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -317,15 +317,25 @@ def _search(problem: _Problem, previous: WarmStart | None) -> _Candidate | float
 COMPILED_FROM = 1 << 20
 
 
-def _weights(matrices: Sequence[Tensor], energy: EnergyBudget | None) -> list[Weights]:
-    """Returns weights; those of a large network on the CPU for the compiled assignment, if numba is there."""
-    on_cpu = all(matrix.device.type == "cpu" for matrix in matrices)
-    if energy is None and on_cpu and sum(matrix.numel() for matrix in matrices) >= COMPILED_FROM:
-        with contextlib.suppress(ImportError, RuntimeError):  # the latter where numba finds no folder to keep code in
-            from autocompress.constraints.rate_distortion.compiled_assignment import LargeWeights
+def compiles(tensors: Sequence[Tensor]) -> bool:
+    """Says whether code for these weights is to be compiled: they are many, on the CPU, and numba is there."""
+    large = sum(tensor.numel() for tensor in tensors) >= COMPILED_FROM
+    if not large or any(tensor.device.type != "cpu" for tensor in tensors):
+        return False
+    try:
+        importlib.import_module("autocompress.constraints.rate_distortion.compiled_assignment")
+    except (ImportError, RuntimeError):  # the latter where numba finds no folder to keep code in
+        return False
+    return True
 
-            return [LargeWeights(matrix) for matrix in matrices]
-    return [Weights(matrix) for matrix in matrices]
+
+def _weights(matrices: Sequence[Tensor], energy: EnergyBudget | None) -> list[Weights]:
+    """Returns weights for the compiled assignment where there is one, which knows no energy."""
+    if energy is not None or not compiles(matrices):
+        return [Weights(matrix) for matrix in matrices]
+    from autocompress.constraints.rate_distortion.compiled_assignment import LargeWeights
+
+    return [LargeWeights(matrix) for matrix in matrices]
 
 
 def _rounded(tables: Sequence[LayerTables]) -> list[LayerTables]:
