@@ -72,9 +72,9 @@ class _Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
 
-    def timed(self, name: str, call: Callable[[], T]) -> T:
+    def timed(self, name: str, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
         started = time.process_time()
-        found = call()
+        found = call(*arguments, **named)
         self.seconds.setdefault(name, []).append(time.process_time() - started)
         return found
 
@@ -116,15 +116,15 @@ def measured(network: str, ratio: float, rounds: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.safetensors"
         for _ in range(rounds):
-            clock.timed("sort", lambda: np.sort(flat.numpy()))
-            clock.timed("torch.sort", lambda: torch.sort(flat))
-            start = clock.timed("cold", lambda: project_to_bits(weights, budget)).state
-            last = clock.timed("warm", lambda: project_to_bits(moved, budget, start))
+            clock.timed("sort", np.sort, flat.numpy())
+            clock.timed("torch.sort", torch.sort, flat)
+            start = clock.timed("cold", project_to_bits, weights, budget).state
+            last = clock.timed("warm", project_to_bits, moved, budget, start)
             state = CompressedState(dict(zip(names, last.quantized, strict=True)))
-            data = clock.timed("encode", lambda: encode_state(state, names=False))
-            clock.timed("decode", lambda: decode_state(data, layout_of(module)))
+            data = clock.timed("encode", encode_state, state, names=False)
+            clock.timed("decode", decode_state, data, layout_of(module))
             save_artifact(path, data)
-            clock.timed("load", lambda: load(path, into=module))
+            clock.timed("load", load, path, into=module)
             dense.seek(0)
             clock.timed("torch.load", lambda: module.load_state_dict(torch.load(dense)))
     seconds = {name: median(each) for name, each in clock.seconds.items()}
