@@ -21,6 +21,7 @@ def test_a_network_is_measured_and_added_to_the_table(tmp_path, monkeypatch, cap
     assert first["bytes"] == pytest.approx(4 * first["weights"] / 10, rel=0.1)
     assert set(first["seconds"]) == {"sort", "torch.sort", "cold", "warm", "encode", "decode", "load", "torch.load"}
     assert 0 < first["error"] < 0.5
+    assert 0 < first["kept"] < 1
     assert (second["bytes"], second["error"]) == (first["bytes"], first["error"])
     assert capsys.readouterr().out.splitlines()[-1].startswith("| tiny, 0.0 million weights, 10x")
 

@@ -134,6 +134,7 @@ def measured(network: str, ratio: float, rounds: int) -> Row:
         "weights": count,
         "rounds": rounds,
         "seconds": {name: round(each, 4) for name, each in seconds.items()},
+        "kept": sum(q.nonzeros for q in last.quantized) / count,
         "bytes": len(data),
         "peak_bytes_per_weight": None if peak is None else round(peak / count, 1),
         "error": found.error / float(flat.square().sum(dtype=torch.float64)),
@@ -155,8 +156,9 @@ def _row(record: Row) -> dict[str, str]:
         return f"{seconds[name] / seconds[other]:.1f}"
 
     peak: Any = record["peak_bytes_per_weight"]
+    size = f"{millions:.1f} million weights, {record['ratio']:g}x, {record['kept']:.0%} kept"
     return {
-        "network": f"{record['network']}, {millions:.1f} million weights, {record['ratio']:g}x",
+        "network": f"{record['network']}, {size}",
         "projection, cold / sort": over("cold", "sort"),
         "warm / sort": over("warm", "sort"),
         "its memory, bytes a weight": "-" if peak is None else f"{peak:.1f}",

@@ -152,6 +152,7 @@ def split_codes(
 
 
 MAX_CODES = 255
+MAX_RANKED = 1 << 22  # weights by which the first threshold is told
 NEW_CODE_BITS = 2.0  # what a code that nothing uses yet is expected to cost
 
 
@@ -243,14 +244,16 @@ def grown_tables(layer: Layer, assigned: Assignment, multiplier: float) -> Layer
 def cold_tables(weights: Sequence[Weights], budget_bits: float) -> tuple[float, list[LayerTables]]:
     """Returns a multiplier and tables from nothing: the largest weights that fit by a guess, uniform values."""
     matrices = [each.matrix for each in weights]
-    everything = torch.cat([matrix.abs().flatten() for matrix in matrices])
-    total = everything.numel()
+    total = sum(matrix.numel() for matrix in matrices)
+    every = -(-total // MAX_RANKED)
+    ranked = torch.cat([matrix.flatten()[::every].abs() for matrix in matrices])
     # Solve keep * (log2(e * total / keep) + 3) = budget for the number of weights to keep.
     keep = min(max(budget_bits / 4, len(matrices)), 0.95 * total)
     for _ in range(30):
         keep = min(max(budget_bits / (math.log2(math.e * total / keep) + 3), len(matrices)), 0.95 * total)
-    threshold = float(everything.kthvalue(max(1, total - int(keep))).values)
-    positive = everything[everything > 0]
+    rank = ranked.numel() - int(keep if every == 1 else keep * ranked.numel() / total)
+    threshold = float(ranked.kthvalue(max(1, rank)).values)
+    positive = ranked[ranked > 0]
     smallest = float(positive.min()) if positive.numel() else 1e-12
     threshold = max(threshold, smallest / 2)
     multiplier = threshold**2 / (math.log2(math.e * total / keep) + 3)
