@@ -136,6 +136,7 @@ def test_a_module_that_steps_by_itself(tmp_path):
             "about an accuracy, but val_loss is monitored",
         ),
         ({"target": "loss:+2%", "monitor": "loss"}, {}, "monitor is 'loss', but .* validation logs val_acc, val_loss"),
+        ({"target": "1KB", "monitor": "valloss"}, {}, "monitor is 'valloss', but .* validation logs val_acc, val_loss"),
         ({"target": "1KB"}, {"max_epochs": -1}, "says of no number of optimizer steps"),
         ({"target": "30B"}, {}, "smallest"),
     ],

@@ -233,6 +233,12 @@ def data():
     x = torch.rand(96, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     y = (3 * x.mean((1, 2, 3))).long()
     return [[(x[:32], y[:32]), (x[32:64], y[32:64])], [(x[64:], y[64:])]]
+
+def make_regressor():
+    return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 1))
+
+def measured():
+    return [[(x.flatten(1), x.mean((1, 2, 3))[:, None]) for x, _ in part] for part in data()]
 """
 
 
@@ -256,6 +262,9 @@ def test_the_command_writes_smaller_models(tmp_path, monkeypatch, capsys):
         onnxruntime.InferenceSession(f"{name}.onnx").run(None, {"input": images})[0]
         for name in ("dense", "small", "int8")
     ]
+    ac.compress(nets_for_onnx.make_regressor(), target="1KB").save("numbers.safetensors")
+    numbers = ["export", "numbers.safetensors", "--model", "nets_for_onnx:make_regressor", "--to", "onnx", "--int8"]
+    assert main([*numbers, "--data", "nets_for_onnx:measured", "--out", "numbers.onnx"]) == 0  # no loss is asked for
     assert abs(outputs[0] - outputs[1]).max() < 1e-4
     assert abs(outputs[0] - outputs[2]).max() < 0.1 * max(1, abs(outputs[0]).max())
     sizes = {path.stem: path.stat().st_size for path in tmp_path.glob("*.onnx")}

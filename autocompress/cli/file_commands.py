@@ -126,7 +126,7 @@ def calibration_inputs(options: Namespace) -> list[Any]:
     """Returns inputs of a few hundred training examples, as the network takes them."""
     found: list[Any] = []
     seen = 0
-    for batch in load_task(options.model, options.data).train:
+    for batch in load_task(options.model, options.data, loss=options.loss, scored=False).train:
         args, kwargs, _ = split_batch(to_device(batch, "cpu"))
         found.append(kwargs or (args[0] if len(args) == 1 else args))
         seen += examples_in(batch)

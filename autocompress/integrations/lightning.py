@@ -120,6 +120,10 @@ class AutoCompress(Guest, Callback):
         self._score, self._judged_by = score, f"{monitor} of the module's validation"
         steps = self.total_steps or trainer.estimated_stepping_batches
         evaluate = self.own_score or score if quality is not None else None
+        if score is not None and quality is None and self.saved is None:
+            random = random_states()
+            score(network)  # a name that nothing is logged under ends the training here, not after it
+            restore_random_states(random)
         self.begin(network, optimizers[0], steps, trainer.global_step, evaluate=evaluate, group=_group(trainer))
         self._hook = optimizers[0].register_step_post_hook(self._after_step)
         if self._seed is None and self.compressor is not None:
