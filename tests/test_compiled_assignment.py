@@ -20,6 +20,7 @@ from autocompress.constraints.rate_distortion.projection import project_to_bits
 from autocompress.constraints.rate_distortion.rates import CodeLengths, as_matrix
 
 pytest.importorskip("numba")
+from autocompress.constraints.rate_distortion import compiled_assignment
 from autocompress.constraints.rate_distortion.compiled_assignment import LargeWeights, bits_of_sample
 
 
@@ -150,3 +151,18 @@ def test_projections_with_feedback_are_as_good(monkeypatch, ratio):
     compiled = project_with_feedback(weights, budget, feedback)
     assert compiled.bits <= budget
     assert compiled.error < 1.03 * plain.error
+
+
+def test_where_the_disk_is_full_numpy_goes_on(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    weights = network()
+    budget = 32 * sum(w.numel() for w in weights) / 20
+    feedback = [Feedback.of(second_moments(27, torch.Generator().manual_seed(0))), None, None, None]
+    plain, calibrated = project_to_bits(weights, budget), project_with_feedback(weights, budget, feedback)
+    monkeypatch.setattr(projection, "COMPILED_FROM", 0)
+    monkeypatch.setattr(compiled_assignment, "_visit", full)
+    monkeypatch.setattr(compiled_assignment, "_visit_columns", full)
+    assert project_to_bits(weights, budget).error == plain.error
+    assert project_with_feedback(weights, budget, feedback).error == calibrated.error

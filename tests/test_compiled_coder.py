@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -183,3 +185,29 @@ def test_without_numba_or_a_place_for_its_code_the_other_coder_writes_the_same(m
     monkeypatch.setattr(sys, "meta_path", [Refusing(), *sys.meta_path])
     assert state_coder._coders(entries_of(state)).encoder is Encoder
     assert encode_stream(state) == expected
+
+
+def test_where_the_disk_is_full_the_other_coder_goes_on(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    state = state_of((8, 6, 3, 3), 0.3, 5, seed=0)
+    expected, lengths = encode_stream(state), code_length(state)
+    monkeypatch.setattr(state_coder, "COMPILED_FROM", 0)
+    monkeypatch.setattr(CompiledEncoder, "run", full)  # the kernels are the same for all three
+    monkeypatch.setattr(CompiledDecoder, "run", full)
+    monkeypatch.setattr(CompiledMeter, "run", full)
+    assert encode_stream(state) == expected
+    assert code_length(state) == lengths
+    back = decode_stream(expected, entries_of(state), {})
+    assert torch.equal(back.quantized["a.weight"].codes, state.quantized["a.weight"].codes)
+
+
+@pytest.mark.parametrize("module", ["codec.compiled_coder", "constraints.rate_distortion.compiled_assignment"])
+def test_where_numba_is_told_not_to_compile_it_is_left_alone(module):
+    program = f"import autocompress.{module}"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "ImportError: numba is told not to compile" in done.stderr

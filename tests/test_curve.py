@@ -87,6 +87,23 @@ def test_a_folder_belongs_to_one_network(here, capsys):
     assert curve("500B") == 0
     assert curve("500B", more=["--seed", "1"]) == 2
     assert "--out 'points' holds the checkpoints of another command (seed differ)" in capsys.readouterr().err
+    assert curve("500B", more=["--learning-rate", "0.01"]) == 2
+    (here / "points" / "500B.json").write_text('{"target": "500B"}')  # no record of a point: it is made again
+    assert curve("500B") == 0
+    assert json.loads((here / "points" / "500B.json").read_text())["file_bytes"] <= 500
+    note = here / "points" / "command.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"learning_rate": 0.01}))
+    capsys.readouterr()
+    assert curve("500B") == 2
+    assert "(learning_rate differ)" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_stays_as_it_is(here, capsys):
+    (here / "points").mkdir()
+    (here / "points" / "500B.safetensors").write_text("mine")
+    assert curve("500B") == 2
+    assert "--out 'points' holds other files" in capsys.readouterr().err
+    assert [path.name for path in (here / "points").iterdir()] == ["500B.safetensors"]
 
 
 def test_a_run_that_was_broken_off_goes_on_from_its_checkpoint(here, monkeypatch):

@@ -153,6 +153,16 @@ def test_arguments_that_cannot_be(tmp_path):
     with pytest.raises(InvalidInputError, match="mode is 'best'; it must be 'min' or 'max'"):
         lightning.AutoCompress("1KB", mode="best")
     (tmp_path / "file").touch()
+    (tmp_path / "folder.safetensors").mkdir()
+    for settings, message in [
+        ({"out": tmp_path / "file"}, "and that is a file; it must be"),
+        ({"out": tmp_path / "folder.safetensors"}, "and that is a folder; it must be"),
+        ({"out": ""}, "out is ''; it must be the path"),
+        ({"out": 5}, "out is 5; it must be the path"),
+        ({"evaluate": 5}, "evaluate is 5; it must be a function"),
+    ]:
+        with pytest.raises(InvalidInputError, match=message):
+            lightning.AutoCompress("1KB", **settings)
     with pytest.raises(InvalidInputError, match=r"cannot make the folder .*file"):
         lightning.AutoCompress("1KB", tmp_path / "file" / "net.safetensors")
     with pytest.raises(InvalidInputError, match="give val= or evaluate="):

@@ -205,11 +205,14 @@ def claim_folder(folder: Path, options: Namespace, target: Targets | None) -> No
         **{name: value for name, value in changed.items() if value is not None},
     }
     note = folder / COMMAND_FILE
+    if target is None and not note.exists() and any(folder.iterdir()):
+        raise InvalidInputError(f"{option} {str(folder)!r} holds other files; give a new folder, or that of a curve")
     try:
         before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else command
     except ValueError:
         before = {}
-    other = [name for name in command if not isinstance(before, dict) or before.get(name) != command[name]]
+    known = before if isinstance(before, dict) else {}
+    other = [name for name in {**command, **known} if not known or known.get(name) != command.get(name)]
     if other:
         raise InvalidInputError(
             f"{option} {str(folder)!r} holds the checkpoints of another command ({', '.join(other)} differ); "

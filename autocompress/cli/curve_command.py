@@ -129,7 +129,8 @@ def read_point(folder: Path, target: Targets) -> dict[str, Any] | None:
         found = json.loads(record.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    return found if isinstance(found, dict) and found.get("target") == str(target) else None
+    whole = isinstance(found, dict) and found.keys() >= {*COLUMNS, "metric"} and found["target"] == str(target)
+    return found if whole else None
 
 
 def _split(points: list[dict[str, Any]]) -> tuple[str, str]:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 else:
     import numba
 
+    if numba.config.DISABLE_JIT:
+        raise ImportError("numba is told not to compile, and without it numpy is faster")
+
     # No fast math: a probability is the same number on every machine. Division by zero as in numpy.
     _OPTIONS = {"cache": True, "error_model": "numpy"}
     kernel = numba.njit(**_OPTIONS)

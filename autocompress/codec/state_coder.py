@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ _DTYPES = (
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _USUAL = {"": torch.float32, **dict.fromkeys(_BUFFERS, torch.float32), "num_batches_tracked": torch.int64}
 Bytes = NDArray[np.uint8]
+T = TypeVar("T")
 _VERBATIM, _CONSTANT, _SAME_CONSTANT = range(3)
 
 
@@ -71,6 +72,9 @@ class _Coders(NamedTuple):
     meter: Callable[[], BitMeter]
 
 
+PLAIN = _Coders(Encoder, Decoder, Meter)
+
+
 def _coders(entries: Sequence[Entry]) -> _Coders:
     """Returns the compiled coders where they pay and numba is there, else the others: both write the same streams."""
     if sum(entry.elements for entry in entries) >= COMPILED_FROM:
@@ -78,7 +82,18 @@ def _coders(entries: Sequence[Entry]) -> _Coders:
             from autocompress.codec import compiled_coder as compiled
 
             return _Coders(compiled.CompiledEncoder, compiled.CompiledDecoder, compiled.CompiledMeter)
-    return _Coders(Encoder, Decoder, Meter)
+    return PLAIN
+
+
+def _run(entries: Sequence[Entry], work: Callable[[_Coders], T]) -> T:
+    """Returns what work with the right coders returns; with the others where numba cannot keep what it compiles."""
+    coders = _coders(entries)
+    try:
+        return work(coders)
+    except OSError:  # no room on the disk
+        if coders is PLAIN:
+            raise
+        return work(PLAIN)
 
 
 def encode_stream(state: CompressedState, choices: dict[str, Choice] | None = None) -> bytes:
@@ -92,9 +107,13 @@ def encode_stream(state: CompressedState, choices: dict[str, Choice] | None = No
     Raises:
         InvalidInputError: values that the format cannot hold exactly.
     """
-    encoder = _coders(entries_of(state)).encoder()
-    _code_state(encoder, entries_of(state), state, choices=choices, kernels=has_kernels(state))
-    return encoder.finish()
+
+    def written(coders: _Coders) -> bytes:
+        encoder = coders.encoder()
+        _code_state(encoder, entries_of(state), state, choices=choices, kernels=has_kernels(state))
+        return encoder.finish()
+
+    return _run(entries_of(state), written)
 
 
 def code_length(state: CompressedState) -> dict[tuple[str, str], float]:
@@ -103,9 +122,13 @@ def code_length(state: CompressedState) -> dict[tuple[str, str], float]:
     Parts: "header", "codebook", "positions", "codes", "grid", "raw". Their sum is the length of the stream but for
     the last word.
     """
-    meter = _coders(entries_of(state)).meter()
-    _code_state(meter, entries_of(state), state, kernels=has_kernels(state))
-    return meter.booked
+
+    def measured(coders: _Coders) -> dict[tuple[str, str], float]:
+        meter = coders.meter()
+        _code_state(meter, entries_of(state), state, kernels=has_kernels(state))
+        return meter.booked
+
+    return _run(entries_of(state), measured)
 
 
 def decode_stream(
@@ -122,8 +145,7 @@ def decode_stream(
     Raises:
         CorruptArtifactError: no encoder wrote this stream.
     """
-    decoder = _coders(entries).decoder(data)
-    return _code_state(decoder, list(entries), None, aliases, kernels=kernels)
+    return _run(entries, lambda its: _code_state(its.decoder(data), list(entries), None, aliases, kernels=kernels))
 
 
 def decode_kinds(data: bytes, entries: Sequence[Entry]) -> list[Entry]:

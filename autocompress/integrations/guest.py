@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,19 @@ class Guest:
     ) -> None:
         """Checks what can be known before there is a network; see the callback of a framework for the arguments."""
         self.target, self.ignore, self.network, self.own_score = combined(target), ignore, network, evaluate
+        if evaluate is not None and not callable(evaluate):
+            raise InvalidInputError(
+                f"evaluate is {evaluate!r}; it must be a function of a network"
+            )
+        if out is not None and (not isinstance(out, str | os.PathLike) or str(out) == ""):
+            raise InvalidInputError(f"out is {out!r}; it must be the path of a file *.safetensors or of a folder")
         self.out = None if out is None else Path(out)
         if self.out is not None:
+            if self.out.is_file() != (self.out.suffix == ".safetensors") and self.out.exists():
+                kind = "a file" if self.out.is_file() else "a folder"
+                raise InvalidInputError(
+                    f"out is {str(out)!r}, and that is {kind}; it must be a file *.safetensors or another folder"
+                )
             try:  # now, and not at the end of the training
                 self.out.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:

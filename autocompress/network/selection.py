@@ -193,6 +193,8 @@ def _ignored(model: nn.Module, ignore: Ignore) -> set[str]:
     modules = dict(named_modules(model))
     found: set[str] = set()
     ignore = [ignore] if isinstance(ignore, str) else ignore
+    if not isinstance(ignore, Iterable):
+        raise InvalidInputError(f"ignore is {ignore!r}; it must be a list of globs over names or torch.nn.Module types")
     for item in ignore:
         if isinstance(item, str):
             hits = {name for name in names if fnmatch.fnmatchcase(name, item)}

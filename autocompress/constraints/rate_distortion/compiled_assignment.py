@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 else:
     import numba
 
+    if numba.config.DISABLE_JIT:
+        raise ImportError("numba is told not to compile, and without it numpy is faster")
+
     kernel = numba.njit(cache=True, error_model="numpy")
 
 CELLS = 2048

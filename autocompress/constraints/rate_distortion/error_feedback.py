@@ -11,6 +11,7 @@ codebook values become the means of what they stand for, code lengths and multip
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,7 +78,8 @@ class _Layer:
 def _assigned(layer: _Layer, tables: LayerTables, shape: tuple[int, int], multiplier: float) -> tuple[Tensor, Tensor]:
     """Returns codes, int64 [R, C], and what X was made, [R, C], before each of its columns was quantized."""
     if layer.compiled:
-        return _compiled_assignment(layer, tables, shape, multiplier)
+        with contextlib.suppress(OSError):  # numba has no room on the disk for what it compiles
+            return _compiled_assignment(layer, tables, shape, multiplier)
     groups, rows, columns = layer.x.shape
     w, codes = layer.x.clone(), torch.zeros(layer.x.shape, dtype=torch.int64, device=layer.x.device)
     factor, lengths = layer.feedback.factor, tables.lengths

@@ -21,7 +21,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -275,7 +275,10 @@ def project_to_bits(
     """
     matrices = [as_matrix(x.detach().float()) for x in targets]
     problem = _Problem(_weights(matrices, energy), budget_bits, energy)
-    found = _search(problem, previous)
+    try:
+        found = _search(problem, previous)
+    except OSError:  # numba has no room on the disk for what it compiles
+        found = _search(replace(problem, weights=[Weights(matrix) for matrix in matrices]), previous)
     if isinstance(found, float):
         quantized, state = _nothing(matrices, found)
     else:
