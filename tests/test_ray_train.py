@@ -102,7 +102,12 @@ def test_addresses_of_no_cluster():
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     task = small_task.make_task()
-    for wrong, message in ((address, "no Ray cluster at ray_address"), ("ray://here:10001", "must be 'auto' or HOST")):
+    for wrong, message in (
+        (address, "no Ray cluster at ray_address"),
+        ("ray://here:10001", "must be 'auto' or HOST"),
+        ("127.0.0.1:²", "must be 'auto'"),
+        (5, "is 5; it must be 'auto'"),
+    ):
         with pytest.raises(InvalidInputError, match=message):
             check_address(wrong)
         with pytest.raises(InvalidInputError, match=message):

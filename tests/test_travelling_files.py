@@ -126,6 +126,23 @@ def test_texts_travel_with_a_file(tmp_path, capsys):
     assert ac.read_metadata(tmp_path / "plain.safetensors") == {}
     assert main(["inspect", str(path), "--model", "small_task:make_shallow_model", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metadata"] == texts
+    path.write_bytes(with_metadata(read_bytes(path), {"evil": "\x1b[2J\nfile 1 byte"}))
+    assert main(["inspect", str(path), "--model", "small_task:make_shallow_model"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "evil: \\x1b[2J\\nfile 1 byte"
+
+
+def test_what_is_no_path_prefix_or_text(result, tmp_path):
+    result.save(tmp_path / "net.safetensors")
+    for wrong in (5, None, b"net.safetensors"):
+        with pytest.raises(InvalidInputError, match="it must be a str or a Path"):
+            ac.read_state(wrong)
+    for wrong in (5, ["net"], b"net"):
+        with pytest.raises(InvalidInputError, match="it must be a str, or a dict of prefixes"):
+            ac.load(tmp_path / "net.safetensors", into=make_shallow_model(), prefix=wrong)
+    for wrong in ("text", [("a", "b")], 5):
+        with pytest.raises(InvalidInputError, match="it must be a dict of texts"):
+            result.save(tmp_path / "other.safetensors", metadata=wrong)
+    assert not (tmp_path / "other.safetensors").exists()
 
 
 def test_every_altered_byte_of_the_texts_is_found(result, tmp_path):

@@ -53,7 +53,12 @@ def inspect_command(options: Namespace) -> str:
     metadata = read_metadata(options.file)
     if options.json:
         return to_json({"file": str(options.file)} | report.to_json() | ({"metadata": metadata} if metadata else {}))
-    return "\n".join([str(report), *(f"{key}: {text}" for key, text in metadata.items())])
+    return "\n".join([str(report), *(f"{_shown(key)}: {_shown(text)}" for key, text in metadata.items())])
+
+
+def _shown(text: str) -> str:
+    """Returns a text of somebody's file without what would steer a terminal, or look like lines of ours."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def original_bytes(state: CompressedState) -> int:

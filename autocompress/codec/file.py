@@ -245,6 +245,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     Raises:
         InvalidInputError: it does not exist or cannot be read.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidInputError(f"the path of the file is {path!r}; it must be a str or a Path")
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -316,6 +318,8 @@ def _named_as_in_file(tensors: dict[str, Tensor], prefix: str | Mapping[str, str
     Raises:
         InvalidInputError: no name begins with a prefix.
     """
+    if prefix is not None and not isinstance(prefix, str | Mapping):
+        raise InvalidInputError(f"prefix is {prefix!r}; it must be a str, or a dict of prefixes in the file to ours")
     if not prefix:
         return tensors
     if isinstance(prefix, str):
@@ -376,6 +380,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _checked(metadata: Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(metadata, Mapping):
+        raise InvalidInputError(f"metadata is {metadata!r}; it must be a dict of texts")
     other = [key for pair in metadata.items() for key in pair if not isinstance(key, str)]
     if other or CHECKSUM in metadata:
         what = f"has {other[0]!r}" if other else f"has the key {CHECKSUM!r}, which is the file's own"

@@ -53,9 +53,7 @@ class Guest:
         """Checks what can be known before there is a network; see the callback of a framework for the arguments."""
         self.target, self.ignore, self.network, self.own_score = combined(target), ignore, network, evaluate
         if evaluate is not None and not callable(evaluate):
-            raise InvalidInputError(
-                f"evaluate is {evaluate!r}; it must be a function of a network"
-            )
+            raise InvalidInputError(f"evaluate is {evaluate!r}; it must be a function of a network")
         if out is not None and (not isinstance(out, str | os.PathLike) or str(out) == ""):
             raise InvalidInputError(f"out is {out!r}; it must be the path of a file *.safetensors or of a folder")
         self.out = None if out is None else Path(out)

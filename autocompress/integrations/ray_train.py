@@ -100,8 +100,8 @@ def check_address(address: str) -> None:
     """
     if address == "auto":
         return
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
+    host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+    if "://" in host or not host or not (port.isascii() and port.isdigit()):
         raise InvalidInputError(f"ray_address is {address!r}; it must be 'auto' or HOST:PORT of the head (port 6379)")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
