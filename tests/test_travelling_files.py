@@ -136,7 +136,7 @@ def test_what_is_no_path_prefix_or_text(result, tmp_path):
     for wrong in (5, None, b"net.safetensors"):
         with pytest.raises(InvalidInputError, match="it must be a str or a Path"):
             ac.read_state(wrong)
-    for wrong in (5, ["net"], b"net"):
+    for wrong in (5, ["net"], b"net", {"": 5}, {5: ""}):
         with pytest.raises(InvalidInputError, match="it must be a str, or a dict of prefixes"):
             ac.load(tmp_path / "net.safetensors", into=make_shallow_model(), prefix=wrong)
     for wrong in ("text", [("a", "b")], 5):

@@ -318,7 +318,8 @@ def _named_as_in_file(tensors: dict[str, Tensor], prefix: str | Mapping[str, str
     Raises:
         InvalidInputError: no name begins with a prefix.
     """
-    if prefix is not None and not isinstance(prefix, str | Mapping):
+    parts = [part for pair in prefix.items() for part in pair] if isinstance(prefix, Mapping) else [prefix or ""]
+    if not all(isinstance(part, str) for part in parts):
         raise InvalidInputError(f"prefix is {prefix!r}; it must be a str, or a dict of prefixes in the file to ours")
     if not prefix:
         return tensors
