@@ -1,5 +1,6 @@
 """Settings for all tests."""
 
+import math
 import os
 import signal
 
@@ -12,6 +13,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A shell that starts the tests in the background has its children ignore Ctrl-C, and theirs, which tests press.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from autocompress.codec import state_coder  # noqa: E402
+from autocompress.constraints.rate_distortion import projection  # noqa: E402
+
 torch.set_num_threads(1)
+
+_COMPILED_FROM = {module: module.COMPILED_FROM for module in (state_coder, projection)}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leaves the compiled code of large networks to its own tests and to slow ones.
+
+    In a fresh clone every process of the tests would have to compile it, which takes half a minute.
+    """
+    compiles = item.path.stem.startswith("test_compiled") or item.get_closest_marker("slow") is not None
+    for module, least in _COMPILED_FROM.items():
+        module.COMPILED_FROM = least if compiles else math.inf

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import autocompress as ac
 from autocompress.codec import state_coder
 from autocompress.codec.file import encode_state, read_compressed
 from autocompress.codec.range_coder import ONE, Coder, Decoder, Encoder, Meter
@@ -22,6 +24,7 @@ from autocompress.network.kernel_tensor import kernel_tensor
 pytest.importorskip("numba")
 from autocompress.codec.compiled_coder import CompiledDecoder, CompiledEncoder, CompiledMeter
 
+COMPILED_ASSIGNMENT = "autocompress.constraints.rate_distortion.compiled_assignment"
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -211,3 +214,20 @@ def test_where_numba_is_told_not_to_compile_it_is_left_alone(module):
     )
     assert done.returncode == 1
     assert "ImportError: numba is told not to compile" in done.stderr
+
+
+def test_a_large_network_is_compressed_and_loads_back(tmp_path, monkeypatch):
+    def make():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 16))
+
+    inputs = torch.randn(8, 1024)
+    result = ac.compress(make(), target="30x")
+    assert 0.99 * 1_067_024 * 4 / 30 < result.file_bytes <= 1_067_024 * 4 / 30
+    assert {"autocompress.codec.compiled_coder", COMPILED_ASSIGNMENT} <= sys.modules.keys()
+    result.save(tmp_path / "net.safetensors")
+    loaded = ac.load(tmp_path / "net.safetensors", into=make())
+    assert torch.equal(loaded(inputs), result.model(inputs))
+    monkeypatch.setattr(state_coder, "COMPILED_FROM", 1 << 60)
+    again = ac.load(tmp_path / "net.safetensors", into=make())  # by the other coder
+    assert torch.equal(again(inputs), loaded(inputs))
