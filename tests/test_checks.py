@@ -227,9 +227,18 @@ def test_a_regressor_is_judged_by_its_loss() -> None:
     assert result.to_json()["metric"] == "minus the loss"
     assert result.to_json()["reference_split"] == "validation"
     assert accuracy_lines(result.to_json())[0].startswith(
-        f"validation minus the loss  {result.validation_accuracy}, ref"
+        f"validation minus the loss  {result.validation_accuracy:.5g}, ref"
     )
     assert result.validation_accuracy == pytest.approx(-float(F.mse_loss(result.model(X), NUMBERS[1]).detach()))
+
+
+def test_a_score_by_the_name_of_another_loss_has_its_name() -> None:
+    settings = {"loss": "mse", "metric": "l1", "epochs": 0, "progress": False}
+    result = ac.compress(regressor(), train=[NUMBERS], val=[NUMBERS], target="90%", **settings)
+    assert result.metric == "minus l1"
+    assert result.validation_accuracy == pytest.approx(-float(F.l1_loss(result.model(X), NUMBERS[1]).detach()))
+    assert f"validation minus l1  {result.validation_accuracy:.5g}, ref" in result.report()
+    assert "minus l1" in result.to_html()
 
 
 def test_the_check_leaves_network_and_random_numbers_as_they_were() -> None:

@@ -109,7 +109,9 @@ def test_in_a_loop_of_ones_own_nothing_decides_and_that_is_said(trained) -> None
         compressor.step()
         optimizer.zero_grad()
     result = compressor.finish()
-    assert result.outcome.notes == ["no data decided between this network and others: give val= or evaluate="]
+    assert result.outcome.notes == [
+        "no data decided between this network and others: give val= (in Lightning monitor=) or evaluate="
+    ]
 
 
 def test_a_regressor_without_a_loss_learns_the_given_networks_outputs() -> None:
@@ -205,6 +207,8 @@ def test_a_loop_of_ones_own_has_its_scores() -> None:
     assert scored.reference_accuracy == pytest.approx(-known.loss)
     assert scored.validation_accuracy == pytest.approx(max(scored.outcome.scores.values()))
     assert "validation score of evaluate=" in scored.report()
+    told = finished(evaluate=lambda network: -evaluate(network, task.validation).loss, judged_by="val_loss")
+    assert "validation score by val_loss" in told.report()
     unknown = finished()
     assert unknown.validation_accuracy is None
     assert "accuracy" not in unknown.report()

@@ -100,6 +100,15 @@ def test_found_rate_trains(optimizer: str) -> None:
     assert rate < 10 / MARGIN
 
 
+def test_what_was_found_is_told_with_progress_alone(caplog) -> None:
+    settings = {"recipe": Recipe("sgd"), "loss": classification_loss, "device": CPU}
+    with caplog.at_level("INFO", logger="autocompress"):
+        find_learning_rate(nn.Linear(8, 4), blobs(), **settings)
+        assert not caplog.messages
+        find_learning_rate(nn.Linear(8, 4), blobs(), **settings, progress=True)
+    assert any("range test" in message for message in caplog.messages)
+
+
 def test_fresh_copy_forgets_what_was_learned() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     with torch.no_grad():

@@ -163,6 +163,14 @@ def test_a_frame_of_layers(result):
     assert frame["codebook"].notna().tolist() == [True, True, False, False]
 
 
+def test_statistics_of_batch_norm_are_constant_and_counters_have_no_factor():
+    network = nn.Sequential(nn.Linear(20, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3)).eval()
+    rows = {row["name"]: row for row in layer_rows(ac.compress(network, target="50%"))}
+    assert [rows[f"1.{name}"]["kind"] for name in ("running_mean", "running_var")] == ["constant"] * 2
+    counter = rows["1.num_batches_tracked"]
+    assert (counter["kind"], counter["factor"]) == ("kept as it is", None)
+
+
 def test_the_page_is_whole_and_loads_nothing(result):
     page = Whole(result.to_html("A <net> & its file"))
     assert "A <net> & its file" in page.text

@@ -8,7 +8,7 @@ import tomllib
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter, _SubParsersAction
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from autocompress.cli.console import DATA, LOSS, METRIC, MODEL, not_negative, positive, rate, seed
 
@@ -60,6 +60,14 @@ examples:
 class _WithConfig(ArgumentParser):
     """A parser that takes options of --config FILE as if they had been given; those that are given stand."""
 
+    _has_file = False
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program; where a file gave options, without the usage, which would hide what is wrong in it."""
+        if self._has_file:
+            self.exit(2, f"{self.prog}: error: {message}\n")
+        super().error(message)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Returns what argparse makes of the arguments and of the file."""
         given = list(sys.argv[1:] if args is None else args)
@@ -70,6 +78,7 @@ class _WithConfig(ArgumentParser):
         place = next((n for n, word in enumerate(given) if word.partition("=")[0] == option), None)
         if place is None or option not in self._option_string_actions:
             return given
+        self._has_file = True
         path = given[place].partition("=")[2] or (given[place + 1] if place + 1 < len(given) else "")
         known = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
         words, first = [], []

@@ -187,7 +187,8 @@ def decode_state(data: bytes, layout: Layout | None = None) -> CompressedState:
     table = None if payload.table is None else read_table(payload.table)
     if layout is None and table is None:
         raise InvalidInputError(
-            "the file holds no tensor names: give the model that it was made from, as in load(path, into=model)"
+            "the file holds no tensor names: give the model that it was made from, as in load(path, into=model), or "
+            "save it with them: result.save(path, names=True)"
         )
     chosen = layout or table
     assert chosen is not None
@@ -305,10 +306,11 @@ def load(path: str | os.PathLike[str], into: nn.Module, *, prefix: str | Mapping
     try:
         state = decode_state(data, layout_of(tensors))
     except InvalidInputError as error:
-        found = None if prefix is not None else _fitting_prefix(data, into)
-        if found is None:
-            raise
-        raise InvalidInputError(f"{error}; it fits with prefix={found!r}") from error
+        found = _fitting_prefix(data, into)
+        text = str(error) if prefix is None else f"{error}, with prefix={prefix!r}"
+        if found is not None:
+            text += f"; it fits with prefix={found!r}" if found else "; it fits without a prefix"
+        raise InvalidInputError(text) from error
     return fill(into, state, tensors)
 
 
@@ -340,10 +342,10 @@ def _named_as_in_file(tensors: dict[str, Tensor], prefix: str | Mapping[str, str
 
 
 def _fitting_prefix(data: bytes, into: nn.Module) -> str | None:
-    """Returns a prefix with which a file fits a module: of one of its parts, or one that wrappers are known to give."""
+    """Returns a prefix with which a file fits a module: "" for none, of a part, or one of wrappers."""
     tensors = named_tensors(into)
     parts = [name for name, _ in into.named_children()]
-    for prefix in dict.fromkeys([*parts, *_WRAPPERS]):
+    for prefix in dict.fromkeys(["", *parts, *_WRAPPERS]):
         with contextlib.suppress(InvalidInputError):
             layout = layout_of(_named_as_in_file(tensors, prefix))
             payload = unpack(data)

@@ -147,7 +147,7 @@ def size_report(state: CompressedState, data: bytes, module: nn.Module | None = 
         for name, t in state.quantized.items()
     )
     others = [(name, "grid", of_tensor[name]) for name in state.grid]
-    others += [(name, _kind(tensor), of_tensor[name]) for name, tensor in state.raw.items()]
+    others += [(name, kind_of_raw(tensor), of_tensor[name]) for name, tensor in state.raw.items()]
     others += [(name, f"shared with {holder}", 0.0) for name, holder in state.aliases.items()]
     entropy_bytes = sum(booked.values()) / 8
     return SizeReport(
@@ -168,7 +168,7 @@ def _kind_of(tensor: WeightTensor) -> tuple[str, int]:
     return ("kernel", tensor.length) if isinstance(tensor, KernelTensor) else ("scalar", 1)
 
 
-def _kind(tensor: Tensor) -> str:
+def kind_of_raw(tensor: Tensor) -> str:
     """Returns how a tensor outside the codebooks stands in the file; folded statistics are constants."""
     constant = tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
     return "constant" if constant else "kept as it is"

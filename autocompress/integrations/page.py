@@ -299,7 +299,8 @@ def accuracy_lines(answer: Mapping[str, Any]) -> list[str]:
     metric = answer.get("metric", "accuracy")
 
     def text(key: str) -> str:
-        return percent(answer[key]) if metric == "accuracy" else str(answer[key])
+        value = answer[key]
+        return percent(value) if metric == "accuracy" else "None" if value is None else f"{value:.5g}"
 
     reference = f", reference {text('reference_accuracy')}"
     validation = f"validation {metric}  {text('validation_accuracy')}"

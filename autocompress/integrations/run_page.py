@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.codec.atomic_write import write_whole
-from autocompress.codec.size_report import size_report
+from autocompress.codec.size_report import kind_of_raw, size_report
 from autocompress.codec.state_coder import code_length
 from autocompress.errors import AutocompressError, InvalidInputError
 from autocompress.integrations.page import (
@@ -73,7 +73,7 @@ def layer_rows(result: Result) -> list[Row]:
     for name, raw in result.state.raw.items():
         counted = raw.numel() if raw.is_floating_point() else 0
         kept = int((raw != 0).sum())
-        rows.append(_row(name, "kept as it is", tuple(raw.shape), of_part[name], counted, kept, raw.numel()))
+        rows.append(_row(name, kind_of_raw(raw), tuple(raw.shape), of_part[name], counted, kept, raw.numel()))
     return rows
 
 
@@ -100,7 +100,7 @@ def _row(
         **{f"{word.replace(' ', '_')}_bytes": parts.get(part, 0.0) for part, word in PARTS.items()},
         "bytes": total,
         "original_bytes": 4 * counted,
-        "factor": 4 * counted / total if total else None,
+        "factor": 4 * counted / total if counted and total else None,
     }
 
 

@@ -228,7 +228,7 @@ class Compressor:
             assert result.outcome is not None
             result.validation_accuracy = result.outcome.scores[result.outcome.chosen]
             result.reference_accuracy = evaluate(given)
-            result.metric = "score of evaluate="
+            result.metric = f"score {'of' if judged_by == 'evaluate=' else 'by'} {judged_by}"
         elif val is not None:
             device = next(self.network.model.parameters()).device
             scores = [evaluate_batches(network, val, device=device).metric for network in (given, result.model)]

@@ -184,7 +184,9 @@ class Outcome:
                 f"{self.judged_by}; train for longer, or at another learning rate"
             )
         if self.chosen == TRAINED and not self.judged_by:
-            found.append("no data decided between this network and others: give val= or evaluate=")
+            found.append(
+                "no data decided between this network and others: give val= (in Lightning monitor=) or evaluate="
+            )
         if self.skipped_steps:
             found.append(f"{self.skipped_steps} steps of fine-tuning were skipped: their gradients were not finite")
         if self.greedy:
@@ -241,7 +243,7 @@ class Result:
         validation_reference: the metric of the given network on the same.
         reference_accuracy, validation_accuracy, test_accuracy: scores by the metric, where they were measured; of the
             default metric fractions of 1.
-        metric: its name: "accuracy", "minus the loss", or that of the function that was given.
+        metric: its name: "accuracy", "minus the loss", "minus l1", or that of the function that was given.
         reference_split: what the reference was scored on, "test" or "validation".
         wall_seconds, device, seed: of the run.
         promise: where one was asked for: `kept`, true or false, the `reference`'s score, the `limit` it allows, what
@@ -280,30 +282,45 @@ class Result:
         """Returns one line, not the tensors."""
         return f"Result(target={str(self.target)!r}, file_bytes={self.file_bytes}, test_accuracy={self.test_accuracy})"
 
-    def save(self, path: str | Path, *, names: bool = False, metadata: Mapping[str, str] | None = None) -> None:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        names: bool = False,
+        metadata: Mapping[str, str] | None = None,
+        limit: int | None = None,
+    ) -> None:
         """Writes the file: to a temporary name first, so that nothing half-written is ever found under `path`.
 
         Args:
             path: a name that ends in `.safetensors`.
             names: whether the tensors' names have to stand in the file, for `read_state(path)`.
             metadata: texts for the file's header, such as its source, scores and revision (`read_metadata(path)`).
+            limit: bytes that the file may take with names and metadata; default: the file size that was asked for. A
+                target that much smaller leaves room for them.
 
         Raises:
-            InvalidInputError: the place cannot be written, or the file size asked for has no room for what is to be
-                added.
+            InvalidInputError: the place cannot be written, or there is no room for names and metadata.
         """
         data = self.data
-        if names and unpack(data).table is None:
+        names = names and unpack(data).table is None
+        if names:
             data = encode_state(self.state, names=True)
         if metadata:
             data = with_metadata(data, metadata)
         if len(data) > len(self.data):
             sizes = {"original_bytes": original_bytes(self.model), "compressible_weights": self.selection.compressible}
-            room = min((target.resolve(**sizes) for target in self.target.of_kind(FileSize)), default=len(data))
+            asked = min((target.resolve(**sizes) for target in self.target.of_kind(FileSize)), default=len(data))
+            room = asked if limit is None else limit
             if len(data) > room:
+                added = " and ".join(["the names"] * names + ["the metadata"] * bool(metadata))
+                smaller = room - (len(data) - len(self.data))
+                again = (
+                    f"compress to a target of {smaller} bytes and save with limit={room}, or " if smaller > 0 else ""
+                )
                 raise InvalidInputError(
-                    f"the file has {len(self.data)} bytes, and {len(data)} with what is to be added; the target is "
-                    f"{room}: ask for {len(data) - len(self.data)} bytes less, or leave it out"
+                    f"the file has {len(self.data)} bytes, and {len(data)} with {added}; the "
+                    f"{'target' if limit is None else 'limit'} is {room}: {again}save without {added}"
                 )
         save_artifact(path, data)
 

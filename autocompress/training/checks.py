@@ -428,4 +428,4 @@ def name_of(metric: Metric) -> str:
     named = next((name for name, function in METRICS.items() if function is metric), None)
     if named is not None:
         return named
-    return "minus the loss" if isinstance(metric, MinusLoss) else getattr(metric, "__name__", type(metric).__name__)
+    return metric.name if isinstance(metric, MinusLoss) else getattr(metric, "__name__", type(metric).__name__)

@@ -64,8 +64,8 @@ def output_distance(output: Any, target: Any) -> Tensor:
 class MinusLoss:
     """A metric where outputs are no class scores: minus the loss of a batch, the same for each of its examples."""
 
-    def __init__(self, loss: Callable[[Any, Tensor], Tensor]) -> None:
-        self.loss = loss
+    def __init__(self, loss: Callable[[Any, Tensor], Tensor], name: str = "the loss") -> None:
+        self.loss, self.name = loss, f"minus {name}"
 
     def __call__(self, output: Any, target: Any) -> Tensor:
         counted = [part for part in [*tensors_in(target), *tensors_in(output)] if part.ndim]
@@ -179,7 +179,7 @@ def metric_of(name: str) -> Callable[[Any, Tensor], Tensor]:
         InvalidInputError: there is none of that name.
     """
     if name in LOSSES:
-        return MinusLoss(LOSSES[name])
+        return MinusLoss(LOSSES[name], name)
     if name not in METRICS:
         raise InvalidInputError(f"metric {name!r} is unknown; the names are {', '.join([*METRICS, *LOSSES])}")
     return METRICS[name]

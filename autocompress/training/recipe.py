@@ -214,7 +214,8 @@ def find_learning_rate(
     if not rates:
         raise TrainingDivergedError("the training loss is NaN or infinite before the first step; check the inputs")
     chosen = rates[losses.index(min(losses))] / MARGIN
-    logger.info("learning rate %.3g found in a range test of %d steps", chosen, len(rates))
+    if progress:
+        logger.info("learning rate %.3g found in a range test of %d steps", chosen, len(rates))
     return chosen
 
 
