@@ -272,7 +272,7 @@ def test_ranks_agree_in_both_frameworks(tmp_path):
     run("lightning_digits.py", str(tmp_path), "0", DEVICES="2")
     files = [(tmp_path / name).read_bytes() for name in ("rank0", "rank1", "net.safetensors")]
     assert files[0] == files[1] == files[2]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run("huggingface_tokens.py", str(tmp_path), "-1", "begin", launch=torchrun)
     files = [(tmp_path / name).read_bytes() for name in ("rank0", "rank1", "small/compressed.safetensors")]
     assert files[0] == files[1] == files[2]
