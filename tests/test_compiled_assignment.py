@@ -166,3 +166,19 @@ def test_where_the_disk_is_full_numpy_goes_on(monkeypatch):
     monkeypatch.setattr(compiled_assignment, "_visit_columns", full)
     assert project_to_bits(weights, budget).error == plain.error
     assert project_with_feedback(weights, budget, feedback).error == calibrated.error
+
+
+def test_weights_beyond_every_cell_are_assigned_alike():
+    matrix = torch.tensor([[1e-30, 2e-30, -3e-30, 1e18, -1e18, 1e15, 0.0, 4e-30]])
+    lengths = CodeLengths(torch.ones(3), torch.zeros(1), torch.zeros(8))
+    tables = LayerTables(torch.tensor([-2e-30, 1e-30, 3e-30]), lengths)
+    for multiplier in (0.0, 1e-10):
+        plain, compiled = (kind(matrix).layer(tables).assign(multiplier) for kind in (Weights, LargeWeights))
+        assert torch.equal(compiled.codes(), plain.codes())
+
+
+def test_columns_of_a_layer_without_values_are_zero():
+    generator = torch.Generator().manual_seed(0)
+    x, feedback = torch.randn(6, 9, generator=generator), Feedback.of(second_moments(9, generator))
+    found = [_assigned(_Layer.of(x, feedback, c), tables_of(6, 9, 0, generator), (6, 9), 0.1) for c in (False, True)]
+    assert all(not codes.any() and torch.equal(made, found[0][1]) for codes, made in found)

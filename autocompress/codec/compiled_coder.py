@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     F = TypeVar("F", bound=Callable[..., Any])
 
     def kernel(function: F) -> F:
-        """Compiles what Python calls."""
+        """Compiles what Python calls, here and wherever else numpy is too slow."""
 
     def helper(function: F) -> F:
         """Compiles what kernels call."""

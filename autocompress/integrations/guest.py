@@ -118,7 +118,7 @@ class Guest:
                 target=self.target,
                 total_steps=int(steps),
                 ignore=self.ignore,
-                evaluate=None if evaluate is None else _undisturbed(evaluate),
+                evaluate=None if evaluate is None else undisturbed(evaluate),
                 group=group,
             )
         finally:
@@ -140,7 +140,7 @@ class Guest:
         compressor, self.compressor = self.compressor, None
         with _from_the_start(train):
             batches = train if train is not None and _takes(compressor.network.model, train) else None
-            score = None if evaluate is None else _undisturbed(evaluate)
+            score = None if evaluate is None else undisturbed(evaluate)
             self.result = compressor.finish(train=batches, evaluate=score, judged_by=judged_by)
         if compressor.ranks.is_first and self.out is not None:
             self.save(self.result, self.out)
@@ -210,7 +210,7 @@ def with_network(module: nn.Module, part: nn.Module, network: nn.Module) -> nn.M
     return copy.deepcopy(module, {id(part): copy_network(network)})
 
 
-def _undisturbed(evaluate: Callable[[nn.Module], float]) -> Callable[[nn.Module], float]:
+def undisturbed(evaluate: Callable[[nn.Module], float]) -> Callable[[nn.Module], float]:
     """Returns a score that draws from no random numbers of the training: a resumed one measures less often."""
 
     def score(network: nn.Module) -> float:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 
 from autocompress.errors import MAX_SEED, AutocompressError, InvalidInputError
-from autocompress.integrations.guest import Guest, inner_network, save_folder, with_network
+from autocompress.integrations.guest import Guest, inner_network, save_folder, undisturbed, with_network
 from autocompress.network.selection import Ignore
 from autocompress.solver.result import Result
 from autocompress.targets import LossIncrease, Target, Targets
@@ -121,9 +121,7 @@ class AutoCompress(Guest, Callback):
         steps = self.total_steps or trainer.estimated_stepping_batches
         evaluate = self.own_score or score if quality is not None else None
         if score is not None and quality is None and self.saved is None:
-            random = random_states()
-            score(network)  # a name that nothing is logged under ends the training here, not after it
-            restore_random_states(random)
+            undisturbed(score)(network)  # a name that nothing is logged under ends the training here, not after it
         self.begin(network, optimizers[0], steps, trainer.global_step, evaluate=evaluate, group=_group(trainer))
         self._hook = optimizers[0].register_step_post_hook(self._after_step)
         if self._seed is None and self.compressor is not None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from autocompress.codec.compiled_coder import kernel
 from autocompress.constraints.rate_distortion.assignment import (
     BUDGET_TOLERANCE,
     Assignment,
@@ -33,20 +34,6 @@ from autocompress.constraints.rate_distortion.assignment import (
 )
 from autocompress.constraints.rate_distortion.rates import Counts, Floats, Integers
 from autocompress.energy.accelerator import WeightEnergy
-
-if TYPE_CHECKING:
-    F = TypeVar("F", bound=Callable[..., Any])
-
-    def kernel(function: F) -> F:
-        """Compiles it."""
-
-else:
-    import numba
-
-    if numba.config.DISABLE_JIT:
-        raise ImportError("numba is told not to compile, and without it numpy is faster")
-
-    kernel = numba.njit(cache=True, error_model="numpy")
 
 CELLS = 2048
 # Weights of a layer by which the search tells multipliers apart, and how often it looks at all of them meanwhile.
@@ -109,8 +96,8 @@ def _visit(
         codes: int16 [R, C]; for 3.
     """
     multiplier, values, code_bits, row_bits, column_bits, best, thresholds, cells, scale = rule
-    # What a nonzero of the cheapest code costs at least, less its part of the column.
     listed = np.empty(x.shape[1] + 1, np.int32)
+    # What a nonzero of the cheapest code costs at least, less its part of the column.
     cheapest, widest = code_bits[0], np.float32(0)
     for k in range(len(code_bits)):
         cheapest = min(cheapest, code_bits[k])
@@ -129,7 +116,8 @@ def _visit(
             c = listed[candidate]
             weight = x[r, c]
             place = (weight - thresholds[0]) * scale
-            at = cells[min(np.int64(place), CELLS)] if place > 0 else 0
+            # Bounded before it is made whole: a float beyond 64 bits would become any place in memory.
+            at = cells[np.int64(min(place, np.float32(CELLS)))] if place > 0 else 0
             at += thresholds[at] <= weight
             while thresholds[at] <= weight:
                 at += 1
@@ -201,7 +189,7 @@ class LargeWeights(Weights):
         return self.numpy.reshape(1, -1)[:, places], *np.divmod(places, self.matrix.shape[1])
 
     def sides(self, magnitude: float) -> Sides:
-        """See `Weights.sides`; the square root of the multiplier's worth is rarely asked for, so torch will do."""
+        """See `Weights.sides`."""
         low, high = (self.matrix[beyond] for beyond in (self.matrix < -magnitude, self.matrix > magnitude))
         return tuple((side.numel(), float(side.sum(dtype=torch.float64))) for side in (low, high))  # type: ignore[return-value]
 

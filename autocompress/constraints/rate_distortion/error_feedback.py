@@ -77,7 +77,7 @@ class _Layer:
 
 def _assigned(layer: _Layer, tables: LayerTables, shape: tuple[int, int], multiplier: float) -> tuple[Tensor, Tensor]:
     """Returns codes, int64 [R, C], and what X was made, [R, C], before each of its columns was quantized."""
-    if layer.compiled:
+    if layer.compiled and tables.values.numel():
         with contextlib.suppress(OSError):  # numba has no room on the disk for what it compiles
             return _compiled_assignment(layer, tables, shape, multiplier)
     groups, rows, columns = layer.x.shape
