@@ -195,6 +195,7 @@ class TestBadInput:
             ({"ray_address": "nonsense"}, "HOST:PORT"),
             ({"ray_address": "ray://127.0.0.1:10001"}, "HOST:PORT"),
             ({"ray_address": "127.0.0.1:1"}, "no Ray cluster at ray_address '127.0.0.1:1'"),
+            ({"ray_address": "127.0.0.1:²"}, "it must be 'auto' or HOST:PORT"),
         ],
     )
     def test_is_refused_within_seconds(self, change, message):

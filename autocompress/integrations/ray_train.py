@@ -73,12 +73,10 @@ def connected(address: str | None, cpus: int, modules: Iterable[str] = ()) -> It
     if ray.is_initialized():
         yield ray
         return
-    paths = [str(PACKAGE.parent), *(path for path in map(os.path.abspath, sys.path) if os.path.isdir(path))]
-    own = [path for path in dict.fromkeys(paths) if not path.startswith((sys.prefix, sys.base_prefix))]
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         settings |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-        settings["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(own)}}
+        settings["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(search_path())}}
     else:
         settings |= {"address": address, "runtime_env": {"py_modules": [str(PACKAGE), *modules]}}
     try:
@@ -92,11 +90,18 @@ def connected(address: str | None, cpus: int, modules: Iterable[str] = ()) -> It
         ray.shutdown()
 
 
-def check_address(address: str) -> None:
+def search_path(first: Path = PACKAGE.parent) -> list[str]:
+    """Returns a folder and those in which this process finds modules, those of the interpreter left out."""
+    folders = [str(first), *(os.path.abspath(folder) for folder in sys.path)]
+    own = [folder for folder in dict.fromkeys(folders) if os.path.isdir(folder)]
+    return [folder for folder in own if not folder.startswith((sys.prefix, sys.base_prefix))]
+
+
+def check_address(address: str, seconds: float = CONNECT_SECONDS) -> None:
     """Checks that something listens where a cluster shall be: Ray itself would wait for it for minutes.
 
     Raises:
-        InvalidInputError: nothing does, or this is no address of a cluster.
+        InvalidInputError: nothing does within `seconds`, or this is no address of a cluster.
     """
     if address == "auto":
         return
@@ -104,9 +109,11 @@ def check_address(address: str) -> None:
     if "://" in host or not host or not (port.isascii() and port.isdigit()):
         raise InvalidInputError(f"ray_address is {address!r}; it must be 'auto' or HOST:PORT of the head (port 6379)")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
     except (OSError, OverflowError) as error:
-        raise InvalidInputError(f"no Ray cluster at ray_address {address!r}: {error}") from error
+        raise InvalidInputError(
+            f"no Ray cluster at ray_address {address!r} within {seconds:g} seconds: {error}"
+        ) from error
 
 
 class _Told:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autocompress.errors import AutocompressError, InvalidInputError
+from autocompress.integrations import ray_train
 from baselines.interface import SearchSettings
 from baselines.ray_search.head_watch import HeadWatch
 
@@ -150,15 +150,8 @@ def _start(settings: SearchSettings) -> None:
         log_to_driver=False,
         logging_level=logging.CRITICAL,
         object_store_memory=OBJECT_STORE_BYTES,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_search_path())}},
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(ray_train.search_path(CHECKOUT))}},
     )
-
-
-def _search_path() -> list[str]:
-    """Returns the folders in which this process finds modules, those of the interpreter left out."""
-    folders = [str(CHECKOUT), *(os.path.abspath(folder) for folder in sys.path)]
-    own = [folder for folder in dict.fromkeys(folders) if os.path.isdir(folder)]
-    return [folder for folder in own if not folder.startswith((sys.prefix, sys.base_prefix))]
 
 
 def _connect(address: str, modules: Sequence[str]) -> None:
@@ -187,17 +180,9 @@ def check_address(address: str, seconds: float) -> None:
         if not running and not os.environ.get("RAY_ADDRESS"):
             raise InvalidInputError("ray_address is 'auto', but no Ray runs on this machine")
         address = os.environ.get("RAY_ADDRESS") or next(iter(running))
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
-        # With ray://, Ray Tune would run its loop on the cluster, and the records would be written there.
-        raise InvalidInputError(f"ray_address {address!r} must be 'auto' or HOST:PORT of the head (port 6379)")
     deadline = time.monotonic() + seconds
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
-    except (OSError, OverflowError) as error:
-        raise InvalidInputError(
-            f"no Ray cluster at ray_address {address!r} within {seconds:g} seconds: {error}"
-        ) from error
+    # With ray://, Ray Tune would run its loop on the cluster, and the records would be written there.
+    ray_train.check_address(address, seconds)
     reason = _refusal(address, deadline, {})
     if reason == NO_TOKEN and MODE not in os.environ and _refusal(address, deadline, {MODE: "token"}) is None:
         # Ray itself only looks for a token where it starts a cluster, not where it joins one.
