@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import LinearConstraint, linprog, milp
 
 from autocompress.errors import InfeasibleTargetError
-from autocompress.numerics.knapsack import prune, rank_weights
+from autocompress.numerics.knapsack import largest, prune, rank_weights
 
 
 def draw(seed: int, sizes: tuple[int, ...], *, ties: bool = False) -> list[torch.Tensor]:
@@ -108,6 +108,14 @@ def test_mask_takes_the_largest_and_breaks_ties_repeatably():
     masks = [rank_weights(weight).mask(count, weight.shape) for count in range(5)]
     assert [int(mask.sum()) for mask in masks] == [0, 1, 2, 3, 4]
     assert masks[3].tolist() == [[False, True], [True, True]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_largest_are_those_of_the_ranking_also_where_magnitudes_are_equal(seed):
+    torch.manual_seed(seed)
+    weight = torch.randint(-3, 4, (7, 11)).float() if seed % 2 else torch.randn(7, 11)
+    for count in (0, 1, 13, 38, 76, 77):
+        assert torch.equal(largest(weight, count), rank_weights(weight).mask(count, weight.shape)), count
 
 
 def test_infeasible_budget_names_the_smallest():

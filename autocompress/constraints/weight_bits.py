@@ -42,7 +42,7 @@ from autocompress.network.compressed_tensors import (
     weight_data_bits,
 )
 from autocompress.numerics.kmeans import Codebook, encode, fit_codebook, fit_codebooks, prepare_sorted, sort_values
-from autocompress.numerics.knapsack import RankedWeights, prune, rank_weights
+from autocompress.numerics.knapsack import RankedWeights, largest, prune, rank_weights
 from autocompress.numerics.multiple_choice_knapsack import Allocation, allocate
 from autocompress.solver.constants import DEFAULTS, SolverConstants, bits_on_path
 
@@ -342,7 +342,7 @@ def project_plan(tensor: Tensor, keep_fraction: float, codebook: int, start: Ten
             f"need a keep fraction in [0, 1] and 1 to {SIZES[-1]} values, got {keep_fraction} and {codebook}"
         )
     _check([tensor], [tensor], 1)
-    mask = rank_weights(tensor).mask(max(1, round(keep_fraction * tensor.numel())), tensor.shape)
+    mask = largest(tensor, max(1, round(keep_fraction * tensor.numel())))
     warm = start if start is not None and start.numel() == codebook else None
     return encode(tensor, mask, fit_codebook(sort_values(tensor.detach()[mask]), codebook, warm).centroids)
 

@@ -55,6 +55,21 @@ def rank_weights(weight: Tensor) -> RankedWeights:
     return RankedWeights(squares, order, torch.cat([squares.new_zeros(1), squares.cumsum(0)]))
 
 
+def largest(weight: Tensor, count: int) -> Tensor:
+    """Returns a bool tensor of `weight`'s shape, true at its `count` largest magnitudes: the mask of its ranking.
+
+    Without a sort: of equal magnitudes at the threshold the last ones are kept, as there.
+    """
+    magnitudes = weight.detach().flatten().abs()
+    if not 0 < count < magnitudes.numel():
+        return torch.full(weight.shape, count > 0, dtype=torch.bool, device=weight.device)
+    threshold = magnitudes.kthvalue(magnitudes.numel() - count + 1).values
+    kept = magnitudes > threshold
+    ties = (magnitudes == threshold).nonzero().flatten()
+    kept[ties[ties.numel() - (count - int(kept.sum())) :]] = True
+    return kept.view(weight.shape)
+
+
 def _neighbours(
     layers: Sequence[RankedWeights], counts: Sequence[int], floor: Sequence[int], reach: int
 ) -> list[tuple[list[float], list[float]]]:
