@@ -15,20 +15,27 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from processes import search_little  # noqa: E402
 
 from autocompress.codec import state_coder  # noqa: E402
-from autocompress.constraints.rate_distortion import projection  # noqa: E402
+from autocompress.constraints import file_size  # noqa: E402
+from autocompress.constraints.rate_distortion import error_feedback, projection  # noqa: E402
 
 torch.set_num_threads(1)
 
 _COMPILED_FROM = {module: module.COMPILED_FROM for module in (state_coder, projection)}
+_FINAL_ROUNDS, _PASSES = file_size.FINAL_ROUNDS, error_feedback.PASSES
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leaves the compiled code of large networks to its own tests and to slow ones.
 
-    In a fresh clone every process of the tests would have to compile it, which takes half a minute.
+    In a fresh clone every process of the tests would have to compile it, which takes half a minute. Where any file
+    within the target will do, few are tried: looking for the best is most of what compressing a tiny network takes.
     """
     compiles = item.path.stem.startswith("test_compiled") or item.get_closest_marker("slow") is not None
     for module, least in _COMPILED_FROM.items():
         module.COMPILED_FROM = least if compiles else math.inf
+    file_size.FINAL_ROUNDS, error_feedback.PASSES = _FINAL_ROUNDS, _PASSES
+    if item.get_closest_marker("any_file") is not None:
+        search_little()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,6 +15,7 @@ from typing import Any
 
 import pytest
 from fake_objective import FakeObjective
+from processes import Script
 from torch import nn
 
 import baselines.search_command
@@ -26,6 +24,8 @@ from autocompress.errors import InvalidInputError
 from baselines.cli import main
 from baselines.interface import Evaluation, Report, Values, go_on
 from baselines.methods import METHODS, find_method, find_space
+
+pytestmark = pytest.mark.any_file
 
 
 @dataclass
@@ -334,21 +334,12 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_exit_status_of_a_process(workers: str, command: Command, tmp_path: Path) -> None:
-    (tmp_path / "command.py").write_text(SCRIPT)
-    root = Path(__file__).parent.parent
-    process = subprocess.Popen(
-        [sys.executable, "command.py", *command("--json", "--workers", workers)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")]), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = Script(SCRIPT, *command("--json", "--workers", workers), cwd=tmp_path)
     while not (tmp_path / "log").exists() or (tmp_path / "log").read_text().count(" stay ") < int(workers):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate()
     assert process.returncode == 130
     assert out == ""
     assert "Traceback" not in err

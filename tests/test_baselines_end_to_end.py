@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import Script
 from small_task import RECIPE, make_shallow_model, make_task
 
 from autocompress.codec.file import load
@@ -95,11 +93,9 @@ def test_the_same_seed_gives_the_same_file_in_a_fresh_process(method, here, caps
         "from baselines.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    root = Path(__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
-    command = ["search", method, *TASK, "--target", "350B", *SHORT, "--out", "again.safetensors"]
-    done = subprocess.run([sys.executable, "-c", script, *command], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = Script(script, "search", method, *TASK, "--target", "350B", *SHORT, "--out", "again.safetensors")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
     assert Path("again.safetensors").read_bytes() == Path("net.safetensors").read_bytes()
 
 

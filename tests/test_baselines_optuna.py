@@ -7,8 +7,6 @@ import logging
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from typing import Any
 import optuna
 import pytest
 from fake_objective import FakeObjective, FakeSpace
+from processes import Script
 from searcher_contract import SearcherContract, evaluations_in
 
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
@@ -424,17 +423,8 @@ if __name__ == "__main__":
 
 def start(
     log: Path, storage: str, *, workers: int = 1, stays_after: int = 0, resume: bool = False, name: str = "random"
-) -> subprocess.Popen[str]:
-    arguments = [str(log), storage, str(workers), str(stays_after), "resume" if resume else "", name]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    script = log.parent / "search.py"
-    script.write_text(SEARCH)
-    return subprocess.Popen(
-        [sys.executable, str(script), *arguments],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+) -> Script:
+    return Script(SEARCH, str(log), storage, str(workers), str(stays_after), "resume" if resume else "", name)
 
 
 def wait_until_staying(log: Path, workers: int) -> None:

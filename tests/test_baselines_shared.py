@@ -6,8 +6,6 @@ import json
 import os
 import random
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ import optuna
 import pytest
 from fake_objective import FakeObjective
 from postgres import postgres_url
+from processes import Script
 
 from baselines.interface import SearchSettings
 from baselines.optuna_search import OptunaSearcher, ownership, proposals
@@ -58,15 +57,8 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield {"sqlite": f"sqlite:///{tmp_path}/search.db", "journal": f"journal:{tmp_path}/search.log"}[request.param]
 
 
-def start(storage: str, log: Path, stays_after: int = 0) -> subprocess.Popen[str]:
-    tests = Path(__file__).parent
-    return subprocess.Popen(
-        [sys.executable, "-c", SHARED.format(trials=TRIALS), storage, str(log), str(PROCESSES), str(stays_after)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(storage: str, log: Path, stays_after: int = 0) -> Script:
+    return Script(SHARED.format(trials=TRIALS), storage, str(log), str(PROCESSES), str(stays_after))
 
 
 def stays(log: Path, pid: int) -> bool:
@@ -80,7 +72,7 @@ def test_three_processes_share_a_study_and_one_is_killed(storage: str, tmp_path:
     killed = processes[0]
     try:
         while not stays(log, killed.pid):
-            assert all(process.poll() is None for process in processes), [p.stderr.read() for p in processes]
+            assert all(process.poll() is None for process in processes), [p.stderr.read_text() for p in processes]
             time.sleep(0.002)
         killed.kill()
         answers = [process.communicate()[0] for process in processes[1:]]
@@ -261,15 +253,13 @@ class Deadly(fake_objective.FakeObjective):
         os._exit(9) if values == self.space.start else None
         return fake_objective.FakeObjective(epochs=3)(values, report)
 """
-    tests = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
-    command = [sys.executable, "-c", deadly + code, f"sqlite:///{tmp_path}/search.db", str(tmp_path / "log"), "1", "0"]
     codes = []
     while 0 not in codes:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        codes.append(done.returncode)
-        assert len(codes) <= 4, done.stderr
-    first, second = json.loads(done.stdout)
+        process = Script(deadly + code, f"sqlite:///{tmp_path}/search.db", str(tmp_path / "log"), "1", "0")
+        out, err = process.communicate()
+        codes.append(process.returncode)
+        assert len(codes) <= 4, err
+    first, second = json.loads(out)
     assert first["state"] == "failed"
     assert "2 processes were lost" in first["error"]
     assert second["state"] == "complete"

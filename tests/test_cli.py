@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import Script
 from torch import nn
 
 from autocompress.cli import compress_command, file_commands, main
@@ -19,6 +21,8 @@ from autocompress.cli.console import _terminated_as_interrupted, interrupts_held
 from autocompress.cli.parser import build_parser
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.training.recipe import Recipe
+
+pytestmark = pytest.mark.any_file
 
 NETS = """
 import torch
@@ -528,25 +532,17 @@ class Stays:
     def __getattr__(self, name):
         return getattr(self.stream, name)
 
-if __name__ == "__main__":
-    sys.stderr = Stays(sys.stderr, sys.argv[1])
-    sys.exit(main(sys.argv[2:]))
+sys.stderr = Stays(sys.stderr, sys.argv[1])
+sys.exit(main(sys.argv[2:]))
 """
 
 
 def run_in_a_process(arguments, folder, stays_at="never"):
-    """Starts a command in a process of its own and returns it, its stderr readable.
+    """Starts a command in a process of its own and returns it.
 
     A command that has written `stays_at` waits to be killed: however slow the machine, the kill finds it there.
     """
-    return subprocess.Popen(
-        [sys.executable, "-u", "-c", STAYS, stays_at, *(each for each in arguments if each != "--no-progress")],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    return Script(STAYS, stays_at, *(each for each in arguments if each != "--no-progress"), cwd=folder)
 
 
 def test_stopped_and_killed_and_resumed_gives_the_same_bytes(written, workshop, tmp_path):
@@ -555,12 +551,11 @@ def test_stopped_and_killed_and_resumed_gives_the_same_bytes(written, workshop, 
     # among the projections, and while finishing
     for last_epoch, number, status in [("3/12", signal.SIGTERM, 130), ("11/12", signal.SIGKILL, -signal.SIGKILL)]:
         process = run_in_a_process(arguments, workshop, f"epoch {last_epoch}")
-        for line in process.stderr:
-            if line.startswith(f"epoch {last_epoch}"):
-                process.send_signal(number)
-                break
-        process.communicate()
-        assert process.returncode == status
+        while f"epoch {last_epoch}" not in process.stderr.read_text():
+            assert process.poll() is None, process.stderr.read_text()
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.wait() == status
         assert not resumed.exists()
         if number != signal.SIGKILL:
             assert not [path for path in tmp_path.rglob("*") if path.suffix in (".part", ".tmp")]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
+import io
 import json
 import os
 import runpy
@@ -22,16 +24,17 @@ import autocompress as ac
 from autocompress.errors import InvalidInputError
 from autocompress.solver.compressor import Compressor
 from autocompress.training.ranks import Ranks, ranks_of
+from tests.processes import forks, search_little
 from tests.small_task import batches, make_model, make_norm_model, make_task, train_reference
 
 STEPS = 40
-PRELOADED = ["torch._dynamo", "autocompress.solver.compression"]  # the first is what an optimizer imports
 
 
 def _run(rank: int, ranks: int, folder: str, work: str, settings: dict[str, Any]) -> None:
     """Does some work as one of several ranks and writes what it returned."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    search_little()
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
     try:
         outcome = globals()[work](rank, Path(folder), **settings)
@@ -43,7 +46,7 @@ def _run(rank: int, ranks: int, folder: str, work: str, settings: dict[str, Any]
 
 def on_ranks(ranks: int, folder: Path, work: str, **settings: Any) -> list[Any]:
     """Returns what each rank's work returned; the ranks are forks of one process that has imported PyTorch."""
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+    forks()
     arguments = (ranks, str(folder), work, settings)
     torch.multiprocessing.start_processes(_run, arguments, nprocs=ranks, start_method="forkserver")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
@@ -257,6 +260,29 @@ def test_one_process_agrees_with_itself() -> None:
 EXAMPLE = Path(__file__).parent.parent / "examples" / "distributed.py"
 
 
+def run_the_example(rank: int, folder: Path) -> str:
+    """Runs it as a rank that is there already; returns what it prints."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(dist, "init_process_group", lambda backend: None)
+        patch.setattr(dist, "destroy_process_group", lambda: None)
+        patch.setattr(sys, "argv", ["", "--out", str(folder / "digits.safetensors"), "--epochs", "2"])
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    return printed.getvalue()
+
+
+def check_the_example(printed: str, out: Path) -> None:
+    assert printed.count("bytes") == 1  # one rank speaks, and writes
+    assert out.stat().st_size <= 2000
+    network = runpy.run_path(str(EXAMPLE))["make_network"]()
+    assert ac.load(out, into=network) is network
+
+
+def test_the_example_runs_on_two_ranks(tmp_path: Path) -> None:
+    check_the_example("".join(on_ranks(2, tmp_path, "run_the_example")), tmp_path / "digits.safetensors")
+
+
+@pytest.mark.slow
 def test_the_example_runs_under_torchrun(tmp_path: Path) -> None:
     out = tmp_path / "digits.safetensors"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -267,8 +293,5 @@ def test_the_example_runs_under_torchrun(tmp_path: Path) -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("bytes") == 1  # one rank speaks, and writes
-    assert out.stat().st_size <= 2000
+    check_the_example(done.stdout, out)
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
-    network = runpy.run_path(str(EXAMPLE))["make_network"]()
-    assert ac.load(out, into=network) is network

@@ -18,6 +18,7 @@ from pathlib import Path
 import fake_cells
 import pytest
 from fake_cells import HereExecutor, make_record, make_spec
+from processes import Script
 
 from baselines.optuna_search.storage import open_storage
 from baselines.optuna_search.trials import recorded
@@ -36,42 +37,31 @@ from studies.running.status import status
 
 CONDITIONS = Conditions("fake", "abc")
 TESTS = Path(__file__).parent
-# The processes of the cells import this script, too, but not what stands under the condition.
 DRIVER = """
-if __name__ == "__main__":
-    import sys
-    from pathlib import Path
-    import fake_cells
-    from studies.design.cell import cells_of
-    from studies.running.conditions import Conditions
-    from studies.running.local import LocalExecutor
-    from studies.running.run import run_cells
-    from studies.records.store import Store
+import sys
+from pathlib import Path
+import fake_cells
+from studies.design.cell import cells_of
+from studies.running.conditions import Conditions
+from studies.running.local import LocalExecutor
+from studies.running.run import run_cells
+from studies.records.store import Store
 
-    folder, kind, seeds = sys.argv[1:]
-    conditions = Conditions("fake", "abc")
-    if kind == "local":
-        executor = LocalExecutor(2, conditions, fake_cells.run)
-    else:
-        executor = fake_cells.HereExecutor(conditions)
-    print(run_cells(cells_of(fake_cells.make_spec(int(seeds))), Store(Path(folder)), executor))
+folder, kind, seeds = sys.argv[1:]
+conditions = Conditions("fake", "abc")
+if kind == "local":
+    executor = LocalExecutor(2, conditions, fake_cells.run)
+else:
+    executor = fake_cells.HereExecutor(conditions)
+print(run_cells(cells_of(fake_cells.make_spec(int(seeds))), Store(Path(folder)), executor))
 """
 
 
-def start(folder: Path, kind: str = "here", seeds: int = 3, **fake: str) -> subprocess.Popen[str]:
+def start(folder: Path, kind: str = "here", seeds: int = 3, **fake: str) -> Script:
     """Returns a runner in a process, and a process group, of its own; its log is `FOLDER.log`."""
     folder.parent.mkdir(exist_ok=True)
-    script = folder.parent / "driver.py"
-    script.write_text(DRIVER)
-    settings = {"FAKE_LOG": str(log_of(folder)), "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
-    return subprocess.Popen(
-        [sys.executable, str(script), str(folder), kind, str(seeds)],
-        env=os.environ | settings | {f"FAKE_{name.upper()}": value for name, value in fake.items()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    settings = {"FAKE_LOG": str(log_of(folder))} | {f"FAKE_{name.upper()}": value for name, value in fake.items()}
+    return Script(DRIVER, str(folder), kind, str(seeds), **settings)
 
 
 def log_of(folder: Path) -> Path:
@@ -180,7 +170,7 @@ def test_lines_of_progress(trace: Path, caplog: pytest.LogCaptureFixture):
 def test_two_runners_share_a_study(tmp_path: Path):
     folder = tmp_path / "fake"
     runners = [start(folder, seconds="0.3") for _ in range(2)]
-    done = [int(runner.communicate(timeout=600)[0]) for runner in runners]
+    done = [int(runner.communicate()[0]) for runner in runners]
     cells = cells_of(make_spec())
     assert sum(done) == len(cells)
     assert min(done) > 0
@@ -199,7 +189,7 @@ def test_a_runner_takes_over_what_a_killed_one_held(tmp_path: Path):
     time.sleep(0.3)
     assert other.poll() is None
     held.kill()
-    assert int(other.communicate(timeout=600)[0]) == 6
+    assert int(other.communicate()[0]) == 6
     held.communicate()
     assert untimed(Store(folder).read()) == expected(cells)
 
@@ -216,7 +206,7 @@ def test_nothing_is_lost_or_doubled_after_a_kill(tmp_path: Path):
     pids = {int(line.split()[1]) for line in log_of(folder).read_text().splitlines()}
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
     again = start(folder, "local", 2)
-    assert int(again.communicate(timeout=600)[0]) == 4 - len(finished)
+    assert int(again.communicate()[0]) == 4 - len(finished)
     starts = Counter(lines_of(folder, "start"))
     assert {cell for cell in starts if cell in finished and starts[cell] > 1} == set()
     assert untimed(Store(folder).read()) == expected(cells_of(make_spec(2)))
@@ -225,7 +215,7 @@ def test_nothing_is_lost_or_doubled_after_a_kill(tmp_path: Path):
 def test_a_cell_that_dies_is_a_failure_and_the_study_goes_on(tmp_path: Path):
     folder = tmp_path / "fake"
     runner = start(folder, "local", 2, dies="0", raises="1")
-    assert int(runner.communicate(timeout=600)[0]) == 4
+    assert int(runner.communicate()[0]) == 4
     errors = {(r.method, r.seed): r.error for r in Store(folder).read() if r.state == "failed"}
     assert set(errors) == {(method, seed) for method in ("compressor", "magnitude") for seed in (0, 1)}
     assert "last words" in errors["compressor", 0]
@@ -240,7 +230,7 @@ def test_ctrl_c_ends_quickly_and_nothing_is_recorded(tmp_path: Path):
     wait_until(lambda: len(lines_of(folder, "start")) == 2)
     began = time.monotonic()
     os.killpg(runner.pid, signal.SIGINT)
-    assert "KeyboardInterrupt" in runner.communicate(timeout=600)[1]
+    assert "KeyboardInterrupt" in runner.communicate()[1]
     assert time.monotonic() - began < 60
     pids = {int(line.split()[1]) for line in log_of(folder).read_text().splitlines()}
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

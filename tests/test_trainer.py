@@ -2,8 +2,6 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import Script
 from small_task import make_task
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -25,6 +24,8 @@ from autocompress.training.losses import Distillation, TeacherOutputs, classific
 from autocompress.training.recipe import Recipe
 from autocompress.training.reference import reference_network
 from autocompress.training.trainer import Trainer
+
+pytestmark = pytest.mark.any_file
 
 RECIPE = Recipe("sgd", 0.05, batch_size=16, reference_epochs=2)
 
@@ -551,10 +552,8 @@ def run_on_digits(checkpoint: Path | None, kill_at: int = 0) -> nn.Module:
 
 def test_killed_process_resumes_to_the_same_bits(tmp_path: Path) -> None:
     path = tmp_path / "run.checkpoint"
-    code = f"import torch, pathlib, test_trainer; torch.set_num_threads({torch.get_num_threads()}); "
-    code += f"test_trainer.run_on_digits(pathlib.Path({str(path)!r}), kill_at=5)"
-    process = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parent)
-    assert process.returncode == -signal.SIGKILL
+    code = f"import pathlib, test_trainer; test_trainer.run_on_digits(pathlib.Path({str(path)!r}), kill_at=5)"
+    assert Script(code).wait() == -signal.SIGKILL
     assert load_checkpoint(path)["step"] == 4
     assert_equal_states(run_on_digits(None), run_on_digits(path))
 
