@@ -25,6 +25,8 @@ from autocompress.training.losses import (
 )
 from autocompress.training.recipe import Recipe
 
+pytestmark = pytest.mark.any_file
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 QUICK = Recipe("adamw", 0.01, reference_epochs=10, compress_epochs=2)
 

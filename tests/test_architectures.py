@@ -10,6 +10,8 @@ from architectures import ALL, loaded_elsewhere
 from architectures.table import PAGE, names_of
 from torch import Tensor
 
+pytestmark = pytest.mark.any_file
+
 # One of each cause of trouble; all others take minutes.
 FEW = ["one expert per example", "regressor", "normalizing flow", "GRU language model, tied", "vocoder"]
 

@@ -17,6 +17,8 @@ from autocompress.training.layer_statistics import refit_batch_norm
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 
+pytestmark = pytest.mark.any_file
+
 RECIPE = Recipe("sgd", 0.05)
 Pair = namedtuple("Pair", "inputs labels")
 

@@ -17,6 +17,8 @@ from autocompress.training.losses import MinusLoss, carried_loss, classification
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 
+pytestmark = pytest.mark.any_file
+
 RECIPE = Recipe("sgd", 0.05)
 X = torch.linspace(-1, 1, 160).view(8, 20)
 CLASSES = (X, torch.arange(8) % 3)

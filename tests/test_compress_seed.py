@@ -1,11 +1,14 @@
 """compress() is repeatable with an ordinary shuffling loader: its seed reaches the refitting of batch norm, too."""
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import autocompress as ac
 from autocompress.training.recipe import Recipe
+
+pytestmark = pytest.mark.any_file
 
 
 def make_net() -> nn.Module:

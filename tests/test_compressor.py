@@ -19,6 +19,8 @@ from autocompress.training.checkpoint import Callback
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 
+pytestmark = pytest.mark.any_file
+
 TARGET = "400B"
 
 

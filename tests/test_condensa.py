@@ -30,6 +30,8 @@ from baselines.condensa.solver import Solver, batches_from
 from baselines.interface import Trial
 from studies.experiments import condensa_published as benchmark
 
+pytestmark = pytest.mark.any_file
+
 
 def weights(seed=0):
     generator = torch.Generator().manual_seed(seed)

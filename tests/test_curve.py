@@ -13,6 +13,8 @@ from autocompress.cli import curve_command, main
 from autocompress.cli.parser import build_parser
 from autocompress.solver.compression import CompressorCallback
 
+pytestmark = pytest.mark.any_file
+
 NETS = """
 import torch
 from torch import nn

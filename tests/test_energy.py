@@ -19,6 +19,8 @@ from autocompress.targets import Energy, FileSize, combined, parse_target
 from autocompress.task.named_models import make_model
 from baselines.fitting import make_budget
 
+pytestmark = pytest.mark.any_file
+
 # --- the model ----------------------------------------------------------------------------------------------------
 
 

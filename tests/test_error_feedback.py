@@ -226,6 +226,7 @@ def test_validation_decides_between_plain_and_calibrated(
     assert losses[2] <= losses[0]
 
 
+@pytest.mark.any_file
 def test_the_smallest_file_that_keeps_the_loss_without_training(network: Trained) -> None:
     net, batches = network
     settings = {"val": batches[6:], "target": "loss:+20%", "device": "cpu", "progress": False}

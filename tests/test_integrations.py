@@ -26,7 +26,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from autocompress.integrations import huggingface, lightning  # noqa: E402
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning"),
+    pytest.mark.any_file,
+]
 
 
 class Stopped(Exception):

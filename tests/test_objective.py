@@ -15,6 +15,8 @@ from autocompress.network.network_state import filled_copy
 from baselines.final import train_best
 from baselines.objective import PlanObjective, PlanRun
 
+pytestmark = pytest.mark.any_file
+
 STEPS_PER_EPOCH = 10
 
 

@@ -16,6 +16,8 @@ from autocompress.errors import AutocompressError, InvalidInputError
 from autocompress.network.live_network import tensors_in
 from autocompress.network.onnx_export import export_onnx
 
+pytestmark = pytest.mark.any_file
+
 
 @pytest.fixture
 def network():

@@ -50,6 +50,7 @@ def compressed(model: nn.Module, **settings) -> ac.Result:
     return ac.compress(model, **given | settings)
 
 
+@pytest.mark.any_file
 @pytest.mark.parametrize("target", ["1500B", "weights:40x", "codes:20x"])
 def test_no_training_is_the_projection_of_the_network_as_it_was_given(trained, target) -> None:
     result = compressed(trained, target=target, epochs=0)
@@ -62,6 +63,7 @@ def test_no_training_is_the_projection_of_the_network_as_it_was_given(trained, t
     assert again.data == result.data
 
 
+@pytest.mark.any_file
 @pytest.mark.parametrize("rate", [0.05, 1e4])
 def test_never_worse_than_the_one_shot_network(trained, rate) -> None:
     """A learning rate that destroys any network must not destroy this one: its clipped steps are of that length."""
@@ -85,6 +87,7 @@ def test_the_file_is_filled() -> None:
     assert 0.995 * 2000 <= result.file_bytes <= 2000
 
 
+@pytest.mark.any_file
 def test_without_validation_data_a_part_of_the_training_data_decides(trained) -> None:
     x, y = zip(*small_task.batches(200, 1), strict=True)
     examples = torch.utils.data.TensorDataset(torch.cat(x), torch.cat(y))
@@ -95,6 +98,7 @@ def test_without_validation_data_a_part_of_the_training_data_decides(trained) ->
     assert result.to_json()["outcome"]["judged_by"] == result.outcome.judged_by
 
 
+@pytest.mark.any_file
 def test_in_a_loop_of_ones_own_nothing_decides_and_that_is_said(trained) -> None:
     from autocompress.network.live_network import copy_network
 
@@ -114,6 +118,7 @@ def test_in_a_loop_of_ones_own_nothing_decides_and_that_is_said(trained) -> None
     ]
 
 
+@pytest.mark.any_file
 def test_a_regressor_without_a_loss_learns_the_given_networks_outputs() -> None:
     torch.manual_seed(0)
     x = torch.randn(512, 6)
@@ -130,6 +135,7 @@ def test_a_regressor_without_a_loss_learns_the_given_networks_outputs() -> None:
     assert result.outcome.chosen != "one-shot"
 
 
+@pytest.mark.any_file
 def test_one_output_for_every_input_is_said() -> None:
     """No layer is all zeros, and yet nothing of the input comes through."""
     torch.manual_seed(0)
@@ -181,6 +187,7 @@ def test_scores_that_are_no_numbers_are_none_in_json() -> None:
     assert Outcome("trained", "x", {"trained": float("nan")}).to_json()["scores"] == {"trained": None}
 
 
+@pytest.mark.any_file
 def test_a_loop_of_ones_own_has_its_scores() -> None:
     task = small_task.make_task()
     model = small_task.train_reference(task)

@@ -14,6 +14,8 @@ from autocompress.targets import parse_target
 from autocompress.training.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.training.recipe import Recipe, real_number
 
+pytestmark = pytest.mark.any_file
+
 NUMPY_RECIPE = Recipe("sgd", np.float64(0.05), momentum=np.float32(0.5), batch_size=np.int32(16))
 
 

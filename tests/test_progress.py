@@ -16,6 +16,8 @@ import autocompress as ac
 from autocompress.training import progress
 from autocompress.training.progress import Progress, duration, say, stage
 
+pytestmark = pytest.mark.any_file
+
 
 def run(monkeypatch, shown=True, recipe=None, **more):
     """Compresses a small network, with a line wherever there may be one."""

@@ -26,6 +26,8 @@ from autocompress.solver.quality_constraint import STAGES
 from autocompress.targets import AccuracyDrop, FileSize, LossIncrease, WeightBits, combined, parse_target
 from studies.experiments import quality_constraints
 
+pytestmark = pytest.mark.any_file
+
 # --- what may be asked --------------------------------------------------------------------------------------------
 
 

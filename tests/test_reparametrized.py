@@ -20,6 +20,8 @@ from autocompress.solver.compressor import Compressor
 from autocompress.solver.lazy_projection import Nearest
 from tests.small_task import batches, make_model, make_shallow_model, make_task, train_reference
 
+pytestmark = pytest.mark.any_file
+
 
 def old_weight_norm(module: nn.Module, **settings: Any) -> nn.Module:
     with warnings.catch_warnings():

@@ -25,6 +25,8 @@ from autocompress.targets import combined
 from autocompress.training.trainer import Trainer
 from tests.chromium import CHROMIUM, Browser
 
+pytestmark = pytest.mark.any_file
+
 
 def run(**changes):
     """Returns what came of a short run."""

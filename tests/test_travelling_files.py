@@ -14,6 +14,8 @@ from autocompress.cli import main
 from autocompress.codec.file import read_bytes, read_metadata, with_metadata
 from autocompress.errors import CorruptArtifactError, InvalidInputError
 
+pytestmark = pytest.mark.any_file
+
 
 class Module(nn.Module):
     """A network in an attribute, beside something that is no part of it."""

@@ -17,6 +17,8 @@ from autocompress.solver.admm import RelativeRate
 from autocompress.training.recipe import Recipe
 from autocompress.training.trainer import Trainer
 
+pytestmark = pytest.mark.any_file
+
 INPUT = torch.linspace(-1, 1, 40).view(2, 20)
 
 
