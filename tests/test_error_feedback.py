@@ -127,6 +127,15 @@ def test_the_error_of_the_outputs_is_less_than_the_plain_projection_s(groups: in
     assert errors[1] < 0.6 * errors[0]
 
 
+@pytest.mark.parametrize(("rows", "bits_per_weight"), [(256, 0.3), (64, 1.5)])
+def test_budgets_are_filled_where_there_are_fewer_examples_than_inputs(rows: int, bits_per_weight: float) -> None:
+    """Errors are made up for almost entirely then, and the bits move much from one set of tables to the next."""
+    x, inputs = random(rows, 1024, seed=1), random(64, 1024, seed=2).cumsum(1)
+    budget = bits_per_weight * x.numel()
+    found = project_with_feedback([x], budget, [Feedback.of((inputs.mT @ inputs / 64)[None])])
+    assert 0.995 * budget < found.bits <= budget
+
+
 def test_what_comes_later_makes_up_for_an_error_as_least_squares_says() -> None:
     """Of a row whose first weight has become v, the others are moved to argmin (w - x) H (w - x)^T."""
     x, second, value = random(1, 6, seed=4), correlated(6, seed=3), 0.25

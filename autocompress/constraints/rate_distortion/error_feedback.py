@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,9 +27,11 @@ from autocompress.network.compressed_tensors import QuantizedTensor, quantized_t
 
 # Added to the diagonal of H, whose mean is one: the inputs seen are some of those there are.
 DAMPING = 0.1
-PASSES = 30
-# Passes end where one comes this close below the budget, as a part of it, and the error falls by no more than this.
-TOLERANCE, MIN_IMPROVEMENT = 0.003, 0.01
+# Of new tables; they end where the error has fallen by no more than this for so many.
+ROUNDS, MIN_IMPROVEMENT, PATIENCE = 10, 0.01, 2
+# Multipliers tried under the same tables; they end at one that comes this close below the budget, as a part of it.
+MULTIPLIERS_TRIED, TOLERANCE = 12, 0.003
+MAX_MOVE = math.log(4)  # of the multiplier's logarithm, as long as the budget was passed on one side only
 COLUMNS_AT_ONCE = 64
 
 
@@ -143,6 +146,64 @@ def _with_one(codes: Tensor, x: Tensor, values: Tensor) -> Tensor:
     return codes
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """All layers quantized under some tables at one multiplier; `fitted` are the tables that fit the outcome."""
+
+    quantized: list[QuantizedTensor]
+    fitted: list[LayerTables]
+    bits: float
+    error: float
+    multiplier: float
+
+
+def _pass(
+    layers: Sequence[_Layer], targets: Sequence[Tensor], tables: Sequence[LayerTables], multiplier: float
+) -> _Pass:
+    quantized, fitted, bits, error = [], [], 0.0, 0.0
+    for layer, x, table in zip(layers, targets, tables, strict=True):
+        matrix = as_matrix(x)
+        codes, made = _assigned(layer, table, (matrix.shape[0], matrix.shape[1]), multiplier)
+        tensor = quantized_tensor(_with_one(codes, matrix, table.values).cpu(), table.values.cpu())
+        bits += code_length(Counts.of_codes(tensor.codes, tensor.values.numel()))
+        error += layer.error(tensor.dense().to(made))
+        quantized.append(QuantizedTensor(tensor.codes.view(x.shape).to(x.device), tensor.values.to(x.device)))
+        fitted.append(_tables(layer, codes, made, table.values))
+    return _Pass(quantized, fitted, bits, error, multiplier)
+
+
+def _filled(quantize: Callable[[float], _Pass], budget_bits: float, multiplier: float) -> _Pass | None:
+    """Returns the pass that comes closest below a budget of all that were tried; None where none is below.
+
+    Tables are held fixed, so that bits fall as the multiplier rises: under tables that follow every pass they answer
+    late, and swing. False position (Illinois) on the logarithms of multiplier and bits.
+    """
+    goal, at, best = math.log(max(budget_bits * (1 - TOLERANCE / 2), 1.0)), math.log(max(multiplier, 1e-300)), None
+    under: tuple[float, float] | None = None  # (logarithm of the multiplier, by how much the bits' is beyond the goal)
+    over: tuple[float, float] | None = None
+    step = 1.0
+    for _ in range(MULTIPLIERS_TRIED):
+        found = quantize(math.exp(at))
+        excess = math.log(max(found.bits, 1.0)) - goal
+        if found.bits <= budget_bits and (best is None or found.bits > best.bits):
+            best = found
+        if budget_bits * (1 - TOLERANCE) <= found.bits <= budget_bits:
+            break
+        if excess > 0:
+            under = under and (under[0], under[1] / 2) if over else under
+            over = at, excess
+        else:
+            over = over and (over[0], over[1] / 2) if under else over
+            under = at, excess
+        if under is not None and over is not None:
+            share = min(max(over[1] / (over[1] - under[1]), 0.05), 0.95)
+            at = over[0] + share * (under[0] - over[0])
+        else:  # bits fall about with the square root of the multiplier
+            at += min(max(2 * excess, -MAX_MOVE), MAX_MOVE) * step
+            step *= 1.5
+    return best
+
+
 def project_with_feedback(
     targets: Sequence[Tensor],
     budget_bits: float,
@@ -163,30 +224,21 @@ def project_with_feedback(
     """
     compiled = compiles(targets)
     layers = [_Layer.of(x, its, compiled) for x, its in zip(targets, feedback, strict=True)]
-    found = None if previous is not None else project_to_bits(targets, budget_bits)
-    state = previous if found is None else found.state
+    plain = None if previous is not None else project_to_bits(targets, budget_bits)
+    state = previous if plain is None else plain.state
     assert state is not None
     multiplier, tables = state.multiplier, state.tables
-    best: BitsProjection | None = None
-    last = math.inf
-    for _ in range(PASSES):
-        quantized, fitted, bits, error = [], [], 0.0, 0.0
-        for layer, x, table in zip(layers, targets, tables, strict=True):
-            matrix = as_matrix(x)
-            codes, made = _assigned(layer, table, (matrix.shape[0], matrix.shape[1]), multiplier)
-            tensor = quantized_tensor(_with_one(codes, matrix, table.values).cpu(), table.values.cpu())
-            bits += code_length(Counts.of_codes(tensor.codes, tensor.values.numel()))
-            error += layer.error(tensor.dense().to(made))
-            quantized.append(QuantizedTensor(tensor.codes.view(x.shape).to(x.device), tensor.values.to(x.device)))
-            fitted.append(_tables(layer, codes, made, table.values))
-        if bits <= budget_bits and (best is None or error < best.error):
-            best = BitsProjection(quantized, bits, error, WarmStart(multiplier, fitted))
-        if budget_bits * (1 - TOLERANCE) <= bits <= budget_bits and error > last * (1 - MIN_IMPROVEMENT):
+    best: _Pass | None = None
+    since = 0  # the error has last fallen
+    for _ in range(ROUNDS):
+        found = _filled(partial(_pass, layers, targets, tables), budget_bits, multiplier)
+        if found is None:
             break
-        last = error
-        part = bits / max(budget_bits * (1 - TOLERANCE / 2), 1.0)
-        multiplier *= min(max(part, 0.5), 2.0)
-        tables = fitted
+        since = 0 if best is None or found.error < best.error * (1 - MIN_IMPROVEMENT) else since + 1
+        best = found if best is None or found.error < best.error else best
+        if since == PATIENCE:
+            break
+        multiplier, tables = found.multiplier, found.fitted
     if best is not None:
-        return best
-    return project_to_bits(targets, budget_bits) if found is None else found
+        return BitsProjection(best.quantized, best.bits, best.error, WarmStart(best.multiplier, best.fitted))
+    return project_to_bits(targets, budget_bits) if plain is None else plain
