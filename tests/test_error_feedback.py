@@ -15,7 +15,7 @@ from autocompress.constraints.rate_distortion.projection import project_to_bits
 from autocompress.constraints.rate_distortion.rates import CodeLengths
 from autocompress.errors import InvalidInputError
 from autocompress.training import layer_statistics
-from autocompress.training.layer_statistics import input_moments
+from autocompress.training.layer_statistics import input_moments, row_weights
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -105,7 +105,55 @@ def test_what_no_layer_applies_has_no_moments() -> None:
     net = Net()
     names, weights = zip(*((n, p) for n, p in net.named_parameters() if p.dim() > 1), strict=True)
     found = dict(input_moments(net, weights, [torch.randint(9, (16, 5))], torch.device("cpu")))
-    assert [names[place] for place in found] == ["head.weight"]
+    assert [names[place] for place in found] == ["embedding.weight", "head.weight"]
+
+
+def test_tokens_of_an_embedding_weigh_as_often_as_they_come() -> None:
+    net = nn.Embedding(5, 4)
+    ((_, found),) = input_moments(net, [net.weight], [torch.tensor([[0, 0, 0], [1, 1, 3]])], torch.device("cpu"))
+    counts = torch.tensor([3, 2, 0, 1, 0]) + layer_statistics.UNSEEN_TOKENS
+    torch.testing.assert_close(found.mean, (counts / counts.sum())[None])
+    assert found.second is None
+
+
+def test_one_input_of_several_layers_is_multiplied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.other = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.q(x) + self.k(x) + self.other(x.neg_())
+
+    net, made = Net(), []
+    original = layer_statistics.layer_inputs
+    monkeypatch.setattr(layer_statistics, "layer_inputs", lambda *given: made.append(1) or original(*given))
+    weights = [net.q.weight, net.k.weight, net.other.weight]
+    x = random(32, 6) + 1
+    found = dict(input_moments(net, weights, [x], torch.device("cpu")))
+    assert len(made) == 2  # what is changed in place is looked at again
+    assert torch.equal(found[0].mean, found[1].mean)
+    torch.testing.assert_close(found[2].mean, -found[0].mean)
+
+
+def test_row_weights_say_how_far_the_outputs_move() -> None:
+    """E sum (d u^T f / d y_r)^2 over random directions u is the sum of the squares of column r of the last layer."""
+    net = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 400)).requires_grad_(False)
+    weights = [net[0].weight, net[1].weight]
+    found = row_weights(net, weights, [random(64, 6)] * 2, torch.device("cpu"))
+    torch.testing.assert_close(found[0] / 128, net[1].weight.square().sum(0), rtol=0.2, atol=0.0)
+    assert float(found[1].std() / found[1].mean()) < 0.2
+    assert not any(weight.requires_grad for weight in weights)
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_outputs_without_gradients_have_no_row_weights() -> None:
+    class Net(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).argmax(1)
+
+    net = Net(6, 4)
+    assert row_weights(net, [net.weight], [random(8, 6)], torch.device("cpu")) == {}
 
 
 # --- the projection ---------------------------------------------------------------------------------------------------
@@ -150,6 +198,32 @@ def test_what_comes_later_makes_up_for_an_error_as_least_squares_says() -> None:
         off = fixed[:column] - x[0, :column]
         best = x[0, column:] - torch.linalg.solve(rest, damped[column:, :column] @ off)
         assert float(made[0, column]) == pytest.approx(float(best[0]), abs=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_rows_and_layers_that_count_more_err_less(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    monkeypatch.setattr(error_feedback, "compiles", lambda _: compiled)
+    x, second = (
+        [random(48, 40, seed=1), random(24, 30, seed=2), random(60, 8, seed=3)],
+        [correlated(40), correlated(30)],
+    )
+    rows = [torch.exp2(2 * random(len(each), seed=n)) * 4.0**n for n, each in enumerate(x)]
+    budget = 1.5 * sum(each.numel() for each in x)
+    weighted, plain = (
+        project_with_feedback(x, budget, [Feedback.of(h, r) for h, r in zip([*second, None], given, strict=True)])
+        for given in (rows, [None] * 3)
+    )
+    layers = [
+        error_feedback._Layer.of(each, Feedback.of(h, r), False)
+        for each, h, r in zip(x, [*second, None], rows, strict=True)
+    ]
+    errors = [
+        sum(layer.error(q.dense()) for layer, q in zip(layers, p.quantized, strict=True)) for p in (weighted, plain)
+    ]
+    assert 0.99 * budget < weighted.bits <= budget
+    assert weighted.error == pytest.approx(errors[0], rel=1e-4)
+    assert errors[0] < 0.7 * errors[1]
 
 
 def test_without_moments_it_is_nearly_the_plain_projection() -> None:

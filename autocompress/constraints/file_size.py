@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -150,14 +151,20 @@ class FileSizeConstraint:
             state = replace(state, next_calibration=budget.fraction + 1 / CALIBRATIONS)
         return replace(projection, file_bytes=budget.file_bytes), state
 
-    def with_feedback(self, moments: Sequence[Tensor | None]) -> FileSizeConstraint:
+    def with_feedback(self, layers: Sequence[tuple[Tensor | None, Tensor | None] | None]) -> FileSizeConstraint:
         """Returns the constraint with errors counted and made up for in layers' outputs.
 
         Args:
-            moments: E[x x^T] of each layer's inputs, [groups, n, n]; None = not known.
+            layers: of each E[x x^T] of its inputs, [groups, n, n], and what errors in its rows count, [R]; None = not
+                known. Only the proportions of the latter matter, among all layers.
         """
         constraint = copy.copy(self)
-        constraint.feedback = [None if second is None else Feedback.of(second) for second in moments]
+        known = [each[1].log() for each in layers if each is not None and each[1] is not None]
+        middle = sum(float(each.sum()) for each in known) / max(sum(each.numel() for each in known), 1)
+        constraint.feedback = [
+            None if each is None else Feedback.of(each[0], None if each[1] is None else each[1] / math.exp(middle))
+            for each in layers
+        ]
         return constraint
 
     @property

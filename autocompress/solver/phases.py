@@ -22,7 +22,13 @@ from autocompress.solver.admm import Admm, RelativeRate
 from autocompress.solver.constants import SolverConstants
 from autocompress.solver.fine_tuning import FineTuning, finished_file, start_fine_tuning
 from autocompress.solver.lazy_projection import LazyProjection
-from autocompress.training.layer_statistics import InputMoments, input_moments, refit_batch_norm
+from autocompress.training.layer_statistics import (
+    InputMoments,
+    has_batch_norm,
+    input_moments,
+    refit_batch_norm,
+    row_weights,
+)
 from autocompress.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -282,8 +288,14 @@ class Run:
             return method, {}
         if not moments:
             return method, {}
-        second = [moments[n].second if n in moments else None for n in range(len(weights))]
-        return Projector(constraint.with_feedback(second)), moments
+        rows: dict[int, Tensor] = {}
+        try:
+            if not has_batch_norm(model):  # gradients do not see that it is refitted
+                rows = row_weights(model, weights, batches, weights[0].device)
+        except Exception as error:  # such as a layer that has no gradient in evaluation mode
+            logger.info("all layers count the same: %s: %s", type(error).__name__, error)
+        layers = [_layer_error(moments.get(n), rows.get(n)) for n in range(len(weights))]
+        return Projector(constraint.with_feedback(layers)), moments
 
     @torch.no_grad()
     def one_shot(
@@ -338,6 +350,15 @@ class Run:
         self.method.load_state_dict(state["method"])
         self.number = state["number"]
         self.phase.load_state_dict(state["phase"])
+
+
+def _layer_error(of: InputMoments | None, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None] | None:
+    """Returns what `FileSizeConstraint.with_feedback` takes of a layer."""
+    if of is None:
+        return None
+    if of.second is None:  # an embedding: a row's errors count as often as its token comes
+        return None, of.mean[0] / of.mean.mean() if rows is None else rows * of.mean[0]
+    return of.second, None if rows is None else rows * of.second.diagonal(dim1=1, dim2=2).mean()
 
 
 def all_tensors(model: nn.Module) -> list[Tensor]:

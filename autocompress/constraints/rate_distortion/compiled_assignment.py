@@ -358,19 +358,19 @@ def _visit_columns(
 
 
 def assign_columns(
-    w: Tensor, factor: Tensor, tables: LayerTables, rows: slice, columns: slice, multiplier: float
+    w: Tensor, factor: Tensor, tables: LayerTables, columns: slice, multiplier: float
 ) -> tuple[Tensor, Tensor]:
     """Returns codes, int16 [R, n], and errors over the factor's diagonal [R, n] of some columns; see `error_feedback`.
 
     Args:
         w: float32 [R, n], contiguous; changed, see `_visit_columns`.
         factor: float32 [n, n], of these columns.
-        tables: of the layer.
-        rows, columns: which of the layer these are.
+        tables: of these rows.
+        columns: which of the layer these are.
         multiplier: error per bit.
     """
     lengths, values = tables.lengths, tables.values.numpy()
-    parts = (lengths.code_bits, lengths.row_bits[rows], lengths.column_bits[columns])
+    parts = (lengths.code_bits, lengths.row_bits, lengths.column_bits[columns])
     code_bits, row_bits, column_bits = (np.float32(multiplier) * part.numpy() for part in parts)
     size = w.shape[1]
     best = np.zeros((size, len(values)), np.int32)

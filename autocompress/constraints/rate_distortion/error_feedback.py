@@ -1,8 +1,9 @@
 """The rate-distortion projection on the error of layers' outputs: for a network that is not trained afterwards.
 
-    minimise  sum_l tr (V_l - X_l) H_l (V_l - X_l)^T   subject to   sum_l bits(V_l) <= budget,   H_l = E[x x^T]
+    minimise  sum_l tr G_l (V_l - X_l) H_l (V_l - X_l)^T   subject to   sum_l bits(V_l) <= budget,   H_l = E[x x^T]
 
-for the inputs x of layer l, H_l scaled to a mean diagonal of one: with inputs that are uncorrelated and alike this is
+for the inputs x of layer l. G_l is diagonal and says how much the network's output moves with each output of the
+layer (with its rows, where it is an embedding). With inputs that are uncorrelated and outputs that are alike this is
 the projection of `projection`, from whose answer it starts. Column by column, each weight takes the value of least
 `error + multiplier * bits`, its error counted with what the columns to its right can still make up for; then they do
 (Hassibi and Stork 1993; Frantar et al. 2023, "GPTQ", there on a fixed grid and without a cost in bits). Between passes
@@ -13,8 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from autocompress.constraints.rate_distortion.assignment import LayerTables
 from autocompress.constraints.rate_distortion.projection import BitsProjection, WarmStart, compiles, project_to_bits
 from autocompress.constraints.rate_distortion.rates import Counts, as_matrix, code_length, estimate_code_lengths
-from autocompress.network.compressed_tensors import QuantizedTensor, quantized_tensor
+from autocompress.network.compressed_tensors import QuantizedTensor, quantized_tensor, round_codebook
 
 # Added to the diagonal of H, whose mean is one: the inputs seen are some of those there are.
 DAMPING = 0.1
@@ -33,6 +34,7 @@ ROUNDS, MIN_IMPROVEMENT, PATIENCE = 10, 0.01, 2
 MULTIPLIERS_TRIED, TOLERANCE = 12, 0.003
 MAX_MOVE = math.log(4)  # of the multiplier's logarithm, as long as the budget was passed on one side only
 COLUMNS_AT_ONCE = 64
+RICHER = 2.0  # budget that the first tables are made for
 
 
 @dataclass(frozen=True)
@@ -40,42 +42,64 @@ class Feedback:
     """How the errors of a layer's columns are counted and made up for, whatever its weights are.
 
     Attributes:
-        second: H, scaled, [groups, n, n].
+        second: H, scaled to a mean diagonal of one, [groups, n, n]; [1, 1, 1] where every weight stands for itself.
         factor: upper Cholesky factor of the inverse of the damped H, [groups, n, n].
+        rows: the diagonal of G times what H was divided by, [R], in powers of two; None = ones.
     """
 
     second: Tensor
     factor: Tensor
+    rows: Tensor | None = None
 
     @classmethod
-    def of(cls, second: Tensor) -> Feedback:
-        """Returns that of a layer with these second moments of its inputs, E[x x^T], [groups, n, n]."""
+    def of(cls, second: Tensor | None, rows: Tensor | None = None) -> Feedback:
+        """Returns that of a layer.
+
+        Args:
+            second: second moments of its inputs, E[x x^T], [groups, n, n]; None = of one that does not mix them.
+            rows: what an error in each row counts, [R], > 0; None = the same.
+        """
+        rows = None if rows is None else torch.exp2(torch.log2(rows).round())
+        if second is None:
+            eye = torch.ones(1, 1, 1) if rows is None else rows.new_ones(1, 1, 1)
+            return cls(eye, eye, rows)
         second = second / second.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-30)
         damped = second + DAMPING * torch.eye(second.shape[-1], device=second.device)
-        return cls(second, torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True))
+        factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+        return cls(second, factor, rows)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """X_l, [groups, rows, n], and how the errors of its columns are made up for."""
+    """X_l, [groups, rows, n], how the errors of its columns are made up for, and what they count, [groups, rows]."""
 
     x: Tensor
     feedback: Feedback
+    counts: Tensor
     compiled: bool
 
     @classmethod
     def of(cls, x: Tensor, feedback: Feedback | None, compiled: bool) -> _Layer:
         matrix = as_matrix(x.detach().float())
-        if feedback is None:
-            eye = torch.ones(1, 1, 1, device=x.device)
-            return cls(matrix.reshape(1, -1, 1), Feedback(eye, eye), compiled)  # every weight for itself
+        feedback = feedback or Feedback.of(None)
+        rows = feedback.rows
+        feedback = Feedback(feedback.second.to(x.device), feedback.factor.to(x.device), rows)
         groups, n, _ = feedback.second.shape
-        return cls(matrix.view(groups, -1, n), feedback, compiled)
+        counts = matrix.new_ones(len(matrix)) if rows is None else rows
+        if n < matrix.shape[1]:  # every weight is a row of its own
+            counts = counts.repeat_interleave(matrix.shape[1] // n)
+        return cls(matrix.reshape(groups, -1, n), feedback, counts.view(groups, -1), compiled)
+
+    @property
+    def scale(self) -> float:
+        """The square root of what an error counts, the geometric mean."""
+        return 1.0 if self.feedback.rows is None else float(self.feedback.rows.log().mean().div(2).exp())
 
     def error(self, v: Tensor) -> float:
-        """Returns tr (V - X) H (V - X)^T."""
+        """Returns tr G (V - X) H (V - X)^T."""
         off = v.view(self.x.shape) - self.x
-        return float(((off @ self.feedback.second) * off).sum(dtype=torch.float64))
+        each = ((off @ self.feedback.second) * off).sum(2, dtype=torch.float64)
+        return float((each * self.counts).sum())
 
 
 def _assigned(layer: _Layer, tables: LayerTables, shape: tuple[int, int], multiplier: float) -> tuple[Tensor, Tensor]:
@@ -87,8 +111,9 @@ def _assigned(layer: _Layer, tables: LayerTables, shape: tuple[int, int], multip
     w, codes = layer.x.clone(), torch.zeros(layer.x.shape, dtype=torch.int64, device=layer.x.device)
     factor, lengths = layer.feedback.factor, tables.lengths
     values = torch.cat([tables.values.new_zeros(1), tables.values]).to(w)
-    bits = (lengths.position_bits().to(w) * multiplier).view(w.shape)
-    code_bits = torch.cat([torch.zeros(1), lengths.code_bits]).to(w) * multiplier
+    per_bit = (multiplier / layer.counts)[:, :, None]
+    bits = lengths.position_bits().to(w).view(w.shape) * per_bit
+    code_bits = torch.cat([torch.zeros(1), lengths.code_bits]).to(w) * per_bit
     for start in range(0, columns, COLUMNS_AT_ONCE):
         end = min(start + COLUMNS_AT_ONCE, columns)
         errors = torch.zeros(groups, rows, end - start, device=w.device)
@@ -112,25 +137,41 @@ def _compiled_assignment(
 
     rows, columns = layer.x.shape[1:]
     if columns == 1:
-        matrix = layer.x.view(shape)
-        return LargeWeights(matrix).layer(tables).assign(multiplier).codes().long(), matrix
+        matrix, found = layer.x.view(shape), torch.zeros(shape, dtype=torch.int64)
+        for some, count in _alike(layer.counts.view(shape)[:, 0]):
+            part = LargeWeights(matrix[some]).layer(_of_rows(tables, some))
+            found[some] = part.assign(multiplier / count).codes().long()
+        return found, matrix
     w, codes = layer.x.clone(), torch.zeros(layer.x.shape, dtype=torch.int64)
-    for group, (made, factor) in enumerate(zip(w, layer.feedback.factor, strict=True)):
-        own = slice(group * rows, (group + 1) * rows)
-        for start in range(0, columns, COLUMNS_AT_ONCE):
-            here = slice(start, start + COLUMNS_AT_ONCE)
-            block = made[:, here].contiguous()
-            code, errors = assign_columns(block, factor[here, here], tables, own, here, multiplier)
-            codes[group, :, here], made[:, here] = code, block
-            made[:, here.stop :] -= errors @ factor[here, here.stop :]
+    for group, factor in enumerate(layer.feedback.factor):
+        for some, count in _alike(layer.counts[group]):
+            of_these, made = _of_rows(tables, group * rows + some), w[group, some]
+            for start in range(0, columns, COLUMNS_AT_ONCE):
+                here = slice(start, start + COLUMNS_AT_ONCE)
+                block = made[:, here].contiguous()
+                code, errors = assign_columns(block, factor[here, here], of_these, here, multiplier / count)
+                codes[group, some, here], made[:, here] = code.long(), block
+                made[:, here.stop :] -= errors @ factor[here, here.stop :]
+            w[group, some] = made
     return codes.view(shape), w.view(shape)
+
+
+def _alike(counts: Tensor) -> Iterator[tuple[Tensor, float]]:
+    """Yields the places of rows whose errors count the same, int64 [m], and what they count."""
+    for count in sorted(set(counts.tolist())):
+        yield (counts == count).nonzero().flatten(), count
+
+
+def _of_rows(tables: LayerTables, rows: Tensor) -> LayerTables:
+    """Returns the tables of some rows."""
+    lengths = tables.lengths
+    return LayerTables(tables.values, replace(lengths, row_bits=lengths.row_bits[rows]))
 
 
 def _tables(layer: _Layer, codes: Tensor, made: Tensor, values: Tensor) -> LayerTables:
     """Returns the tables that fit an assignment: means of what the values stand for, by what their errors cost."""
-    weights = (
-        layer.feedback.factor.diagonal(dim1=1, dim2=2).square().reciprocal()[:, None].expand(layer.x.shape).flatten()
-    )
+    diagonal = layer.feedback.factor.diagonal(dim1=1, dim2=2)[:, None]
+    weights = (layer.counts[:, :, None] / diagonal.square()).flatten()
     flat = codes.flatten()
     sums = torch.zeros(values.numel() + 1, device=made.device).index_add_(0, flat, made.flatten() * weights)
     counts = torch.zeros_like(sums).index_add_(0, flat, weights)
@@ -215,18 +256,16 @@ def project_with_feedback(
     Args:
         targets: X, float tensors of two or more dimensions each.
         budget_bits: as of `project_to_bits`.
-        feedback: of each layer; None = as if its inputs were uncorrelated and alike.
+        feedback: of each layer; None = as if its inputs were uncorrelated and alike, and its outputs counted one.
         previous: state of the last such projection, for a warm start.
 
     Returns:
-        The projection; `error` is tr (V - X) H (V - X)^T over all layers. Where no pass is within the budget, that of
+        The projection; `error` is tr G (V - X) H (V - X)^T over all layers. Where no pass is within the budget, that of
         `project_to_bits`.
     """
     compiled = compiles(targets)
     layers = [_Layer.of(x, its, compiled) for x, its in zip(targets, feedback, strict=True)]
-    plain = None if previous is not None else project_to_bits(targets, budget_bits)
-    state = previous if plain is None else plain.state
-    assert state is not None
+    state = _start(targets, [layer.scale for layer in layers], budget_bits) if previous is None else previous
     multiplier, tables = state.multiplier, state.tables
     best: _Pass | None = None
     since = 0  # the error has last fallen
@@ -241,4 +280,27 @@ def project_with_feedback(
         multiplier, tables = found.multiplier, found.fitted
     if best is not None:
         return BitsProjection(best.quantized, best.bits, best.error, WarmStart(best.multiplier, best.fitted))
-    return project_to_bits(targets, budget_bits) if plain is None else plain
+    return project_to_bits(targets, budget_bits)
+
+
+def _start(targets: Sequence[Tensor], scales: Sequence[float], budget_bits: float) -> WarmStart:
+    """Returns multiplier and tables of the projection of layers whose errors count the square of a scale.
+
+    Values that turn out not to be worth their place go, but none come: where layers count differently it is the
+    projection to twice the budget, and there are values on both sides of zero.
+    """
+    if all(scale == 1 for scale in scales):
+        return project_to_bits(targets, budget_bits).state
+    scaled = [x if scale == 1 else x.detach().float() * scale for x, scale in zip(targets, scales, strict=True)]
+    state = project_to_bits(scaled, RICHER * budget_bits).state
+    return WarmStart(state.multiplier, [_two_sided(*pair) for pair in zip(state.tables, scales, strict=True)])
+
+
+def _two_sided(tables: LayerTables, scale: float) -> LayerTables:
+    """Returns tables with their values over a scale, and their negatives where all are of one sign."""
+    values, lengths = tables.values.cpu() / scale, tables.lengths
+    if values.numel() and bool((values > 0).all() | (values < 0).all()):
+        bits = lengths.code_bits.cpu() + 1
+        values, order = torch.cat([values, -values]).sort()
+        lengths = replace(lengths, code_bits=torch.cat([bits, bits])[order])
+    return LayerTables(round_codebook(values) if values.numel() else values, lengths)
