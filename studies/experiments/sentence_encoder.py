@@ -187,7 +187,7 @@ _SPLITS = {"validation": VALIDATION, "test": TEST}
 
 def _rounded(weight: Tensor, bits: int, group: int) -> tuple[bytes, Tensor]:
     """Returns integers and scales as bytes, and what they stand for."""
-    from torchao.quantization import quant_primitives as ao  # type: ignore[import-untyped]
+    from torchao.quantization import quant_primitives as ao
 
     block, low, high = (1, group or weight.shape[1]), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     scales, zeros = ao.choose_qparams_affine(
