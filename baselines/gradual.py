@@ -35,8 +35,8 @@ class GradualPruning:
         self.weights = list(weights)
         self.masks = [torch.ones_like(weight, dtype=torch.bool) for weight in self.weights]
 
-    def follow(self, relative_lr: float) -> None:
-        self.between()
+    def after_step(self, relative_lr: float) -> None:
+        self.reassign()
 
     def points(self) -> list[Tensor]:
         return [weight.detach().float().clone() for weight in self.weights]
@@ -48,16 +48,16 @@ class GradualPruning:
         self.masks = [
             mask & (tensor.codes.to(mask.device) != 0) for tensor, mask in zip(quantized, self.masks, strict=True)
         ]
-        self.between()
+        self.reassign()
         return math.sqrt(sum(float((w - b).square().sum()) for w, b in zip(self.weights, before, strict=True)))
 
     @torch.no_grad()
-    def between(self) -> None:
+    def reassign(self) -> None:
         """Puts what is pruned back to zero."""
         for weight, mask in zip(self.weights, self.masks, strict=True):
             weight.mul_(mask)
 
-    def end(self) -> None:
+    def restore_dense(self) -> None:
         """Leaves the weights as they are."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -56,14 +56,14 @@ class PlanMethod:
         self.codebooks: list[Tensor] | None = None
         self.writer: FileWriter | None = None
 
-    def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
+    def project(self, weights: Sequence[Tensor], points: Sequence[Tensor], fraction: float) -> Projection:
         """Returns the weights under the plan of this moment: looser at first, by the path of the budget."""
         if self.fitted is None:
-            self._repair(targets, exact=False)
+            self._repair(points, exact=False)
         assert self.fitted is not None
-        plan = self.space.path(self.values, self._named(targets), self.budget)(self.fitted.place)
+        plan = self.space.path(self.values, self._named(points), self.budget)(self.fitted.place)
         loose = Plan({name: self._loosened(layer, fraction) for name, layer in plan.layers.items()})
-        return self._projected(loose.apply(self._named(targets), self.codebooks), targets)
+        return self._projected(loose.apply(self._named(points), self.codebooks), points)
 
     def _loosened(self, layer: LayerPlan, fraction: float) -> LayerPlan:
         """Returns the plan of a layer at a moment of the run."""
@@ -74,8 +74,8 @@ class PlanMethod:
         """Returns None: between two projections V follows by magnitude."""
         return None
 
-    def project_last(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
-        return self._projected(self._repair(targets).quantized, targets)
+    def project_last(self, weights: Sequence[Tensor], points: Sequence[Tensor]) -> Projection:
+        return self._projected(self._repair(points).quantized, points)
 
     def fit(self, quantized: Sequence[WeightTensor], vectors: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         return self._writer.fit(quantized, vectors)
@@ -88,21 +88,21 @@ class PlanMethod:
         assert self.writer is not None
         return self.writer
 
-    def _named(self, targets: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
-        return list(zip(self.names, targets, strict=True))
+    def _named(self, points: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
+        return list(zip(self.names, points, strict=True))
 
-    def _repair(self, targets: Sequence[Tensor], exact: bool = True) -> Fitted:
-        named = self._named(targets)
+    def _repair(self, points: Sequence[Tensor], exact: bool = True) -> Fitted:
+        named = self._named(points)
         place = 0.0 if self.fitted is None else self.fitted.place
         plan_at = self.space.path(self.values, named, self.budget)
         self.fitted = to_border(plan_at, named, self.budget, place, self.codebooks, exact)
         self.writer = self.fitted.writer
         return self.fitted
 
-    def _projected(self, quantized: list[QuantizedTensor], targets: Sequence[Tensor]) -> Projection:
+    def _projected(self, quantized: list[QuantizedTensor], points: Sequence[Tensor]) -> Projection:
         self.codebooks = [tensor.values for tensor in quantized]
-        error = squared_error(quantized, targets)
-        return Projection(quantized, None, error, relative_error(error, targets), 0.0)
+        error = squared_error(quantized, points)
+        return Projection(quantized, None, error, relative_error(error, points), 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         fitted = self.fitted
@@ -134,8 +134,8 @@ class GradualMethod(PlanMethod):
         # One value: only the mask is used. What the estimate had too few of could not come back in the end.
         return LayerPlan(cubic_schedule(min(1.0, HEADROOM * layer.keep_fraction), min(1.0, share)), 1)
 
-    def _projected(self, quantized: list[QuantizedTensor], targets: Sequence[Tensor]) -> Projection:
-        found = super()._projected(quantized, targets)
+    def _projected(self, quantized: list[QuantizedTensor], points: Sequence[Tensor]) -> Projection:
+        found = super()._projected(quantized, points)
         self.codebooks = None
         return found
 
@@ -158,8 +158,8 @@ class MultiplierMethod:
     def __init__(self, inner: Method, values: Values, scales: Sequence[float]) -> None:
         self.inner, self.values, self.scales = inner, values, list(scales)
 
-    def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
-        return self._unscaled(self.inner.project(weights, self._scaled(targets), fraction), targets)
+    def project(self, weights: Sequence[Tensor], points: Sequence[Tensor], fraction: float) -> Projection:
+        return self._unscaled(self.inner.project(weights, self._scaled(points), fraction), points)
 
     def rules(self) -> list[_ScaledTables] | None:
         rules = self.inner.rules()
@@ -167,8 +167,8 @@ class MultiplierMethod:
             return None
         return [_ScaledTables(rule, scale) for rule, scale in zip(rules, self.scales, strict=True)]
 
-    def project_last(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
-        return self._unscaled(self.inner.project_last(weights, self._scaled(targets)), targets)
+    def project_last(self, weights: Sequence[Tensor], points: Sequence[Tensor]) -> Projection:
+        return self._unscaled(self.inner.project_last(weights, self._scaled(points)), points)
 
     def fit(self, quantized: Sequence[WeightTensor], vectors: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
         return self.inner.fit(quantized, vectors)
@@ -176,16 +176,16 @@ class MultiplierMethod:
     def vector_grids(self, vectors: Mapping[str, Tensor]) -> dict[str, VectorGrid]:
         return self.inner.vector_grids(vectors)
 
-    def _scaled(self, targets: Sequence[Tensor]) -> list[Tensor]:
-        return [target * scale for target, scale in zip(targets, self.scales, strict=True)]
+    def _scaled(self, points: Sequence[Tensor]) -> list[Tensor]:
+        return [target * scale for target, scale in zip(points, self.scales, strict=True)]
 
-    def _unscaled(self, found: Projection, targets: Sequence[Tensor]) -> Projection:
+    def _unscaled(self, found: Projection, points: Sequence[Tensor]) -> Projection:
         quantized = [
             quantized_tensor(tensor.codes, tensor.values / scale)
             for tensor, scale in zip(scalar_tensors(found.quantized), self.scales, strict=True)
         ]
-        error = squared_error(quantized, targets)
-        return Projection(quantized, None, error, relative_error(error, targets), found.multiplier, found.greedy)
+        error = squared_error(quantized, points)
+        return Projection(quantized, None, error, relative_error(error, points), found.multiplier, found.greedy)
 
     def state_dict(self) -> dict[str, Any]:
         return {"values": dict(self.values), "inner": self.inner.state_dict()}

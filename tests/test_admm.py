@@ -29,7 +29,7 @@ def test_two_updates_by_hand() -> None:
     assert admm.update([coded([[1.0, 0.0]])]) == pytest.approx(0.2)
     torch.testing.assert_close(admm.duals[0], torch.tensor([[0.0, 0.2]]))
     # Proximal step: W = (W + s (V - U)) / (1 + s).
-    admm.follow(1.0)
+    admm.after_step(1.0)
     second = (0.2 + strength * -0.2) / (1 + strength)
     torch.testing.assert_close(w, torch.tensor([[1.0, second]]))
     # Second update: V = [1, 0] again, U = [0, 0.2 + second].
@@ -43,7 +43,7 @@ def test_the_contraction_between_two_updates_is_what_was_said() -> None:
     admm = Admm([w], 100, CONTRACTION)
     admm.centers[0].zero_()
     for _ in range(100):
-        admm.follow(1.0)
+        admm.after_step(1.0)
     assert float(w[0, 0]) == pytest.approx(1 - CONTRACTION, abs=0.01)
     assert proximal_strength(100, 0.5, 0.5) == pytest.approx(proximal_strength(100, 0.5, 1.0) / 2)
 
@@ -65,7 +65,7 @@ def test_a_convex_quadratic_reaches_its_constrained_optimum(seed: int) -> None:
     admm = Admm([w], 20, CONTRACTION)
     for step in range(1, 4001):
         w -= 0.05 * a * (w - c)
-        admm.follow(1.0)
+        admm.after_step(1.0)
         if step % 20 == 0:
             dense = admm.points()[0].clamp(min=0)
             codes = torch.where(dense > 0, torch.arange(1, 17, dtype=torch.int16).view(4, 4), 0).to(torch.int16)
@@ -84,7 +84,7 @@ def test_a_sparse_quadratic_keeps_the_right_weights() -> None:
     admm = Admm([w], 10, CONTRACTION)
     for step in range(1, 601):
         w -= 0.1 * (w - c)
-        admm.follow(1.0)
+        admm.after_step(1.0)
         if step % 10 == 0:
             projection = project_to_bits(admm.points(), 132)
             admm.update(projection.quantized)

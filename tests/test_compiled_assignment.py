@@ -54,15 +54,15 @@ def test_the_choices_are_those_of_the_other_assignment(seed):
         assert other.gain == pytest.approx(one.gain, rel=1e-5, abs=1e-5)
         assert other.bits == pytest.approx(one.bits, rel=1e-5, abs=1e-4)
         assert other.sums == pytest.approx(one.sums, rel=1e-5, abs=1e-5)
-        assert other.spread == pytest.approx(one.spread, rel=1e-4, abs=1e-4)
+        assert other.squared_errors == pytest.approx(one.squared_errors, rel=1e-4, abs=1e-4)
         kept = np.arange(size) % 2 == 0
         for part in ("rows", "columns"):
             assert np.array_equal(getattr(one.counts_with(kept), part), getattr(other.counts_with(kept), part))
         for magnitude in (0.0, 0.5, 1.5):
-            assert np.array(other.beyond(magnitude)) == pytest.approx(np.array(one.beyond(magnitude)), rel=1e-5)
+            assert np.array(other.tails(magnitude)) == pytest.approx(np.array(one.tails(magnitude)), rel=1e-5)
     for magnitude in (0.0, 0.5, 1.5):
-        expected = Weights(matrix).sides(magnitude)
-        assert np.array(LargeWeights(matrix).sides(magnitude)) == pytest.approx(np.array(expected), rel=1e-5)
+        expected = Weights(matrix).tails(magnitude)
+        assert np.array(LargeWeights(matrix).tails(magnitude)) == pytest.approx(np.array(expected), rel=1e-5)
 
 
 def test_a_layer_without_values_is_zero():

@@ -211,7 +211,7 @@ def test_choices_cost_and_err_as_they_say():
     weight = draw(3, [(12, 8, 3, 3)])[0]
     choices, _ = code_choices(weight, 10**6)
     for choice in choices:
-        tensor = choice.encode(weight, closing=False)
+        tensor = choice.encode(weight, last=False)
         assert code_bits([tensor]) <= choice.cost_bits
         error = float((tensor.dense() - weight).double().square().sum())
         assert error == pytest.approx(choice.squared_error, rel=0.02, abs=1e-3 * float(weight.square().sum()))
@@ -233,7 +233,7 @@ def test_a_warm_start_is_no_worse_and_pure():
     assert second.squared_error <= 1.02 * first.squared_error
     for a, b in zip(second.quantized, again.quantized, strict=True):
         assert torch.equal(a.dense(), b.dense())
-    closed = project_code_bits(weights, budget, first.starts, closing=True)
+    closed = project_code_bits(weights, budget, first.starts, last=True)
     assert closed.squared_error <= second.squared_error * (1 + 1e-6)
     assert closed.used_bits <= budget
 

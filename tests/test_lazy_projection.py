@@ -27,11 +27,11 @@ def test_two_steps_by_hand() -> None:
     assert lazy.update([coded([[1.25, 0.0, 0.0]])]) == pytest.approx((0.0625 + 0.0625 + 0.25) ** 0.5)
     assert w.tolist() == [[1.25, 0.0, 0.0]]
     w -= 0.5  # the second: W takes it whole where V is not zero, a quarter of it where it is
-    lazy.follow(1.0)
+    lazy.after_step(1.0)
     assert lazy.points()[0].tolist() == [[1.0, 0.125, -0.625]]
-    lazy.between()  # by magnitude, between 0.5 (the largest that was dropped) and 1.5
+    lazy.reassign()  # by magnitude, between 0.5 (the largest that was dropped) and 1.5
     assert w.tolist() == [[0.0, 0.0, 0.0]] or w.tolist() == [[1.25, 0.0, 0.0]]
-    lazy.end()
+    lazy.restore_dense()
     assert w.tolist() == [[1.0, 0.125, -0.625]]
 
 
@@ -43,7 +43,7 @@ def test_the_distance_of_w_from_v_is_forgotten() -> None:
     kept, pruned = 0.5, 0.25
     for memory in (1 - 1 / 16, 1 - 2 / 16, 1 - 3 / 16, 1 - 1 / 4, 1 - 1 / 4):
         w -= 0.2
-        lazy.follow(1.0)
+        lazy.after_step(1.0)
         w.copy_(torch.tensor([[1.0, 0.0]]))
         kept, pruned = memory * kept - 0.2, memory * pruned - 0.5 * 0.2
         assert lazy.hidden[0].tolist() == [pytest.approx([1 + kept, pruned])]
@@ -57,9 +57,9 @@ def test_a_step_that_the_optimizer_skips_moves_nothing(dtype: torch.dtype) -> No
     lazy.update(found.quantized)
     before = lazy.hidden[0].clone()
     for _ in range(3):
-        lazy.follow(1.0)
+        lazy.after_step(1.0)
         assert torch.equal(lazy.hidden[0], before)
-        lazy.between()
+        lazy.reassign()
 
 
 def test_a_sparse_quadratic_keeps_the_right_weights_under_noise() -> None:
@@ -73,13 +73,13 @@ def test_a_sparse_quadratic_keeps_the_right_weights_under_noise() -> None:
     state = None
     for step in range(1, 401):
         w -= 0.1 * (1 - step / 400) * (w - c + 0.3 * torch.randn(20, 20, generator=generator))
-        lazy.follow(1.0) if state else None
+        lazy.after_step(1.0) if state else None
         if step % 10 == 1:
             found = project_to_bits(lazy.points(), 140, state)
             state = found.state
             lazy.update(found.quantized, rules=fixed_tables(state, None, w.device))
         else:
-            lazy.between()
+            lazy.reassign()
     kept = found.quantized[0].codes.flatten().nonzero().flatten()
     assert set(kept.tolist()) == set(chosen.tolist())
     assert float((w - c).abs().max()) < 0.15
@@ -162,8 +162,8 @@ def test_the_state_round_trips(own: bool) -> None:
     step = torch.randn(6, 7, generator=generator)
     for each in (one, other):
         each.weights[0].add_(0.2 * step)
-        each.follow(1.0)
-        each.between()
+        each.after_step(1.0)
+        each.reassign()
     assert torch.equal(one.weights[0], other.weights[0])
     assert torch.equal(one.hidden[0], other.hidden[0])
 
@@ -175,13 +175,13 @@ def test_idle_weights_fade_and_come_back() -> None:
     lazy.update([coded([[1.0, 0.8, 0.0]])])
     for gradient in ([1.0, 0.0, 0.0], [1.0, 0.0, -1e-9]):  # the second weight has none at all, the third one once
         w.grad = torch.tensor([gradient])
-        lazy.follow(1.0)
-        lazy.between()
+        lazy.after_step(1.0)
+        lazy.reassign()
     torch.testing.assert_close(lazy.points()[0], torch.tensor([[1.0, 0.4, -0.6]]))
     torch.testing.assert_close(lazy.points()[0], torch.tensor([[1.0, 0.4, -0.6]]))  # asked again, nothing fades
     lazy.update([coded([[1.0, 0.4, 0.0]])])
     w.grad = torch.ones(1, 3)
-    lazy.follow(1.0)
+    lazy.after_step(1.0)
     torch.testing.assert_close(lazy.points()[0], torch.tensor([[1.0, 0.4, -0.6]]))
 
 
@@ -190,5 +190,5 @@ def test_without_any_gradient_nothing_is_idle() -> None:
     lazy = LazyProjection([w], 0.4, idle_decay=0.5, fading=[True])
     lazy.points()
     lazy.update([coded([[1.0, 0.8, 0.0]])])
-    lazy.follow(1.0)
+    lazy.after_step(1.0)
     torch.testing.assert_close(lazy.points()[0], torch.tensor([[1.0, 0.8, -0.6]]))

@@ -22,7 +22,7 @@ from autocompress.cli import main
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
 from autocompress.network.selection import original_bytes
 from autocompress.solver.budget_controller import BudgetController, SizeSearch
-from autocompress.solver.quality_constraint import STAGES
+from autocompress.solver.quality_search import STAGES
 from autocompress.targets import AccuracyDrop, FileSize, LossIncrease, WeightBits, combined, parse_target
 from studies.experiments import quality_constraints
 
@@ -210,8 +210,8 @@ def test_the_search_closes_in_on_the_smallest_size(crossing):
         assert LOWEST <= size <= 4000
         search.report(size, keeps=size >= crossing)
     if 0.6 * 1000 <= crossing <= 1.6 * 1000:
-        assert crossing <= min(search.kept) < 1.1 * crossing
-    assert all(size >= crossing for size in search.kept)
+        assert crossing <= min(search.satisfied) < 1.1 * crossing
+    assert all(size >= crossing for size in search.satisfied)
 
 
 def test_the_search_stays_below_what_is_known_to_keep():
@@ -224,7 +224,7 @@ def test_the_search_stays_below_what_is_known_to_keep():
 
 
 def test_the_search_forgets_a_failure_above_a_success():
-    search = SizeSearch(1000.0, LOWEST, HIGHEST, kept=[800.0], broken=[1000.0, 600.0])
+    search = SizeSearch(1000.0, LOWEST, HIGHEST, satisfied=[800.0], violated=[1000.0, 600.0])
     assert search.next_bytes == pytest.approx(math.sqrt(800 * 600))
 
 

@@ -15,7 +15,7 @@ import autocompress as ac
 from autocompress.errors import InvalidInputError, TrainingDivergedError
 from autocompress.network.compressed_tensors import QuantizedTensor
 from autocompress.network.live_network import storage_key
-from autocompress.network.selection import WHOLE, KeepsParts, keep_parts, normalized, prune_masks, select
+from autocompress.network.selection import WHOLE, NonzeroPerSlice, nonzero_per_slice, normalized, prune_masks, select
 from autocompress.solver.compressor import Compressor
 from autocompress.solver.lazy_projection import Nearest
 from tests.small_task import batches, make_model, make_shallow_model, make_task, train_reference
@@ -106,20 +106,20 @@ def test_which_tensors_are_divided_by_norms_and_along_what() -> None:
 def test_an_empty_part_gets_the_weight_that_points_farthest_by_hand() -> None:
     codes = torch.tensor([[0, 1, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.int16)
     weights = torch.tensor([[0.0, 1.0, 0.0], [0.1, -0.3, 0.2], [0.0, 0.0, 0.0]])
-    kept = keep_parts(QuantizedTensor(codes, torch.tensor([-1.0, 1.0])), weights, 0)
+    kept = nonzero_per_slice(QuantizedTensor(codes, torch.tensor([-1.0, 1.0])), weights, 0)
     assert kept.dense().sign().tolist() == [[0.0, -1.0, 0.0], [0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]
-    upwards = keep_parts(QuantizedTensor(codes, torch.tensor([1.0])), weights, 0)  # no code points down
+    upwards = nonzero_per_slice(QuantizedTensor(codes, torch.tensor([1.0])), weights, 0)  # no code points down
     assert upwards.dense().sign().tolist() == [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
-    columns = keep_parts(QuantizedTensor(codes, torch.tensor([1.0])), weights, 1)
+    columns = nonzero_per_slice(QuantizedTensor(codes, torch.tensor([1.0])), weights, 1)
     assert columns.dense().sign().tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
     none = QuantizedTensor(torch.zeros(2, 2, dtype=torch.int16), torch.zeros(0))
-    whole = keep_parts(none, torch.tensor([[0.5, -2.0], [1.0, 0.5]]), WHOLE)
+    whole = nonzero_per_slice(none, torch.tensor([[0.5, -2.0], [1.0, 0.5]]), WHOLE)
     assert whole.dense().sign().tolist() == [[0.0, -1.0], [0.0, 0.0]]
 
 
 def test_between_projections_no_part_is_empty() -> None:
     nearest = Nearest(torch.tensor([-1.0, 1.0]), 0.9, torch.zeros(0, dtype=torch.int64))
-    rule = KeepsParts(nearest.assign, (2, 2), 0, 0.25)
+    rule = NonzeroPerSlice(nearest.assign, (2, 2), 0, 0.25)
     weights = torch.tensor([[0.1, 1.5], [0.05, -0.1]])
     index, values = rule.assign(weights)
     assert index.tolist() == [1, 3]

@@ -310,7 +310,7 @@ def test_a_teacher_is_asked_once_for_each_example(form: str) -> None:
     run.fit()
     assert teacher.seen == 50 + 8  # half of the first batch once more, to see that each example is on its own
     batch = {"input": inputs, "labels": labels} if form == "dicts" else (inputs, labels)
-    torch.testing.assert_close(run.taught(batch, again=True), teacher.inner(inputs).detach())
+    torch.testing.assert_close(run.teacher_outputs(batch, again=True), teacher.inner(inputs).detach())
     assert teacher.seen == 58
 
 
@@ -330,8 +330,8 @@ def test_outputs_of_inputs_that_hardly_ever_come_back_are_not_remembered() -> No
     run = trainer(network(), noisy_loader(), epochs=6, distillation=Distillation(teacher))
     run.fit()
     assert teacher.seen == 6 * 64 + 8
-    assert not run.taught.active
-    assert run.taught.state_dict()["keys"] is None
+    assert not run.teacher_outputs.active
+    assert run.teacher_outputs.state_dict()["keys"] is None
 
 
 def test_outputs_that_depend_on_the_rest_of_the_batch_are_not_remembered() -> None:
@@ -343,7 +343,7 @@ def test_outputs_that_depend_on_the_rest_of_the_batch_are_not_remembered() -> No
     run = trainer(network(), distillation=Distillation(teacher))
     run.fit()
     assert teacher.seen == 3 * 64 + 8
-    assert not run.taught.active
+    assert not run.teacher_outputs.active
 
 
 def test_no_more_is_remembered_than_there_is_room_for(monkeypatch) -> None:

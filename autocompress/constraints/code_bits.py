@@ -62,8 +62,8 @@ class CodeChoice(Protocol):
     def squared_error(self) -> float:
         """Of all weights."""
 
-    def encode(self, target: Tensor, *, closing: bool) -> WeightTensor:
-        """Returns the layer in this code; `closing` takes more care."""
+    def encode(self, target: Tensor, *, last: bool) -> WeightTensor:
+        """Returns the layer in this code; `last` takes more care."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ScalarChoice:
     centroids: Tensor
     ranked: RankedWeights
 
-    def encode(self, target: Tensor, *, closing: bool) -> QuantizedTensor:
+    def encode(self, target: Tensor, *, last: bool) -> QuantizedTensor:
         """Returns the layer in this code."""
         return encode(target, self.ranked.mask(self.nonzeros, target.shape), self.centroids)
 
@@ -97,9 +97,9 @@ class KernelChoice:
         """Of all weights."""
         return self.book.squared_error
 
-    def encode(self, target: Tensor, *, closing: bool) -> KernelTensor:
+    def encode(self, target: Tensor, *, last: bool) -> KernelTensor:
         """Returns the layer in this code."""
-        return encode_kernels(target, self.book.values, FINAL_ITERATIONS if closing else 0)
+        return encode_kernels(target, self.book.values, FINAL_ITERATIONS if last else 0)
 
 
 @dataclass(frozen=True)
@@ -116,28 +116,28 @@ class WarmStart:
 
 
 def code_choices(
-    target: Tensor, room_bits: int, start: WarmStart | None = None, kinds: int = EITHER
+    target: Tensor, max_bits: int, start: WarmStart | None = None, kinds: int = EITHER
 ) -> tuple[list[CodeChoice], WarmStart]:
     """Returns the choices that a layer has in so many bits, the cheapest first, and what to start from next time.
 
     Args:
         target: the weights, any shape, with elements.
-        room_bits: most that a choice may cost; one weight of one value is always among them.
+        max_bits: most that a choice may cost; one weight of one value is always among them.
         start: what the last update returned.
         kinds: SCALARS, KERNELS or EITHER.
     """
     start, after = start or WarmStart(), WarmStart()
     choices: list[CodeChoice] = []
     if kinds & KERNELS:
-        choices += _kernel_choices(target, room_bits, start.kernels, after.kernels)
+        choices += _kernel_choices(target, max_bits, start.kernels, after.kernels)
     if kinds & SCALARS or not choices:
-        choices += _scalar_choices(target, room_bits, start.scalars, after.scalars)
+        choices += _scalar_choices(target, max_bits, start.scalars, after.scalars)
     return _not_dominated(choices), after
 
 
 def _kernel_choices(
     target: Tensor,
-    room_bits: int,
+    max_bits: int,
     start: Mapping[int, Mapping[int, Tensor]],
     after: dict[int, dict[int, Tensor]],
 ) -> list[KernelChoice]:
@@ -146,7 +146,7 @@ def _kernel_choices(
     for length in vector_lengths(tuple(target.shape)):
         vectors = target.detach().reshape(-1, length)
         n = len(vectors)
-        sizes = [size for size in CODEWORDS if 2 * size <= n and kernel_code_bits(n, size, length) <= room_bits]
+        sizes = [size for size in CODEWORDS if 2 * size <= n and kernel_code_bits(n, size, length) <= max_bits]
         books = fit_kernels(vectors, sizes, start.get(length))
         after[length] = {size: book.centroids for size, book in zip(sizes, books, strict=True)}
         found += [KernelChoice(book) for book in books]
@@ -155,7 +155,7 @@ def _kernel_choices(
 
 def _scalar_choices(
     target: Tensor,
-    room_bits: int,
+    max_bits: int,
     start: Mapping[int, Mapping[int, Tensor]],
     after: dict[int, dict[int, Tensor]],
 ) -> list[ScalarChoice]:
@@ -165,7 +165,7 @@ def _scalar_choices(
     negative = torch.cat([ordered.new_zeros(1), (flat[ranked.order].flip(0) < 0).to(ordered).cumsum(0)])
     found = []
     for kept in _kept_weights(n):
-        sizes = [size for size in VALUES if scalar_code_bits(n, kept, size) <= room_bits and (size < 2 * kept)]
+        sizes = [size for size in VALUES if scalar_code_bits(n, kept, size) <= max_bits and (size < 2 * kept)]
         if not sizes:
             continue
         below = int(negative[kept])
@@ -214,43 +214,43 @@ class CodeBitsProjection:
 
 
 def project_code_bits(
-    targets: Sequence[Tensor],
+    points: Sequence[Tensor],
     budget_bits: int,
     starts: Sequence[WarmStart] | None = None,
     *,
     kinds: int = EITHER,
-    closing: bool = False,
+    last: bool = False,
 ) -> CodeBitsProjection:
     """Returns the projection of X onto the networks of at most `budget_bits` of codes.
 
     Args:
-        targets: X, one floating tensor with elements per layer, any shapes, any device.
+        points: X, one floating tensor with elements per layer, any shapes, any device.
         budget_bits: most code bits.
         starts: what the last update returned.
         kinds: SCALARS, KERNELS or EITHER.
-        closing: take more care with the codebooks chosen.
+        last: take more care with the codebooks chosen.
 
     Raises:
         InfeasibleTargetError: the budget is below one weight per layer.
         InvalidInputError: an empty tensor, or values that are not finite.
     """
-    for index, target in enumerate(targets):
+    for index, target in enumerate(points):
         if not target.numel() or not bool(torch.isfinite(target).all()):
             raise InvalidInputError(f"layer {index} (shape {tuple(target.shape)}) is empty or holds values not finite")
-    check_code_bits_budget(targets, budget_bits)
-    least = [scalar_code_bits(target.numel(), 1, 1) for target in targets]
+    check_code_bits_budget(points, budget_bits)
+    least = [scalar_code_bits(target.numel(), 1, 1) for target in points]
     room = budget_bits - sum(least)
     layers = [
         code_choices(target, room + own, start, kinds)
-        for target, own, start in zip(targets, least, starts or [WarmStart()] * len(targets), strict=True)
+        for target, own, start in zip(points, least, starts or [WarmStart()] * len(points), strict=True)
     ]
     choices = [found for found, _ in layers]
     allocation = allocate_choices(choices, budget_bits)
     quantized = [
-        row[choice].encode(target, closing=closing)
-        for row, choice, target in zip(choices, allocation.choices, targets, strict=True)
+        row[choice].encode(target, last=last)
+        for row, choice, target in zip(choices, allocation.choices, points, strict=True)
     ]
-    error = squared_error(quantized, targets)
+    error = squared_error(quantized, points)
     return CodeBitsProjection(quantized, code_bits(quantized), error, allocation, [start for _, start in layers])
 
 
@@ -300,7 +300,7 @@ class CodeBitsConstraint(WeightsOnlyConstraint):
         last: bool = False,
     ) -> tuple[Projection, list[WarmStart] | None]:
         """Returns V; with `last` codebooks of kernels are fitted to all vectors."""
-        found = project_code_bits(x, budget, state, closing=last, kinds=KINDS[self.constants.codebooks])
+        found = project_code_bits(x, budget, state, last=last, kinds=KINDS[self.constants.codebooks])
         error, greedy = found.squared_error, not found.allocation.exact
         return Projection(found.quantized, None, error, relative_error(error, x), 0.0, greedy=greedy), found.starts
 

@@ -94,13 +94,13 @@ class Constraint(Protocol[State]):
 class Method(Protocol):
     """A constraint in the course of one run. `fraction` is how much of it before fine-tuning is over, in [0, 1]."""
 
-    def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
-        """Returns the projection of X (`targets`) onto the budget of this moment."""
+    def project(self, weights: Sequence[Tensor], points: Sequence[Tensor], fraction: float) -> Projection:
+        """Returns the projection of X onto the budget of this moment."""
 
     def rules(self) -> Sequence[Rule] | None:
         """Returns how V follows W between two projections, by the last one's tables; None = by magnitude."""
 
-    def project_last(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
+    def project_last(self, weights: Sequence[Tensor], points: Sequence[Tensor]) -> Projection:
         """Returns the last projection, the one that is fine-tuned."""
 
     def fit(self, quantized: Sequence[WeightTensor], vectors: Mapping[str, Tensor]) -> tuple[CompressedState, bytes]:
@@ -129,14 +129,14 @@ class Projector(Generic[State]):
         self.constraint, self.state = constraint, constraint.start()
         self.budget_at: Callable[[float], Any] = constraint.budget
 
-    def project(self, weights: Sequence[Tensor], targets: Sequence[Tensor], fraction: float) -> Projection:
+    def project(self, weights: Sequence[Tensor], points: Sequence[Tensor], fraction: float) -> Projection:
         """Returns P(X) at this moment."""
-        found, self.state = self.constraint.project(targets, self.budget_at(fraction), self.state, weights)
+        found, self.state = self.constraint.project(points, self.budget_at(fraction), self.state, weights)
         return found
 
-    def project_last(self, weights: Sequence[Tensor], targets: Sequence[Tensor]) -> Projection:
+    def project_last(self, weights: Sequence[Tensor], points: Sequence[Tensor]) -> Projection:
         """Returns the projection that is fine-tuned."""
-        found, self.state = self.constraint.project_last(targets, self.budget_at(1.0), self.state, weights)
+        found, self.state = self.constraint.project_last(points, self.budget_at(1.0), self.state, weights)
         return found
 
     def rules(self) -> Sequence[Rule] | None:
@@ -173,7 +173,7 @@ class Network:
         return [parameter for _, parameter in self.selection.vectors]
 
 
-def relative_error(error: float, targets: Sequence[Tensor]) -> float:
-    """Returns sqrt(error) over the norm of the targets."""
-    norm = sum(float(x.float().square().sum()) for x in targets)
+def relative_error(error: float, points: Sequence[Tensor]) -> float:
+    """Returns sqrt(error) over the norm of X."""
+    norm = sum(float(x.float().square().sum()) for x in points)
     return float(torch.tensor(error / max(norm, 1e-30)).clamp(min=0).sqrt())

@@ -54,29 +54,29 @@ class EnergyPruning:
     bound: float
 
 
-def prune_to_energy(targets: Sequence[Tensor], budget: EnergyBudget) -> EnergyPruning:
+def prune_to_energy(points: Sequence[Tensor], budget: EnergyBudget) -> EnergyPruning:
     """Returns which weights to keep so that their energy is within the budget.
 
     Args:
-        targets: any shapes, each with elements.
+        points: any shapes, each with elements.
         budget: with a cost per tensor.
 
     Raises:
         InfeasibleTargetError: one weight per tensor does not fit.
     """
-    smallest = budget.used([1] * len(targets))
+    smallest = budget.used([1] * len(points))
     if smallest > budget.limit:
         raise InfeasibleTargetError(
             f"the weights may take an energy of {budget.limit:.6g}, but one weight per tensor takes {smallest:.6g}",
             smallest,
         )
-    ranked = [rank_weights(x) for x in targets]
+    ranked = [rank_weights(x) for x in points]
     parts = [part for layer in ranked for part in _split(layer, WEIGHT_CACHE_WORDS)]
     # Energies are whole numbers of register accesses: the knapsack's integer sizes.
     sizes = [round(e) for cost in budget.costs for e in (cost.each, cost.each + cost.overflow)]
     found = prune(parts, sizes, int(budget.limit), floor=[1, 0] * len(ranked), exact=False)
     counts = [a + b for a, b in zip(found.nonzeros[::2], found.nonzeros[1::2], strict=True)]
-    masks = [layer.mask(count, x.shape) for layer, count, x in zip(ranked, counts, targets, strict=True)]
+    masks = [layer.mask(count, x.shape) for layer, count, x in zip(ranked, counts, points, strict=True)]
     return EnergyPruning(masks, budget.used(counts), found.squared_error, found.bound)
 
 

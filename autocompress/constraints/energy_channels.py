@@ -30,7 +30,7 @@ from autocompress.constraints.energy import ValuedMasks
 from autocompress.energy.channel_graph import ChannelCount
 from autocompress.energy.channel_model import ChannelEnergy, Floats
 from autocompress.errors import InfeasibleTargetError, InvalidInputError
-from autocompress.solver.constants import DEFAULTS, SolverConstants, left_of_path
+from autocompress.solver.constants import DEFAULTS, SolverConstants, remaining_path
 
 Widths = npt.NDArray[np.int64]
 MULTIPLIER_TOLERANCE = 0.01  # relative width of the bracket at which the bisection stops
@@ -173,7 +173,7 @@ class ChannelEnergyConstraint(ValuedMasks):
 
     def budget(self, fraction: float) -> float:
         """Returns the energy of this moment, which falls by equal factors."""
-        ahead = left_of_path(fraction, self.constants)
+        ahead = remaining_path(fraction, self.constants)
         return float(self.limit * max(1.0, self.energy.dense / self.limit) ** ahead)
 
     def project(

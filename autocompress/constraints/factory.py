@@ -20,7 +20,7 @@ from autocompress.solver.constants import DEFAULTS, SolverConstants, budget_at_o
 from autocompress.targets import CodeBits, Energy, FileSize, Target, Targets, WeightBits
 
 
-def counts_energy(targets: Targets) -> bool:
+def needs_energy(targets: Targets) -> bool:
     """Tells whether targets need the energy of the network."""
     return bool(targets.of_kind(Energy))
 
@@ -39,7 +39,7 @@ def count_energy(
         raise InvalidInputError(
             f"an energy model over channels has no use for the target {str(targets)!r}; it is for energy-channels: ones"
         )
-    if not counts_energy(targets):
+    if not needs_energy(targets):
         return None
     if example is None:
         raise InvalidInputError(
@@ -66,7 +66,7 @@ def make_constraint(
     energy: NetworkEnergy | ChannelCount | None = None,
     constants: SolverConstants = DEFAULTS,
 ) -> Constraint[Any]:
-    """Returns the constraint of targets together; of several of one kind the tightest rules.
+    """Returns the constraint of targets together; of several of one kind the tightest applies.
 
     Args:
         targets: what is asked.

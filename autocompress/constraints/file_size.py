@@ -24,7 +24,7 @@ from autocompress.constraints.rate_distortion.rates import CodeLengths, Counts, 
 from autocompress.energy.accelerator import EnergyBudget
 from autocompress.network.compressed_tensors import QuantizedTensor, scalar_tensors
 from autocompress.network.network_state import vector_tensors
-from autocompress.network.selection import KeepsParts, keep_all_parts
+from autocompress.network.selection import NonzeroPerSlice, with_nonzero_per_slice
 from autocompress.solver.constants import DEFAULTS, Path, SolverConstants, budget_on_path, energy_on_path
 
 logger = logging.getLogger(__name__)
@@ -47,14 +47,14 @@ class FileBudget:
         file_bytes: now.
         energy: of the nonzeros now, where that is limited, too.
         fraction: of the run before fine-tuning that is over, in [0, 1].
-        moved: whether something outside moves the target from one projection to the next.
+        target_moves: whether the target is another in each projection, as a constraint on the quality moves it.
     """
 
     target_bytes: int
     file_bytes: float
     energy: EnergyBudget | None
     fraction: float
-    moved: bool
+    target_moves: bool
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,12 @@ class FileSizeConstraint:
 
     def budget(self, fraction: float, target_bytes: int | None = None) -> FileBudget:
         """Returns the bytes of this moment on the way to the target, or to another one."""
-        moved, target = target_bytes is not None, self.budget_bytes if target_bytes is None else target_bytes
+        target_moves, target = target_bytes is not None, self.budget_bytes if target_bytes is None else target_bytes
         energy = self.energy
         if energy is not None:
             energy = energy_on_path(energy, [w.numel() for w in self.network.weights], fraction, self.constants)
         return FileBudget(
-            target, self.path(target, self.ceiling_bytes, fraction, self.constants), energy, fraction, moved
+            target, self.path(target, self.ceiling_bytes, fraction, self.constants), energy, fraction, target_moves
         )
 
     def with_target(self, state: FileState, target_bytes: int) -> FileState:
@@ -143,11 +143,11 @@ class FileSizeConstraint:
         self, x: Sequence[Tensor], budget: FileBudget, state: FileState, w: Sequence[Tensor] | None = None
     ) -> tuple[Projection, FileState]:
         """Returns V for the budget of this moment; corrects the estimate by a real encoding now and then."""
-        if budget.moved:
+        if budget.target_moves:
             state = self.with_target(state, budget.target_bytes)
         projection, state = self._projected(x, state.estimated_bits(budget.file_bytes), budget.energy, state)
         if budget.fraction >= state.next_calibration:
-            _, state = self._calibrated(scalar_tensors(projection.quantized), state)
+            _, state = self._corrected(scalar_tensors(projection.quantized), state)
             state = replace(state, next_calibration=budget.fraction + 1 / CALIBRATIONS)
         return replace(projection, file_bytes=budget.file_bytes), state
 
@@ -183,7 +183,7 @@ class FileSizeConstraint:
         dims = self.network.selection.normalized
         fixed = fixed_tables(state.warm_start, self.energy, self.network.weights[0].device)
         return [
-            KeepsParts(rule.assign, weight.shape, dims[name], rule.smallest) if name in dims else rule
+            NonzeroPerSlice(rule.assign, weight.shape, dims[name], rule.smallest) if name in dims else rule
             for rule, (name, weight) in zip(fixed, self.network.selection.weights, strict=True)
         ]
 
@@ -201,12 +201,14 @@ class FileSizeConstraint:
             found = project_to_bits(x, bits, state.warm_start, energy)
         error = relative_error(found.error, x)
         selection = self.network.selection
-        quantized = keep_all_parts(found.quantized, x, [name for name, _ in selection.weights], selection.normalized)
+        quantized = with_nonzero_per_slice(
+            found.quantized, x, [name for name, _ in selection.weights], selection.normalized
+        )
         return Projection(quantized, None, found.error, error, found.state.multiplier), state.projected(
             found.state, error, least_multiplier
         )
 
-    def _calibrated(
+    def _corrected(
         self, quantized: Sequence[QuantizedTensor], state: FileState, choices: dict[str, Choice] | None = None
     ) -> tuple[int, FileState]:
         """Measures what the estimate leaves out; returns the bytes of the real file too, with the coder's choices."""
@@ -224,14 +226,14 @@ class FileSizeConstraint:
     def project_last(
         self, x: Sequence[Tensor], budget: FileBudget, state: FileState, w: Sequence[Tensor] | None = None
     ) -> tuple[Projection, FileState]:
-        """Returns the projection of least error found whose real file fits and, where the weights want it, fills it.
+        """Returns the projection of least error found whose real file fits; bits are added while they help.
 
         The estimated bits at which the file has the allowed size are looked for from both sides: by proportion until
         one file is too large and one is not, then by interpolation between the two. Biases are not rounded more
         finely than at the multiplier of the last update: where W is close to V it falls without end as the bits rise,
         and they would take all that the weights leave.
         """
-        if budget.moved:
+        if budget.target_moves:
             state = self.with_target(state, budget.target_bytes)
         allowed = state.file.allowed_bytes
         slack = max(2, int(SLACK_FRACTION * allowed))
@@ -240,17 +242,17 @@ class FileSizeConstraint:
         exceeds: tuple[float, int] | None = None
         best, kept, size = None, state.warm_start, -1
         choices: dict[str, Choice] = {}
-        least = 0.0 if budget.moved else state.file.multiplier or 0.0
+        least = 0.0 if budget.target_moves else state.file.multiplier or 0.0
         for _ in range(FINAL_ROUNDS):
             projection, state = self._projected(x, bits, self.energy, state, least)
             before = size
-            size, state = self._calibrated(scalar_tensors(projection.quantized), state, choices)
+            size, state = self._corrected(scalar_tensors(projection.quantized), state, choices)
             projection = replace(projection, file_bytes=float(size))
             logger.debug("last projection: %.0f estimated bits, file %d, allowed %d", bits, size, allowed)
             if size <= allowed:
                 if best is None or projection.error < best.error:
                     best, kept = projection, state.warm_start
-                if size >= allowed - slack or size == before:  # filled, or there is room that the weights do not want
+                if size >= allowed - slack or size == before:  # filled, or more bits change nothing
                     break
                 fits = (bits, size)
             else:

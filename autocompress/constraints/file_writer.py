@@ -33,7 +33,7 @@ from autocompress.network.network_state import (
     vector_grids,
     zero_state,
 )
-from autocompress.network.selection import keep_all_parts
+from autocompress.network.selection import with_nonzero_per_slice
 
 # Left free at the start of finishing: values that move may cost a few bytes more in the end.
 RESERVE_FRACTION = 0.002
@@ -142,7 +142,7 @@ class BudgetedFileWriter:
         if not selection.normalized:
             return quantized
         names = [name for name, _ in selection.weights]
-        return scalar_tensors(keep_all_parts(quantized, self.network.weights, names, selection.normalized))
+        return scalar_tensors(with_nonzero_per_slice(quantized, self.network.weights, names, selection.normalized))
 
     def bytes_without_weights(self, vectors: Mapping[str, Tensor]) -> tuple[int, BudgetedFileWriter]:
         """Returns the bytes of the file with all weights at zero, the vectors rounded until they take their share.

@@ -10,14 +10,13 @@ That search has no bit-width to choose. Candidates are, for multipliers per bit 
 the bits with which each layer's error + multiplier * bits * nonzeros is least, and every uniform bit-width. Projections
 A and B alternate from the best one until the error stops falling: the start is never worse than the best uniform one.
 
-Its last projection is a rate-distortion one: one multiplier for bits times nonzeros, positions free.
+The last projection of a run is improved at the bits that B chose:
 
-Problem:  minimise  sum_l ||V_l - X_l||^2   subject to   sum_l b_l ||V_l||_0 <= budget_bits,   b_l fixed.
+    minimise  sum_l ||V_l - X_l||^2   subject to   sum_l b_l ||V_l||_0 <= budget_bits,   b_l fixed.
 
-With codebooks fixed a weight is kept iff what its nearest value takes off its squared error is worth b_l at the
-multiplier; what the bisection leaves of the budget is filled with the weights next in line, and centroids are
-re-estimated. The alternating mode prunes by the weight's own square, as if it were kept exactly, which is never better;
-started from its result this is therefore a descent. Exact for fixed codebooks up to the last weight that fits.
+With codebooks fixed, weights are kept in the order of what their nearest value takes off the squared error, per bit,
+while they fit; centroids are then re-estimated. A prunes by the weight's own square, as if it were kept exactly, which
+is never better, so this is a descent from its result. Exact for fixed codebooks up to the last weight that fits.
 """
 
 from __future__ import annotations
@@ -93,14 +92,14 @@ def allocate_bits(books: Sequence[Sequence[Codebook]], nonzeros: Sequence[int], 
     return allocate(costs, errors.reshape(costs.shape), budget_bits)
 
 
-def joint_bits(targets: Sequence[Tensor], budget_bits: int) -> list[int]:
-    """Returns the bits per layer from which projections A and B of `targets` give the least error found.
+def joint_bits(points: Sequence[Tensor], budget_bits: int) -> list[int]:
+    """Returns the bits per layer from which projections A and B of `points` give the least error found.
 
     Args:
-        targets: one tensor with elements per layer, any shapes.
+        points: one tensor with elements per layer, any shapes.
         budget_bits: at least one bit per layer.
     """
-    flats = [target.detach().flatten() for target in targets]
+    flats = [target.detach().flatten() for target in points]
     layers = [_Layer(flat, rank_weights(flat), flat.sort().values.double()) for flat in flats]
     starts = _bits_at_multiplier(
         layers, budget_bits
@@ -167,30 +166,30 @@ ROUNDS = 4
 
 
 def improve_weight_data(
-    targets: Sequence[Tensor], start: Sequence[QuantizedTensor], budget_bits: int
+    points: Sequence[Tensor], start: Sequence[QuantizedTensor], budget_bits: int
 ) -> list[QuantizedTensor]:
     """Returns quantized tensors of no more weight data than the budget and no more error than the ones to start from.
 
     Args:
-        targets: X, one per layer, any shape.
+        points: X, one per layer, any shape.
         start: a feasible solution for them; its bits per layer are kept.
         budget_bits: most weight-data bits.
     """
-    best, best_error = list(start), _error(targets, start)
+    best, best_error = list(start), _error(points, start)
     values = [c.values for c in start]
     bits = [c.bits for c in start]
     for _ in range(ROUNDS):
-        kept = _keep(targets, values, bits, budget_bits)
-        values = [_centroids(x, mask, v) for x, mask, v in zip(targets, kept, values, strict=True)]
-        quantized = [_encode(x, mask, v) for x, mask, v in zip(targets, kept, values, strict=True)]
-        error = _error(targets, quantized)
+        kept = _keep(points, values, bits, budget_bits)
+        values = [_centroids(x, mask, v) for x, mask, v in zip(points, kept, values, strict=True)]
+        quantized = [_encode(x, mask, v) for x, mask, v in zip(points, kept, values, strict=True)]
+        error = _error(points, quantized)
         if error < best_error and sum(c.weight_data_bits for c in quantized) <= budget_bits:
             best, best_error = quantized, error
     return best
 
 
-def _error(targets: Sequence[Tensor], quantized: Sequence[QuantizedTensor]) -> float:
-    return sum(float((c.dense() - x).double().square().sum()) for c, x in zip(quantized, targets, strict=True))
+def _error(points: Sequence[Tensor], quantized: Sequence[QuantizedTensor]) -> float:
+    return sum(float((c.dense() - x).double().square().sum()) for c, x in zip(quantized, points, strict=True))
 
 
 def _nearest(x: Tensor, values: Tensor) -> Tensor:
@@ -198,10 +197,10 @@ def _nearest(x: Tensor, values: Tensor) -> Tensor:
     return torch.bucketize(x.contiguous(), 0.5 * (values[1:] + values[:-1]))
 
 
-def _keep(targets: Sequence[Tensor], values: Sequence[Tensor], bits: Sequence[int], budget_bits: int) -> list[Tensor]:
+def _keep(points: Sequence[Tensor], values: Sequence[Tensor], bits: Sequence[int], budget_bits: int) -> list[Tensor]:
     """Returns masks of the weights kept: one per layer, then in the order of error saved per bit while they fit."""
     gains = []
-    for x, v in zip(targets, values, strict=True):
+    for x, v in zip(points, values, strict=True):
         value = v[_nearest(x, v)]
         gains.append((value * (2 * x - value)).flatten().double())
     cost = torch.cat([torch.full_like(gain, b) for gain, b in zip(gains, bits, strict=True)])
@@ -215,7 +214,7 @@ def _keep(targets: Sequence[Tensor], values: Sequence[Tensor], bits: Sequence[in
     mask = torch.zeros_like(worth, dtype=torch.bool)
     mask[order[fits]] = True
     sizes = [gain.numel() for gain in gains]
-    return [part.view(x.shape) for part, x in zip(torch.split(mask, sizes), targets, strict=True)]
+    return [part.view(x.shape) for part, x in zip(torch.split(mask, sizes), points, strict=True)]
 
 
 def _centroids(x: Tensor, mask: Tensor, values: Tensor) -> Tensor:
@@ -275,7 +274,7 @@ class WeightBitsProjection:
 
 def project_weight_bits(
     weights: Sequence[Tensor],
-    targets: Sequence[Tensor],
+    points: Sequence[Tensor],
     budget_bits: int,
     previous: WeightBitsState | None = None,
 ) -> WeightBitsProjection:
@@ -283,7 +282,7 @@ def project_weight_bits(
 
     Args:
         weights: W, one floating tensor with elements per layer, any shapes, any device.
-        targets: W + U, the same shapes.
+        points: W + U, the same shapes.
         budget_bits: most weight-data bits; each layer keeps at least one weight.
         previous: what the last update returned; without it, or where its bits no longer fit, start jointly.
 
@@ -291,11 +290,11 @@ def project_weight_bits(
         InfeasibleTargetError: the budget is below one bit per layer.
         InvalidInputError: shapes that differ, an empty tensor, or values that are not finite.
     """
-    _check(weights, targets, budget_bits)
+    _check(weights, points, budget_bits)
     if not weights:
         return WeightBitsProjection([], [], [], [], 0, 0.0, True, WeightBitsState([], []))
     if previous is None or sum(previous.bits) > budget_bits:
-        previous = WeightBitsState(joint_bits(targets, budget_bits), [])
+        previous = WeightBitsState(joint_bits(points, budget_bits), [])
     ranked = [rank_weights(weight) for weight in weights]
     pruning = prune(ranked, previous.bits, budget_bits)
     masks = [
@@ -304,12 +303,12 @@ def project_weight_bits(
     starts: Sequence[list[Tensor] | None] = previous.centroids or [None] * len(masks)
     books = [
         fit_codebooks(sort_values(target[mask]), SIZES, start)
-        for target, mask, start in zip(targets, masks, starts, strict=True)
+        for target, mask, start in zip(points, masks, starts, strict=True)
     ]
     allocation = allocate_bits(books, pruning.nonzeros, budget_bits)
     quantized = [
         encode(target, mask, book[choice].centroids)
-        for target, mask, book, choice in zip(targets, masks, books, allocation.choices, strict=True)
+        for target, mask, book, choice in zip(points, masks, books, allocation.choices, strict=True)
     ]
     return WeightBitsProjection(
         quantized=quantized,
@@ -317,7 +316,7 @@ def project_weight_bits(
         bits=[tensor.bits for tensor in quantized],
         nonzeros=pruning.nonzeros,
         used_bits=weight_data_bits(quantized),
-        squared_error=squared_error(quantized, targets),
+        squared_error=squared_error(quantized, points),
         exact=allocation.exact,
         state=WeightBitsState(
             [tensor.bits for tensor in quantized], [[book.centroids for book in row] for row in books]
@@ -347,19 +346,19 @@ def project_plan(tensor: Tensor, keep_fraction: float, codebook: int, start: Ten
     return encode(tensor, mask, fit_codebook(sort_values(tensor.detach()[mask]), codebook, warm).centroids)
 
 
-def squared_error(quantized: Sequence[WeightTensor], targets: Sequence[Tensor]) -> float:
+def squared_error(quantized: Sequence[WeightTensor], points: Sequence[Tensor]) -> float:
     """Returns the sum over all layers of squared differences between V and its target, in float64."""
     differences = (
-        code.dense().double() - target.detach().double() for code, target in zip(quantized, targets, strict=True)
+        code.dense().double() - target.detach().double() for code, target in zip(quantized, points, strict=True)
     )
     return sum(float(difference.square().sum()) for difference in differences)
 
 
-def _check(weights: Sequence[Tensor], targets: Sequence[Tensor], budget_bits: int) -> None:
-    shapes, target_shapes = [tuple(w.shape) for w in weights], [tuple(t.shape) for t in targets]
+def _check(weights: Sequence[Tensor], points: Sequence[Tensor], budget_bits: int) -> None:
+    shapes, target_shapes = [tuple(w.shape) for w in weights], [tuple(t.shape) for t in points]
     if shapes != target_shapes:
-        raise InvalidInputError(f"weights and targets need the same shapes, got {shapes} and {target_shapes}")
-    for index, (weight, target) in enumerate(zip(weights, targets, strict=True)):
+        raise InvalidInputError(f"weights and points need the same shapes, got {shapes} and {target_shapes}")
+    for index, (weight, target) in enumerate(zip(weights, points, strict=True)):
         if not weight.numel():
             raise InvalidInputError(f"layer {index} has no elements (shape {tuple(weight.shape)}); leave it out")
         if not bool(torch.isfinite(weight).all() & torch.isfinite(target).all()):

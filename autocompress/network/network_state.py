@@ -18,7 +18,7 @@ from autocompress.network.compressed_tensors import (
     quantized_tensor,
 )
 from autocompress.network.live_network import copy_network, named_modules, named_tensors
-from autocompress.network.selection import Selection, folded_parameters, keep_parts
+from autocompress.network.selection import Selection, folded_parameters, nonzero_per_slice
 
 # A bias is rounded more finely than the weights by this factor: the weights' own step at the multiplier, divided by it.
 BIAS_REFINEMENT = 2.0
@@ -167,7 +167,7 @@ def empty_state(model: nn.Module, selection: Selection) -> CompressedState:
     for name, weight in selection.weights:
         empty = QuantizedTensor(torch.zeros(weight.shape, dtype=torch.int16), torch.zeros(0))
         dim = selection.normalized.get(name)
-        quantized.append(empty if dim is None else keep_parts(empty, weight.detach().cpu(), dim))
+        quantized.append(empty if dim is None else nonzero_per_slice(empty, weight.detach().cpu(), dim))
     vectors = {name: torch.zeros(p.shape) for name, p in selection.vectors}
     state = build_state(model, selection, quantized, vectors, dict.fromkeys(vectors, VectorGrid(1.0)))
     folded = _folded_statistics(selection)

@@ -74,7 +74,7 @@ def parts(shape: Sequence[int], dim: int) -> Tensor:
     return index.view(1, -1) if dim == WHOLE else index.movedim(dim, 0).flatten(1)
 
 
-def keep_parts(tensor: WeightTensor, weights: Tensor, dim: int) -> WeightTensor:
+def nonzero_per_slice(tensor: WeightTensor, weights: Tensor, dim: int) -> WeightTensor:
     """Returns a quantized tensor with at least one nonzero in every part.
 
     A part without one gets that of its weights which points farthest in the direction of one of the codes. How large it
@@ -108,7 +108,7 @@ def keep_parts(tensor: WeightTensor, weights: Tensor, dim: int) -> WeightTensor:
     return quantized_tensor(codes.view(tensor.shape), values)
 
 
-class KeepsParts:
+class NonzeroPerSlice:
     """A rule of V between two projections that leaves no part of a tensor empty."""
 
     def __init__(
@@ -133,12 +133,12 @@ class KeepsParts:
         return torch.cat([index, added]), torch.cat([values, sign * flat[added].abs().clamp(min=self.smallest)])
 
 
-def keep_all_parts(
+def with_nonzero_per_slice(
     quantized: Sequence[WeightTensor], weights: Sequence[Tensor], names: Sequence[str], dims: Mapping[str, int]
 ) -> list[WeightTensor]:
     """Returns quantized tensors of which those that are divided by norms have a nonzero in every part."""
     return [
-        keep_parts(tensor, weight, dims[name]) if name in dims else tensor
+        nonzero_per_slice(tensor, weight, dims[name]) if name in dims else tensor
         for tensor, weight, name in zip(quantized, weights, names, strict=True)
     ]
 

@@ -1,1 +1,1 @@
-"""The method beside its equations: lazy projection, the ADMM of the paper, the path of the budget, their constants."""
+"""The solver: lazy projection, the ADMM of the paper, the path of the budget, and the runs that `compress` makes."""

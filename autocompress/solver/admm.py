@@ -53,7 +53,7 @@ class Admm:
         self.centers = [w.detach().clone() for w in self.weights]  # V - U, all that the proximal step needs
 
     @torch.no_grad()
-    def follow(self, relative_lr: float) -> None:
+    def after_step(self, relative_lr: float) -> None:
         """Moves W towards V - U by one implicit proximal step.
 
         Args:
@@ -91,10 +91,10 @@ class Admm:
             self.centers[i].copy_(v - dual)
         return math.sqrt(residual)
 
-    def between(self) -> None:
+    def reassign(self) -> None:
         """Does nothing: between two updates the network runs as W."""
 
-    def end(self) -> None:
+    def restore_dense(self) -> None:
         """Does nothing: the parameters hold W."""
 
     def state_dict(self) -> dict[str, list[Tensor]]:

@@ -68,41 +68,41 @@ class BudgetController:
 
 @dataclass
 class SizeSearch:
-    """Few tries for the smallest size that keeps a promise: wider and wider steps from the first, then bisection.
+    """Few tries for the smallest size that satisfies a constraint: wider and wider steps, then bisection.
 
     All of it on the logarithm of the size.
 
     Attributes:
         start_bytes: the first try.
         lowest_bytes, highest_bytes: bounds of all tries.
-        known_bytes: a size that is known to keep the promise, infinite where there is none.
-        kept: sizes tried that kept the promise.
-        broken: sizes tried that did not.
+        known_bytes: a size that is known to satisfy it, infinite where there is none.
+        satisfied: sizes tried at which it was.
+        violated: sizes tried at which it was not.
     """
 
     start_bytes: float
     lowest_bytes: float
     highest_bytes: float
     known_bytes: float = math.inf
-    kept: list[float] = field(default_factory=list)
-    broken: list[float] = field(default_factory=list)
+    satisfied: list[float] = field(default_factory=list)
+    violated: list[float] = field(default_factory=list)
 
     @property
     def next_bytes(self) -> float:
         """The next size to try."""
-        smallest = min(self.kept, default=self.known_bytes)
+        smallest = min(self.satisfied, default=self.known_bytes)
         # Measurements are noisy: a size that failed although a smaller one held says nothing.
-        broken = [size for size in self.broken if size < smallest]
-        if math.isfinite(smallest) and broken:
-            size = math.sqrt(smallest * max(broken))
-        elif self.kept:
-            size = smallest * SEARCH_STEP**2 ** (len(self.kept) - 1)
-        elif broken:
-            size = max(broken) / SEARCH_STEP**2 ** (len(broken) - 1)
+        violated = [size for size in self.violated if size < smallest]
+        if math.isfinite(smallest) and violated:
+            size = math.sqrt(smallest * max(violated))
+        elif self.satisfied:
+            size = smallest * SEARCH_STEP**2 ** (len(self.satisfied) - 1)
+        elif violated:
+            size = max(violated) / SEARCH_STEP**2 ** (len(violated) - 1)
         else:
             size = self.start_bytes
         return min(max(size, self.lowest_bytes), self.highest_bytes)
 
     def report(self, size_bytes: float, *, keeps: bool) -> None:
         """Takes note of the outcome of a try."""
-        (self.kept if keeps else self.broken).append(size_bytes)
+        (self.satisfied if keeps else self.violated).append(size_bytes)

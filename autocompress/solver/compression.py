@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.constraints.factory import counts_energy
+from autocompress.constraints.factory import needs_energy
 from autocompress.energy.channel_model import ChannelEnergy
 from autocompress.errors import MAX_SEED, InvalidInputError, whole_number
 from autocompress.integrations.ray_train import compress_on_workers
@@ -23,7 +23,7 @@ from autocompress.solver.compressor import Compressor, check_target
 from autocompress.solver.constants import DEFAULTS, SolverConstants
 from autocompress.solver.result import Result, warn_of_loss
 from autocompress.targets import LossIncrease, Target, Targets, combined
-from autocompress.training.batches import TaughtBatches, check_batches, default_device, input_example
+from autocompress.training.batches import TeacherTargets, check_batches, default_device, input_example
 from autocompress.training.checkpoint import CHECKPOINT_NAME, Callback, TrainerCallback
 from autocompress.training.checks import check_task, guesses, name_of
 from autocompress.training.evaluation import Evaluation, evaluate, hold_out
@@ -214,11 +214,11 @@ def compress(
     if all(split is None for split in splits.values()):
         loss, metric = loss or classification_loss, metric or correct_predictions  # neither will be asked
     else:
-        loss, metric = check_task(model, splits, loss=loss, metric=metric, device=where, seed=seed, taught=True)
+        loss, metric = check_task(model, splits, loss=loss, metric=metric, device=where, seed=seed, may_distil=True)
     # Without a loss the targets say nothing of what the network was trained for: it is measured by its own outputs.
     teacher = copy_network(reference, device=where).eval() if loss is output_distance else None
     if teacher is not None:
-        val, test = (each if each is None else TaughtBatches(each, teacher, where) for each in (val, test))
+        val, test = (each if each is None else TeacherTargets(each, teacher, where) for each in (val, test))
 
     def scores(network: nn.Module, batches: Iterable[Any]) -> Evaluation:
         return evaluate(network, batches, loss=loss, metric=metric, device=where)
@@ -245,7 +245,7 @@ def compress(
     if val is None and epochs and train is not None:
         parts = hold_out(train, seed)
         train, judged_by = parts.train, parts.words
-        judge = parts.judge if teacher is None else TaughtBatches(parts.judge, teacher, where)
+        judge = parts.judge if teacher is None else TeacherTargets(parts.judge, teacher, where)
 
     def score(network: nn.Module) -> float:
         outcome = scores(network, [] if judge is None else judge)
@@ -371,7 +371,7 @@ def _some_batches(model: nn.Module, train: Iterable[Any] | None, seed: int) -> l
 
 def first_example(targets: Targets, train: Iterable[Any] | None, seed: int) -> Any:
     """Returns the first input to train on where a target needs one; a loader's random numbers are left as they were."""
-    if train is None or not counts_energy(targets):
+    if train is None or not needs_energy(targets):
         return None
     order = data_order_state(train)
     with seeded(seed):

@@ -25,7 +25,7 @@ from autocompress.solver.constants import ADMM, DEFAULTS, SolverConstants
 from autocompress.solver.fine_tuning import FineTuning, fine_tuning_steps
 from autocompress.solver.lazy_projection import LazyProjection, dense_layers
 from autocompress.solver.phases import FineTuningPhase, Phase, ProjectionPhase, Run, all_tensors, put_back
-from autocompress.solver.quality_constraint import SEARCH_FRACTION, make_quality_constraint
+from autocompress.solver.quality_search import SEARCH_FRACTION, make_quality_search
 from autocompress.solver.result import BEFORE_FINE_TUNING, ONE_SHOT, TRAINED, Candidates, Outcome, Result, zero_layers
 from autocompress.targets import AccuracyDrop, Target, Targets, WeightBits, combined
 from autocompress.training.checks import check_finite, check_validation
@@ -120,7 +120,7 @@ class Compressor:
         self.original_bytes = original_bytes(model)
         self.energy = count_energy(self.target, self.network, example, energy_model)
         self.method = self._make_method()
-        self.quality = make_quality_constraint(
+        self.quality = make_quality_search(
             self.target.quality, self.network, self.method, self.original_bytes, self.evaluate, refit
         )
         fraction = constants.fine_tuning_fraction if self.quality is None else SEARCH_FRACTION

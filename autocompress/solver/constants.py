@@ -96,10 +96,10 @@ def budget_on_path(target: float, ceiling: float, fraction: float, constants: So
         fraction: of those steps, in [0, 1].
         constants: where the path begins and how long it is.
     """
-    return min(target * math.pow(constants.path_start, left_of_path(fraction, constants)), max(ceiling, target))
+    return min(target * math.pow(constants.path_start, remaining_path(fraction, constants)), max(ceiling, target))
 
 
-def left_of_path(fraction: float, constants: SolverConstants) -> float:
+def remaining_path(fraction: float, constants: SolverConstants) -> float:
     """Returns how much of the path lies ahead, in [0, 1]."""
     return 1 - min(1.0, fraction / constants.path_fraction) if constants.path_fraction else 0.0
 
@@ -121,5 +121,5 @@ def energy_on_path(
         fraction: of the steps before fine-tuning, in [0, 1].
         constants: how long the path is.
     """
-    ahead = left_of_path(fraction, constants)
+    ahead = remaining_path(fraction, constants)
     return budget.at(budget.limit * max(1.0, budget.used(sizes) / budget.limit) ** ahead)

@@ -6,23 +6,23 @@
     V <- P(W)                         the projection, every few steps; in between, the nearest V that its tables allow
 
 Dual averaging through a projection (Courbariaux et al. 2015; Dockhorn et al. 2021, "ProxConnect"; of pruning alone Lin
-et al. 2020, "dynamic model pruning with feedback"), with two changes. D is diagonal, 1 where V is not zero and
-`pruned_rate` where it is. And W - V is forgotten within `memory_steps`, once there have been as many. A weight that is
-zero in V has no effect, so nothing answers its moves and W walks at random there: at the full rate and without end the
-largest of hundreds of thousands of such walks push out weights that the network uses. A weight that cannot be what it
-should be, because few values are left to it, is moved the same way for ever: it would ask for more and more bits.
+et al. 2020, "dynamic model pruning with feedback"), with two changes. D is diagonal: 1 where V is nonzero,
+`pruned_rate` where V is zero. And W - V is forgotten within `memory_steps`, once there have been as many. A weight that
+is zero in V has no effect, so nothing answers its moves and W walks at random there: at the full rate and without end
+the largest of hundreds of thousands of such walks push out weights that the network uses. A weight that cannot be what
+it should be, because few values are left to it, is moved the same way for ever: it would ask for more and more bits.
 
 | symbol | meaning | in the code |
 |---|---|---|
 | W | dense weights, hidden while the network runs as V | `LazyProjection.hidden`; under ADMM the parameters |
-| V | compressed network: the parameters, except under ADMM | `LazyProjection.values`, `Projection.quantized` |
+| V | compressed network: the parameters, except under ADMM | `Projection.quantized`, `LazyProjection.values` |
 | U | scaled dual variable of ADMM | `Admm.duals` |
 | X | what is projected: W, under ADMM W + U | `LazyProjection.points`, `Admm.points` |
 | C | the networks within the budget | `Constraint` |
 | P | projection onto C | `Constraint.project` |
 | lambda | Lagrange multiplier: squared error per bit | `Projection.multiplier` |
-| rho | weight of the proximal term: 1 - exp(-rho sum lr) is | `SolverConstants.admm_contraction` |
-| D | diagonal: 1 where V is not zero, less than 1 where it is | `SolverConstants.pruned_rate` |
+| rho | weight of the proximal term, set by 1 - exp(-rho sum lr) | = `SolverConstants.admm_contraction` |
+| D | diagonal: 1 where V is nonzero, less than 1 where V is zero | `SolverConstants.pruned_rate` |
 | m | part of W - V that step t remembers: 1 - min(t/T, 1)/T, T = `memory_steps` | `SolverConstants.memory_steps` |
 | b, n | bits and nonzeros of a layer | `QuantizedTensor.bits`, `QuantizedTensor.nonzeros` |
 | K | size of a layer's codebook | length of `QuantizedTensor.values` |
@@ -50,7 +50,7 @@ class LazyProjection:
 
     Attributes:
         hidden: W, float32.
-        index, values: int64 [m] and float32 [m] of each tensor: the nonzeros of V, by their place in contiguous memory.
+        index, values: int64 [n] and float32 [n] of each tensor: the nonzeros of V, by their place in contiguous memory.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class LazyProjection:
         self.values: list[Tensor] = []
 
     @torch.no_grad()
-    def follow(self, relative_lr: float) -> None:
+    def after_step(self, relative_lr: float) -> None:
         """Takes what the optimizer did to the parameters since the last call over into W, whatever the rate."""
         for weight, activity in zip(self.weights, self.activity, strict=True):
             if activity.numel() and weight.grad is not None and not weight.grad.is_sparse:
@@ -145,7 +145,7 @@ class LazyProjection:
         return math.sqrt(square)
 
     @torch.no_grad()
-    def between(self) -> None:
+    def reassign(self) -> None:
         """Moves V to what the rules make of W, and puts it into the parameters."""
         for number, (hidden, rule) in enumerate(zip(self.hidden, self.rules, strict=True)):
             self.index[number], self.values[number] = rule.assign(hidden)
@@ -162,7 +162,7 @@ class LazyProjection:
                 self.values[number] = flat[index].float()
 
     @torch.no_grad()
-    def end(self) -> None:
+    def restore_dense(self) -> None:
         """Puts W into the parameters: what is projected for the last time."""
         for weight, hidden in zip(self.weights, self.hidden, strict=True):
             weight.copy_(hidden)
@@ -208,7 +208,7 @@ class Nearest:
     Attributes:
         values: float32 [K], ascending.
         threshold: magnitude above which a weight is kept; None = `support` says which.
-        support: int64 [m], flat indices.
+        support: int64 [n], flat indices.
     """
 
     values: Tensor

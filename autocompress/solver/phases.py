@@ -1,7 +1,7 @@
 """The phases of a run: W and V are trained by projections, then the values of the last V under fixed assignments.
 
 A phase lasts a number of optimizer steps and follows each of them. A run to a size has one of each; a run to a promise
-has one of the first and several of the second, each at the size that `quality_constraint` asks for next.
+has one of the first and several of the second, each at the size that `quality_search` asks for next.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Phase(Protocol):
 
 
 class ProjectionPhase:
-    """W <- V + m (W - V) + D (x - V) after each step; V <- P(W) at each update, in between by its rules."""
+    """The iteration's move of W after each step; V <- P(X) at each update, in between by the target's rules."""
 
     def __init__(self, run: Run, steps: int, watch: Watch | None = None) -> None:
         """Prepares nothing yet; `watch` sees V after each update."""
@@ -83,13 +83,13 @@ class ProjectionPhase:
 
     def step(self) -> None:
         self.step_count += 1
-        self.run.solver.follow(self.run.rate.now())
+        self.run.solver.after_step(self.run.rate.now())
         if self.step_count == self.steps:
             return  # the next phase begins with a projection of its own
         if self.step_count % self.steps_per_update == 0:
             self._update()
         else:
-            self.run.solver.between()
+            self.run.solver.reassign()
 
     def end(self) -> None:
         """Does nothing."""
@@ -98,7 +98,7 @@ class ProjectionPhase:
     def _update(self) -> None:
         run, x = self.run, self.run.points()
         fraction = self.step_count / self.steps
-        projection = run.decided(run.method, lambda: run.method.project(run.network.weights, x, fraction))
+        projection = run.on_first_rank(run.method, lambda: run.method.project(run.network.weights, x, fraction))
         residual = run.solver.update(projection.quantized, projection.pruned, run.method.rules())
         run.record(projection, residual)
         if self.watch is not None:
@@ -126,7 +126,7 @@ class FineTuningPhase:
     @torch.no_grad()
     def begin(self) -> None:
         x = self.run.points()
-        self.run.solver.end()
+        self.run.solver.restore_dense()
         self.values = self.run.assign(self.run.method, x, self.steps)
 
     def step(self) -> None:
@@ -234,7 +234,7 @@ class Run:
                 )
         return points
 
-    def decided(self, method: Method, project: Callable[[], Projection]) -> Projection:
+    def on_first_rank(self, method: Method, project: Callable[[], Projection]) -> Projection:
         """Returns a projection by a method, the first rank's on all of them."""
         if self.ranks.size == 1:
             return project()
@@ -253,7 +253,7 @@ class Run:
 
     def assign(self, method: Method, x: Sequence[Tensor], steps: int) -> FineTuning:
         """Projects X onto the target itself, fixes the assignments and puts them into the network."""
-        projection = self.decided(method, lambda: method.project_last(self.network.weights, x))
+        projection = self.on_first_rank(method, lambda: method.project_last(self.network.weights, x))
         if method is self.method:
             self.record(projection, 0.0)
         return start_fine_tuning(self.network, projection.quantized, method, steps, self.constants.fine_tuning_step)
@@ -306,7 +306,7 @@ class Run:
         *,
         fill: bool = True,
     ) -> File:
-        """Returns the file of the network as it was given, projected at once: no training need end below it.
+        """Returns the file of the network as it was given, projected at once: no run returns a worse one.
 
         Args:
             method: one that was not used yet.
@@ -317,7 +317,7 @@ class Run:
         put_back(all_tensors(self.network.model), self.given)
         x = [weight.detach().float().clone() for weight in self.network.weights]
         weights = self.network.weights
-        projection = self.decided(
+        projection = self.on_first_rank(
             method, lambda: method.project_last(weights, x) if fill else method.project(weights, x, 1.0)
         )
         for place, of in (moments or {}).items():

@@ -75,7 +75,7 @@ def to_device(batch: Any, device: torch.device | str, memory_format: torch.memor
     return batch
 
 
-class TaughtBatches:
+class TeacherTargets:
     """Batches whose targets are the outputs of a network."""
 
     def __init__(self, batches: Iterable[Any], teacher: nn.Module, device: torch.device) -> None:

@@ -168,7 +168,7 @@ def run_state(trainer: Trainer) -> dict[str, Any]:
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": trainer.scheduler.state_dict(),
         "callbacks": [callback.state_dict() for callback in trainer.callbacks],
-        "taught": trainer.taught.state_dict(),
+        "taught": trainer.teacher_outputs.state_dict(),
         "random": random_states(),
         "data_order": data_order_state(trainer.train_batches),
         "log": vars(trainer.log),
@@ -220,7 +220,7 @@ def restore_run(trainer: Trainer, saved: dict[str, Any]) -> None:
     for callback, state in zip(trainer.callbacks, saved["callbacks"], strict=True):
         callback.load_state_dict(state)
     if "taught" in saved:  # not in what an earlier version wrote
-        trainer.taught.load_state_dict(saved["taught"])
+        trainer.teacher_outputs.load_state_dict(saved["taught"])
     restore_random_states(saved["random"])
     restore_data_order(trainer.train_batches, saved["data_order"])
     trainer.log = TrainingLog(**saved["log"])

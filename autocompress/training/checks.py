@@ -61,7 +61,7 @@ def check_task(
     metric: Metric | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
-    taught: bool = False,
+    may_distil: bool = False,
 ) -> tuple[Loss, Metric]:
     """Returns loss and metric after taking one batch of every split through network, loss and metric.
 
@@ -75,8 +75,8 @@ def check_task(
         metric: (output, target) -> one score per example, higher is better.
         device: default: CUDA where there is one.
         seed: of the loaders' random numbers.
-        taught: whether a network whose outputs are numbers like the targets (a regressor) may be trained to give the
-            outputs of another where no loss is given; the loss returned is then `losses.output_distance`.
+        may_distil: whether a network whose outputs are numbers like the targets (a regressor) may be trained to give
+            the outputs of another where no loss is given; the loss returned is then `losses.output_distance`.
 
     Raises:
         InvalidInputError: naming what does not fit, its shape, and what would be right.
@@ -97,7 +97,7 @@ def check_task(
         for name, batch in found.items():
             network.train(name == trained_on)
             output, target = _output(network, batch, loss, name)
-            if default and taught and name == trained_on and _are_numbers(output, target):
+            if default and may_distil and name == trained_on and _are_numbers(output, target):
                 loss = output_distance
             value = _loss_value(loss, output, target, name)
             if name == trained_on:

@@ -68,7 +68,7 @@ class Trainer:
         step: optimizer steps done.
         epoch: epochs done.
         open_epoch: the one that is under way, else None.
-        taught: the teacher's outputs.
+        teacher_outputs: the teacher's outputs.
         callbacks: called in order; may be appended to before `fit`.
         scalars: what was measured last, by name: loss and learning rate, and what callbacks add.
     """
@@ -127,7 +127,7 @@ class Trainer:
                 lambda: takes_bfloat16(model, train, loss=loss, device=self.device, seed=seed)
             )
         self.distillation = distillation
-        self.taught = TeacherOutputs(self._teach, self.device)
+        self.teacher_outputs = TeacherOutputs(self._teach, self.device)
         if distillation is not None:
             distillation.teacher.to(self.device).eval()
             if self.memory_format is not None:
@@ -223,7 +223,7 @@ class Trainer:
                 output, target = forward_in_training(self.model, batch, with_target=self.loss is carried_loss)
             value = self.loss(output, target)
             if self.distillation is not None:
-                value = self.distillation.loss(output, self.taught(batch, again=self.epoch > 0), value, target)
+                value = self.distillation.loss(output, self.teacher_outputs(batch, again=self.epoch > 0), value, target)
             value.backward()  # type: ignore[no-untyped-call]
         dense_gradients(self.model.parameters())
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)

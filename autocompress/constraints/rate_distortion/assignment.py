@@ -88,7 +88,7 @@ class Weights:
     def find_multiplier(
         layers: Sequence[Layer], budget_bits: float, start: float, bits_at: Callable[[Sequence[Layer], float], float]
     ) -> float:
-        """See `find_multiplier`."""
+        """Returns what the module's function of this name returns."""
         return find_multiplier(layers, budget_bits, start, bits_at)
 
     def layer(self, tables: LayerTables, energy: WeightEnergy | None = None) -> Layer:
@@ -105,7 +105,7 @@ class Weights:
         """The element of largest magnitude."""
         return self._at(self.matrix.abs().argmax()[None])
 
-    def beyond(self, magnitude: float) -> tuple[Elements, Elements]:
+    def elements_beyond(self, magnitude: float) -> tuple[Elements, Elements]:
         """Returns the elements below `-magnitude` and those above `magnitude` >= 0; all there are at 0."""
         if magnitude < self._least:
             # The next tables and multipliers will ask for smaller ones: once more is cheaper than each time.
@@ -116,10 +116,10 @@ class Weights:
         low, high = np.searchsorted(x, -magnitude, "left"), np.searchsorted(x, magnitude, "right")
         return self._elements[: int(low)], self._elements[int(high) :]
 
-    def sides(self, magnitude: float) -> Sides:
+    def tails(self, magnitude: float) -> Tails:
         """Returns how many elements are below `-magnitude` and above `magnitude` >= 0, and their sums."""
-        low, high = self.beyond(magnitude)
-        return _sides(low.x, high.x)
+        low, high = self.elements_beyond(magnitude)
+        return _tails(low.x, high.x)
 
     def _at(self, index: Tensor) -> Elements:
         x: Floats = self.matrix.flatten()[index].cpu().numpy()
@@ -148,25 +148,25 @@ class Assignment(Protocol):
         """Their weights, summed by code: float64 [K]."""
 
     @property
-    def spread(self) -> Floats:
+    def squared_errors(self) -> Floats:
         """Their squared errors, summed by code: float64 [K]."""
 
     def counts_with(self, kept: Flags) -> Counts:
         """Returns the counts of rows and columns without the codes that are not kept [K]; codes as they are."""
 
-    def beyond(self, magnitude: float) -> Sides:
+    def tails(self, magnitude: float) -> Tails:
         """Returns how many there are below `-magnitude` and above `magnitude`, and their sums."""
 
     def codes(self) -> Tensor:
         """Returns the codes of all elements, int16 [R, C]: 0 for zero, from 1 for a value."""
 
 
-# (how many elements, their sum) on the negative and on the positive side.
-Sides = tuple[tuple[int, float], tuple[int, float]]
+# The elements beyond a magnitude, on the negative and on the positive side: (count, sum) of each.
+Tails = tuple[tuple[int, float], tuple[int, float]]
 
 
 @dataclass(frozen=True)
-class Kept:
+class ListedAssignment:
     """The nonzeros of a layer, m of them, listed.
 
     Attributes:
@@ -203,7 +203,7 @@ class Kept:
         return self._by_code(self.elements.x)
 
     @property
-    def spread(self) -> Floats:
+    def squared_errors(self) -> Floats:
         off = (self.elements.x - self.layer.values[self.code]).astype(np.float64)
         return self._by_code(off**2)
 
@@ -214,9 +214,9 @@ class Kept:
         chosen = kept[self.code]
         return self._counts(self.elements[chosen], self.code[chosen])
 
-    def beyond(self, magnitude: float) -> Sides:
+    def tails(self, magnitude: float) -> Tails:
         x = self.elements.x
-        return _sides(x[x < -magnitude], x[x > magnitude])
+        return _tails(x[x < -magnitude], x[x > magnitude])
 
     def codes(self) -> Tensor:
         matrix = self.layer.weights.matrix
@@ -225,7 +225,7 @@ class Kept:
         return codes.view(matrix.shape)
 
 
-def _sides(low: Floats, high: Floats) -> Sides:
+def _tails(low: Floats, high: Floats) -> Tails:
     return (low.size, float(low.sum(dtype=np.float64))), (high.size, float(high.sum(dtype=np.float64)))
 
 
@@ -271,7 +271,7 @@ class Layer:
         if self._candidates is None or multiplier < self._candidates[0]:
             least, code_bits = multiplier / CANDIDATE_MARGIN, float(self._code_bits.min())
             fewest = float(self._row_bits.min() + self._column_bits.min()) + code_bits
-            parts = self.weights.beyond(math.sqrt(max(least * fewest, 0.0)))
+            parts = self.weights.elements_beyond(math.sqrt(max(least * fewest, 0.0)))
             found = [self._worthwhile(part, least, code_bits) for part in parts]
             (low, low_bits), (high, high_bits) = found
             both = (np.concatenate(pair) for pair in zip(vars(low).values(), vars(high).values(), strict=True))
@@ -300,19 +300,21 @@ class Layer:
     def _assign(self, multiplier: float) -> Assignment:
         if not self.values.size:
             none = np.zeros(0, np.float32)
-            return Kept(self, self.weights.largest[:0], np.zeros(0, np.int64), none, none)
+            return ListedAssignment(self, self.weights.largest[:0], np.zeros(0, np.int64), none, none)
         best, thresholds = lower_envelope(self.values, multiplier * self._code_bits)
         elements, position_bits = self.candidates(multiplier)
         code, gain, bits = self._quantized(elements, position_bits, best, thresholds)
         keep = _worth_keeping(self, gain, multiplier * bits)
         if not keep.size:
             return self._largest(best, thresholds)
-        return Kept(self, elements[keep], code[keep], gain[keep], bits[keep])
+        return ListedAssignment(self, elements[keep], code[keep], gain[keep], bits[keep])
 
-    def _largest(self, best: Integers, thresholds: Floats) -> Kept:
+    def _largest(self, best: Integers, thresholds: Floats) -> ListedAssignment:
         """Returns the largest weight alone: no layer is all zero."""
         elements = self.weights.largest
-        return Kept(self, elements, *self._quantized(elements, self._position_bits(elements), best, thresholds))
+        return ListedAssignment(
+            self, elements, *self._quantized(elements, self._position_bits(elements), best, thresholds)
+        )
 
     def _quantized(
         self, elements: Elements, position_bits: Floats, best: Integers, thresholds: Floats

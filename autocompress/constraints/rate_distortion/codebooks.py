@@ -50,7 +50,7 @@ class _Group:
         return 0.0 if self.is_zero or not self.count else self.total / self.count
 
     @property
-    def energy(self) -> float:
+    def gain(self) -> float:
         """What the centroid takes off the members' squared error."""
         return self.mean**2 * self.count
 
@@ -63,7 +63,7 @@ def _joined(groups: Sequence[_Group]) -> _Group:
 
 def _gain(groups: list[_Group], value_cost: float, multiplier: float) -> float:
     """Returns by how much `error + multiplier * bits` falls when these neighbours become one."""
-    error = sum(group.energy for group in groups) - _joined(groups).energy
+    error = sum(group.gain for group in groups) - _joined(groups).gain
     return value_cost * (len(groups) - 1) + multiplier * _choice_bits([group.count for group in groups]) - error
 
 
@@ -119,7 +119,7 @@ def split_codes(
     errors: Sequence[float],
     value_cost: float,
     multiplier: float,
-    most: int,
+    max_codes: int,
 ) -> tuple[list[float], list[int]]:
     """Returns values with those split whose squared error outweighs the bits of telling their halves apart.
 
@@ -129,14 +129,14 @@ def split_codes(
         errors: squared error of each.
         value_cost: Lagrangian cost of one codebook value in the file: multiplier x bits.
         multiplier: squared error per bit.
-        most: values that the codebook may have.
+        max_codes: values that the codebook may have.
 
     Returns:
         the new values, ascending, and for each the old code it comes from.
     """
     new: list[float] = []
     parents: list[int] = []
-    room = most - len(values)
+    room = max_codes - len(values)
     for i, (value, count, error) in enumerate(zip(values, counts, errors, strict=True)):
         half = 0.5 * math.sqrt(3 * error / count) if count else 0.0  # a quarter of the width of a uniform cell
         worth = SPLIT_GAIN * error > value_cost + multiplier * count
@@ -188,11 +188,11 @@ def used_tables(layer: Layer, assigned: Assignment) -> LayerTables:
 def _with_splits(layer: Layer, assigned: Assignment, multiplier: float) -> LayerTables:
     """Returns tables in which codes too wide for the multiplier are split in two; the next assignment uses them."""
     size = layer.values.size
-    counts, spread = assigned.counts.codes, assigned.spread
+    counts, squared_errors = assigned.counts.codes, assigned.squared_errors
     values, parents = split_codes(
         layer.values.tolist(),
         counts.tolist(),
-        spread.tolist(),
+        squared_errors.tolist(),
         multiplier * CODEBOOK_VALUE_BITS,
         multiplier,
         MAX_CODES,
@@ -215,15 +215,15 @@ def _with_new_values(layer: Layer, assigned: Assignment, tables: LayerTables, mu
     least = max(
         math.sqrt(max(multiplier * position_bits, 0.0)), float(values.abs().min()) / 4 if values.numel() else 0.0
     )
-    sides = zip((-1, 1), layer.weights.sides(least), assigned.beyond(least), strict=True)
-    for side, (beyond, beyond_sum), (mine, mine_sum) in sides:
-        count = beyond - mine
+    tails = zip((-1, 1), layer.weights.tails(least), assigned.tails(least), strict=True)
+    for sign, (count_all, sum_all), (count_kept, sum_kept) in tails:
+        count = count_all - count_kept
         if values.numel() >= MAX_CODES or not count:
             continue
-        mean = side * (beyond_sum - mine_sum) / count
+        mean = sign * (sum_all - sum_kept) / count
         saved = mean**2 * count - multiplier * (position_bits * count + CODEBOOK_VALUE_BITS)
-        if saved > 0 and not bool((values == side * mean).any()):
-            values = torch.cat([values, values.new_tensor([side * mean])])
+        if saved > 0 and not bool((values == sign * mean).any()):
+            values = torch.cat([values, values.new_tensor([sign * mean])])
             code_bits = torch.cat([code_bits, code_bits.new_tensor([NEW_CODE_BITS])])
     if values.numel() == tables.values.numel():
         return tables

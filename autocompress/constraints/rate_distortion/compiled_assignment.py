@@ -24,7 +24,7 @@ from autocompress.constraints.rate_distortion.assignment import (
     Flags,
     Layer,
     LayerTables,
-    Sides,
+    Tails,
     Weights,
     bits_of_assignment,
     bits_under_tables,
@@ -188,8 +188,8 @@ class LargeWeights(Weights):
             places = np.sort(np.random.default_rng(0).integers(0, len(places), SAMPLED))
         return self.numpy.reshape(1, -1)[:, places], *np.divmod(places, self.matrix.shape[1])
 
-    def sides(self, magnitude: float) -> Sides:
-        """See `Weights.sides`."""
+    def tails(self, magnitude: float) -> Tails:
+        """See `Weights.tails`."""
         low, high = (self.matrix[beyond] for beyond in (self.matrix < -magnitude, self.matrix > magnitude))
         return tuple((side.numel(), float(side.sum(dtype=torch.float64))) for side in (low, high))  # type: ignore[return-value]
 
@@ -206,7 +206,7 @@ class CompiledAssignment:
         self.counts = Counts(row_counts, column_counts, by_code[:, 0].astype(np.int64))
         self.sums, values = by_code[:, 1], layer.values.astype(np.float64)
         gains = values * (2 * self.sums - values * self.counts.codes)
-        self.spread = np.maximum(by_code[:, 2] - gains, 0.0)
+        self.squared_errors = np.maximum(by_code[:, 2] - gains, 0.0)
         self.gain = float(gains.sum())
 
     @property
@@ -224,7 +224,7 @@ class CompiledAssignment:
         self._visit(1, kept=kept, rows=rows, columns=columns)
         return Counts(rows, columns, self.counts.codes)
 
-    def beyond(self, magnitude: float) -> Sides:
+    def tails(self, magnitude: float) -> Tails:
         totals = np.zeros(4)
         self._visit(2, magnitude=np.float32(magnitude), totals=totals)
         return (int(totals[0]), float(totals[2])), (int(totals[1]), float(totals[3]))

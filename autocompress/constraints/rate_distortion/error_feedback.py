@@ -199,10 +199,10 @@ class _Pass:
 
 
 def _pass(
-    layers: Sequence[_Layer], targets: Sequence[Tensor], tables: Sequence[LayerTables], multiplier: float
+    layers: Sequence[_Layer], points: Sequence[Tensor], tables: Sequence[LayerTables], multiplier: float
 ) -> _Pass:
     quantized, fitted, bits, error = [], [], 0.0, 0.0
-    for layer, x, table in zip(layers, targets, tables, strict=True):
+    for layer, x, table in zip(layers, points, tables, strict=True):
         matrix = as_matrix(x)
         codes, made = _assigned(layer, table, (matrix.shape[0], matrix.shape[1]), multiplier)
         tensor = quantized_tensor(_with_one(codes, matrix, table.values).cpu(), table.values.cpu())
@@ -246,7 +246,7 @@ def _filled(quantize: Callable[[float], _Pass], budget_bits: float, multiplier: 
 
 
 def project_with_feedback(
-    targets: Sequence[Tensor],
+    points: Sequence[Tensor],
     budget_bits: float,
     feedback: Sequence[Feedback | None],
     previous: WarmStart | None = None,
@@ -254,7 +254,7 @@ def project_with_feedback(
     """Projects X onto the networks within a budget of bits, by the error of their layers' outputs.
 
     Args:
-        targets: X, float tensors of two or more dimensions each.
+        points: X, float tensors of two or more dimensions each.
         budget_bits: as of `project_to_bits`.
         feedback: of each layer; None = as if its inputs were uncorrelated and alike, and its outputs counted one.
         previous: state of the last such projection, for a warm start.
@@ -263,14 +263,14 @@ def project_with_feedback(
         The projection; `error` is tr G (V - X) H (V - X)^T over all layers. Where no pass is within the budget, that of
         `project_to_bits`.
     """
-    compiled = compiles(targets)
-    layers = [_Layer.of(x, its, compiled) for x, its in zip(targets, feedback, strict=True)]
-    state = _start(targets, [layer.scale for layer in layers], budget_bits) if previous is None else previous
+    compiled = compiles(points)
+    layers = [_Layer.of(x, its, compiled) for x, its in zip(points, feedback, strict=True)]
+    state = _start(points, [layer.scale for layer in layers], budget_bits) if previous is None else previous
     multiplier, tables = state.multiplier, state.tables
     best: _Pass | None = None
     since = 0  # the error has last fallen
     for _ in range(ROUNDS):
-        found = _filled(partial(_pass, layers, targets, tables), budget_bits, multiplier)
+        found = _filled(partial(_pass, layers, points, tables), budget_bits, multiplier)
         if found is None:
             break
         since = 0 if best is None or found.error < best.error * (1 - MIN_IMPROVEMENT) else since + 1
@@ -280,18 +280,18 @@ def project_with_feedback(
         multiplier, tables = found.multiplier, found.fitted
     if best is not None:
         return BitsProjection(best.quantized, best.bits, best.error, WarmStart(best.multiplier, best.fitted))
-    return project_to_bits(targets, budget_bits)
+    return project_to_bits(points, budget_bits)
 
 
-def _start(targets: Sequence[Tensor], scales: Sequence[float], budget_bits: float) -> WarmStart:
+def _start(points: Sequence[Tensor], scales: Sequence[float], budget_bits: float) -> WarmStart:
     """Returns multiplier and tables of the projection of layers whose errors count the square of a scale.
 
     Values that turn out not to be worth their place go, but none come: where layers count differently it is the
     projection to twice the budget, and there are values on both sides of zero.
     """
     if all(scale == 1 for scale in scales):
-        return project_to_bits(targets, budget_bits).state
-    scaled = [x if scale == 1 else x.detach().float() * scale for x, scale in zip(targets, scales, strict=True)]
+        return project_to_bits(points, budget_bits).state
+    scaled = [x if scale == 1 else x.detach().float() * scale for x, scale in zip(points, scales, strict=True)]
     state = project_to_bits(scaled, RICHER * budget_bits).state
     return WarmStart(state.multiplier, [_two_sided(*pair) for pair in zip(state.tables, scales, strict=True)])
 

@@ -123,7 +123,7 @@ class _Problem:
             layers = [layer.with_tables(tables) for layer, tables in zip(layers, used, strict=True)]
             start = multipliers
 
-    def as_it_is(self, layers: list[Layer], start: tuple[float, float]) -> _Candidate | None:
+    def unchanged_if_feasible(self, layers: list[Layer], start: tuple[float, float]) -> _Candidate | None:
         """Returns X itself where all its elements are values of the tables, or zero, and it is within the budgets."""
         for layer in layers:
             if not np.isin(layer.weights.matrix.cpu().numpy(), np.append(layer.values, np.float32(0))).all():
@@ -258,7 +258,7 @@ def _nothing(matrices: list[Tensor], multiplier: float) -> tuple[list[QuantizedT
 
 
 def project_to_bits(
-    targets: Sequence[Tensor],
+    points: Sequence[Tensor],
     budget_bits: float,
     previous: WarmStart | None = None,
     energy: EnergyBudget | None = None,
@@ -268,12 +268,12 @@ def project_to_bits(
     Each tensor keeps at least one nonzero as long as the budgets have room for that; below, all become zero.
 
     Args:
-        targets: X, float tensors of two or more dimensions each.
+        points: X, float tensors of two or more dimensions each.
         budget_bits: for positions, codes and codebooks of all tensors together.
         previous: state of the last projection, for a warm start.
         energy: of the nonzeros, where that is limited, too; one nonzero per tensor fits.
     """
-    matrices = [as_matrix(x.detach().float()) for x in targets]
+    matrices = [as_matrix(x.detach().float()) for x in points]
     problem = _Problem(_weights(matrices, energy), budget_bits, energy)
     try:
         found = _search(problem, previous)
@@ -283,11 +283,11 @@ def project_to_bits(
         quantized, state = _nothing(matrices, found)
     else:
         quantized, state = found.quantized(), found.state
-    quantized = [QuantizedTensor(c.codes.view(x.shape), c.values) for c, x in zip(quantized, targets, strict=True)]
+    quantized = [QuantizedTensor(c.codes.view(x.shape), c.values) for c, x in zip(quantized, points, strict=True)]
     return BitsProjection(
         quantized,
         bits=sum(code_length(Counts.of_codes(as_matrix(c.codes), c.values.numel())) for c in quantized),
-        error=sum(float((c.dense() - x).square().sum()) for c, x in zip(quantized, targets, strict=True)),
+        error=sum(float((c.dense() - x).square().sum()) for c, x in zip(quantized, points, strict=True)),
         state=state,
     )
 
@@ -300,7 +300,7 @@ def _search(problem: _Problem, previous: WarmStart | None) -> _Candidate | float
     else:
         (multiplier, tables), energy_multiplier = cold_tables(problem.weights, problem.budget_bits), 0.0
     layers = problem.layers(_rounded(tables))
-    found = (warm and problem.as_it_is(layers, (multiplier, energy_multiplier))) or problem.solve(
+    found = (warm and problem.unchanged_if_feasible(layers, (multiplier, energy_multiplier))) or problem.solve(
         layers, (multiplier, energy_multiplier)
     )
     if not warm or found is None or abs(math.log(found.multiplier / multiplier)) > math.log(ADAPTED_MULTIPLIER):
@@ -367,7 +367,7 @@ class FixedTables:
         values, offsets = tables.values.cpu().numpy(), multiplier * lengths.code_bits.cpu().numpy()
         kept, between = lower_envelope(values.astype(float), offsets.astype(float))
         self.values = tables.values.to(device)[torch.as_tensor(kept, device=device)]
-        self.between = torch.as_tensor(between, dtype=torch.float32, device=device)
+        self.thresholds = torch.as_tensor(between, dtype=torch.float32, device=device)
         code_cost = multiplier * lengths.code_bits.to(device)[torch.as_tensor(kept, device=device)] + nonzero_cost
         # What the cheapest nonzero costs at each place, and how much more each code does.
         self.cheapest = torch.full((0, 0), math.inf, device=device)
@@ -393,13 +393,13 @@ class FixedTables:
         # Whatever its code, a nonzero takes at most the square of its weight off the error.
         index = squares_beyond(flat, cheapest)
         x = flat[index]
-        code = torch.bucketize(x, self.between)
+        code = torch.bucketize(x, self.thresholds)
         value = self.values[code]
         worth = value * (2 * x - value) > self.code_cost[code] + cheapest[index]
         index, value = index[worth], value[worth]
         if not index.numel():
             index = flat.abs().argmax().view(1)
-            value = self.values[torch.bucketize(flat[index], self.between)]
+            value = self.values[torch.bucketize(flat[index], self.thresholds)]
         return index, value
 
 

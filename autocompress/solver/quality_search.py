@@ -1,9 +1,9 @@
-"""A promise about quality as a constraint: the size of the file follows from it.
+"""A constraint on the quality of the network: the size of the file is searched for, while it trains.
 
 While W and V are trained, V is scored on held-out data after every update and a controller moves the budget. Then the
 rest of the steps is spent in stages of fine-tuning: each takes the dense network up again, projects it onto a size,
-trains the values of that assignment, writes the file and scores it; whether the promise was kept decides over the next
-size.
+trains the values of that assignment, writes the file and scores it; whether the constraint is satisfied decides over
+the next size.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 # The last part of a run, in which sizes are tried, and in how many stages.
 SEARCH_FRACTION = 0.2
 STAGES = 5
-# How much more than the promise allows V may fall, as a part of it: what finishing gives back. Twice as much while the
-# learning rate is at its peak.
+# How much more than the promise allows V may fall, as a part of it: what fine-tuning gives back. Twice as much while
+# the learning rate is at its peak.
 ALLOWANCE = 0.5
 # The first budget is the smallest at which V, at once and untrained, falls by so many times what the promise allows...
 START_VIOLATION = 5.0
@@ -44,7 +44,7 @@ START_VIOLATION = 5.0
 FIRST_TRIES = 6
 # A network without weights that scores better than the one that was given by more than this part says that the score is
 # of the other direction; at chance the two score about the same.
-TELLING = 0.25
+DIRECTION_TOLERANCE = 0.25
 # The range goes up to the ceiling of all paths, but at least to this many times the smallest file.
 MIN_CEILING = 4.0
 # Without training sizes are tried until two that differ by no more than this factor are on either side of the promise.
@@ -53,8 +53,8 @@ RESOLUTION = 1.05
 STRIDE = 3.0
 
 
-class QualityConstraint:
-    """Moves the budget of the file size to where a promise is just kept.
+class QualitySearch:
+    """Moves the budget of the file size to where the constraint on the quality is just satisfied.
 
     Attributes:
         reference: score of the network as it was given.
@@ -63,7 +63,7 @@ class QualityConstraint:
 
     def __init__(
         self,
-        promise: QualityTarget,
+        target: QualityTarget,
         network: Network,
         method: Projector[FileState],
         original_bytes: int,
@@ -73,7 +73,7 @@ class QualityConstraint:
         """Scores the reference.
 
         Args:
-            promise: what has to be kept.
+            target: the constraint on the quality.
             network: as it was given.
             method: of a `FileSizeConstraint`: its budget is moved from here on, and is at first the largest allowed.
             original_bytes: of the network.
@@ -83,12 +83,12 @@ class QualityConstraint:
         Raises:
             InvalidInputError: the reference's score is one that nothing can be promised about.
         """
-        self.promise, self.network, self.method = promise, network, method
+        self.target, self.network, self.method = target, network, method
         assert isinstance(method.constraint, FileSizeConstraint)
         self.constraint = method.constraint
-        self.evaluate, self.refit = evaluate, refit or _as_it_is
+        self.evaluate, self.refit = evaluate, refit or _no_refit
         self.reference = float(evaluate(copy_network(network.model).eval()))
-        promise.check_reference(self.reference)
+        target.check_reference(self.reference)
         self._check_direction()
         lowest, highest = self.constraint.file.smallest, self.constraint.budget_bytes
         most = max(self.constraint.constants.path_ceiling * original_bytes, MIN_CEILING * lowest)
@@ -117,13 +117,13 @@ class QualityConstraint:
         except Exception as error:  # a score need not be defined for such a network
             logger.debug("the network without weights has no score: %s", error)
             return
-        is_drop = isinstance(self.promise, AccuracyDrop)
+        is_drop = isinstance(self.target, AccuracyDrop)
         better = score - self.reference if is_drop else self.reference - score
-        if better > TELLING * self.reference:
+        if better > DIRECTION_TOLERANCE * self.reference:
             kind, right = ("an accuracy, of which more", "loss:+2%") if is_drop else ("a loss, of which less", "drop:1")
             raise InvalidInputError(
                 f"evaluate= gives {self.reference:g} for the network and {score:g} for it with all weights at zero, "
-                f"but {self.promise} is a promise about {kind} is better: if the score is of the other kind, {right} "
+                f"but {self.target} is a promise about {kind} is better: if the score is of the other kind, {right} "
                 "is for that; else the network is no better than none"
             )
 
@@ -180,7 +180,7 @@ class QualityConstraint:
 
     @torch.no_grad()
     def compress_at_once(self, run: Run, batches: Iterable[Any] | None) -> None:
-        """Looks for smaller files of the network as it was given, without training: no run need end above them.
+        """Looks for smaller files of the network as it was given, without training: no run returns a larger one.
 
         By bisection on the logarithm of the size. Where a file is known to keep the promise one that is hardly smaller
         has to as well, or nothing more is tried.
@@ -215,7 +215,7 @@ class QualityConstraint:
 
     def margin(self, score: float) -> float:
         """Returns how much of what the promise allows is left over at a score; -inf for one that is not a number."""
-        margin = self.promise.margin(score, self.reference)
+        margin = self.target.margin(score, self.reference)
         return margin if math.isfinite(margin) else -math.inf
 
     def keeps(self, candidate: Candidate) -> bool:
@@ -246,7 +246,7 @@ class QualityConstraint:
         for stages in range(STAGES, 0, -1):
             lengths.append(math.ceil((left - sum(lengths)) / stages))
         first = [ProjectionUnderQuality(self, run, projected)] if projected else []
-        return [*first, *(Stage(self, run, length) for length in lengths if length)]
+        return [*first, *(SizeTrial(self, run, length) for length in lengths if length)]
 
     @torch.no_grad()
     def begin_stage(self) -> list[Tensor]:
@@ -284,7 +284,7 @@ class QualityConstraint:
             logger.warning(
                 "no network that was seen keeps %s: on the validation data the reference scores %.4f, the best of %d "
                 "files %.4f (%d bytes); train for longer, allow a larger file or promise less",
-                self.promise,
+                self.target,
                 self.reference,
                 len(self.files.tried),
                 chosen.score,
@@ -294,13 +294,13 @@ class QualityConstraint:
             logger.warning(
                 "training led to no smaller file that keeps %s: this one is the network as it was given, pruned "
                 "and quantized at once; train for longer, or at a lower learning rate",
-                self.promise,
+                self.target,
             )
         return {
-            "promise": str(self.promise),
+            "promise": str(self.target),
             "kept": self.keeps(chosen),
             "reference": self.reference,
-            "limit": self.promise.limit(self.reference),
+            "limit": self.target.limit(self.reference),
             "measured": chosen.score,
             "tried": [list(each) for each in self.files.tried],
         }
@@ -337,9 +337,9 @@ class QualityConstraint:
 
 
 class ProjectionUnderQuality(ProjectionPhase):
-    """Projections onto a size that the promise moves."""
+    """Projections onto a size that the constraint on the quality moves."""
 
-    def __init__(self, quality: QualityConstraint, run: Run, steps: int) -> None:
+    def __init__(self, quality: QualitySearch, run: Run, steps: int) -> None:
         super().__init__(run, steps, quality.watch)
         self.quality = quality
 
@@ -349,10 +349,10 @@ class ProjectionUnderQuality(ProjectionPhase):
         super().begin()
 
 
-class Stage(FineTuningPhase):
+class SizeTrial(FineTuningPhase):
     """Fine-tuning at the size that the search asks for next; its file is scored before and after."""
 
-    def __init__(self, quality: QualityConstraint, run: Run, steps: int) -> None:
+    def __init__(self, quality: QualitySearch, run: Run, steps: int) -> None:
         super().__init__(run, steps)
         self.quality = quality
 
@@ -360,7 +360,7 @@ class Stage(FineTuningPhase):
     def begin(self) -> None:
         if not self.quality.dense:
             self.run.points()  # W is sound
-            self.run.solver.end()
+            self.run.solver.restore_dense()
         self.values = self.run.assign(self.run.method, self.quality.begin_stage(), self.steps)
         self.consider()
 
@@ -381,28 +381,28 @@ class Stage(FineTuningPhase):
         self.quality.consider(self.quality.files.add(TRAINED, *self.run.file(self.values, self.run.method)))
 
 
-def make_quality_constraint(
-    promise: QualityTarget | None,
+def make_quality_search(
+    target: QualityTarget | None,
     network: Network,
     method: Method,
     original_bytes: int,
     evaluate: Callable[[nn.Module], float] | None,
     refit: Callable[[nn.Module], None] | None,
-) -> QualityConstraint | None:
+) -> QualitySearch | None:
     """Returns what keeps a promise; None where none is made.
 
     Raises:
         InvalidInputError: there is no score to measure it by, or the reference's is none to promise about.
     """
-    if promise is None:
+    if target is None:
         return None
     if evaluate is None:
         raise InvalidInputError(
-            f"the target {promise} is a promise about a network's score: give evaluate=, a function that returns the "
+            f"the target {target} is a promise about a network's score: give evaluate=, a function that returns the "
             "score of a network on validation data (in `compress`: give val=)"
         )
     assert isinstance(method, Projector)
-    return QualityConstraint(promise, network, method, original_bytes, evaluate, refit)
+    return QualitySearch(target, network, method, original_bytes, evaluate, refit)
 
 
 def _at_any_time(budget: FileBudget, fraction: float) -> FileBudget:
@@ -410,5 +410,5 @@ def _at_any_time(budget: FileBudget, fraction: float) -> FileBudget:
     return budget
 
 
-def _as_it_is(model: nn.Module) -> None:
+def _no_refit(model: nn.Module) -> None:
     """Does nothing: without data, the statistics stay."""
