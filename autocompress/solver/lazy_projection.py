@@ -7,10 +7,12 @@
 
 Dual averaging through a projection (Courbariaux et al. 2015; Dockhorn et al. 2021, "ProxConnect"; of pruning alone Lin
 et al. 2020, "dynamic model pruning with feedback"), with two changes. D is diagonal: 1 where V is nonzero,
-`pruned_rate` where V is zero. And W - V is forgotten within `memory_steps`, once there have been as many. A weight that
-is zero in V has no effect, so nothing answers its moves and W walks at random there: at the full rate and without end
-the largest of hundreds of thousands of such walks push out weights that the network uses. A weight that cannot be what
-it should be, because few values are left to it, is moved the same way for ever: it would ask for more and more bits.
+`pruned_rate` where V is zero. And W - V is forgotten, within `memory_steps` at the peak learning rate and in proportion
+to the rate. A weight that is zero in V has no effect, so nothing answers its moves and W walks at random there: at the
+full rate and without end the largest of hundreds of thousands of such walks push out weights that the network uses. A
+weight that cannot be what it should be, because few values are left to it, is moved the same way for ever: it would ask
+for more and more bits. Moves and memory have the same clock, the sum of the learning rates, so that W - V tends to
+`memory_steps` mean moves whatever the rate, and still says which weights are missed when the rate has come down.
 
 | symbol | meaning | in the code |
 |---|---|---|
@@ -23,7 +25,7 @@ it should be, because few values are left to it, is moved the same way for ever:
 | lambda | Lagrange multiplier: squared error per bit | `Projection.multiplier` |
 | rho | weight of the proximal term, set by 1 - exp(-rho sum lr) | = `SolverConstants.admm_contraction` |
 | D | diagonal: 1 where V is nonzero, less than 1 where V is zero | `SolverConstants.pruned_rate` |
-| m | part of W - V that step t remembers: 1 - min(t/T, 1)/T, T = `memory_steps` | `SolverConstants.memory_steps` |
+| m | part of W - V left after step t: 1 - (lr / peak) min(t/T, 1)/T, T = `memory_steps` | `SolverConstants.memory_steps` |
 | b, n | bits and nonzeros of a layer | `QuantizedTensor.bits`, `QuantizedTensor.nonzeros` |
 | K | size of a layer's codebook | length of `QuantizedTensor.values` |
 """
@@ -69,7 +71,7 @@ class LazyProjection:
             idle_decay: what is left, after each update, of a weight whose gradient was exactly zero since the last:
                 it reads a unit that is never active or feeds one that nothing reads, and would be written for nothing.
             fading: whether each tensor may have such weights; not those that most batches do not touch (embeddings).
-            memory_steps: the steps in which all but 1/e of W - V is forgotten, in the first ones less.
+            memory_steps: the steps, at the peak rate, in which all but 1/e of W - V is forgotten; in the first ones less.
         """
         self.weights, self.pruned_rate, self.idle_decay = list(weights), pruned_rate, idle_decay
         self.memory_steps, self.steps = max(1.0, memory_steps), 0
@@ -85,14 +87,19 @@ class LazyProjection:
 
     @torch.no_grad()
     def after_step(self, relative_lr: float) -> None:
-        """Takes what the optimizer did to the parameters since the last call over into W, whatever the rate."""
+        """Takes what the optimizer did to the parameters since the last call over into W.
+
+        Args:
+            relative_lr: learning rate as a part of its peak.
+        """
         for weight, activity in zip(self.weights, self.activity, strict=True):
             if activity.numel() and weight.grad is not None and not weight.grad.is_sparse:
                 gradient = weight.grad.flatten()
                 activity.addcmul_(gradient, gradient)
         self.steps += 1
         # At first W - V is not of moves but of the weights as they were given, which a short run cannot learn anew.
-        memory = 1 - min(self.steps / self.memory_steps, 1) / self.memory_steps
+        # In proportion to the learning rate, as the moves are: else all of it would be forgotten as the rate falls.
+        memory = 1 - relative_lr * min(self.steps / self.memory_steps, 1) / self.memory_steps
         for weight, hidden, index, values in zip(self.weights, self.hidden, self.index, self.values, strict=True):
             now, flat = weight.detach().flatten(), hidden.view(-1)
             kept = torch.lerp(values, flat[index], memory) + (now[index] - values).float()
