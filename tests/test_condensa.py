@@ -187,7 +187,7 @@ def test_lc_is_admm_on_a_quadratic_when_the_penalty_is_constant():
     for _ in range(12):
         for _ in range(400):
             w -= rate * a * (w - c)
-            admm.follow(1.0)
+            admm.after_step(1.0)
             x.grad = a * (x.detach() - c)
             lc.penalize()
             with torch.no_grad():

@@ -25,7 +25,7 @@ for more and more bits. Moves and memory have the same clock, the sum of the lea
 | lambda | Lagrange multiplier: squared error per bit | `Projection.multiplier` |
 | rho | weight of the proximal term, set by 1 - exp(-rho sum lr) | = `SolverConstants.admm_contraction` |
 | D | diagonal: 1 where V is nonzero, less than 1 where V is zero | `SolverConstants.pruned_rate` |
-| m | part of W - V left after step t: 1 - (lr / peak) min(t/T, 1)/T, T = `memory_steps` | `SolverConstants.memory_steps` |
+| m | what step t leaves of W - V: 1 - (lr / peak) min(t / T, 1) / T | T = `SolverConstants.memory_steps` |
 | b, n | bits and nonzeros of a layer | `QuantizedTensor.bits`, `QuantizedTensor.nonzeros` |
 | K | size of a layer's codebook | length of `QuantizedTensor.values` |
 """
@@ -71,7 +71,7 @@ class LazyProjection:
             idle_decay: what is left, after each update, of a weight whose gradient was exactly zero since the last:
                 it reads a unit that is never active or feeds one that nothing reads, and would be written for nothing.
             fading: whether each tensor may have such weights; not those that most batches do not touch (embeddings).
-            memory_steps: the steps, at the peak rate, in which all but 1/e of W - V is forgotten; in the first ones less.
+            memory_steps: steps at the peak rate in which all but 1/e of W - V is forgotten; in the first ones less.
         """
         self.weights, self.pruned_rate, self.idle_decay = list(weights), pruned_rate, idle_decay
         self.memory_steps, self.steps = max(1.0, memory_steps), 0
