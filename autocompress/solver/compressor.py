@@ -253,14 +253,13 @@ class Compressor:
                 self.steps,
                 self.total_steps,
             )
-        values = self.run.end() if self.steps or self.quality is None else None
+        values = self.run.end() if self.steps else None
         if MIN_STEPS <= self.run.fine_tuning_steps == self.run.skipped_steps:
             raise TrainingDivergedError("no step of fine-tuning had a finite gradient: the training diverged")
         if self.quality is not None:
             self.quality.compress_at_once(self.run, train)
             candidates, judged_by = self.quality.files, "the promise"
         else:
-            assert values is not None
             candidates, judged_by = self._candidates(values, train, val, evaluate, judged_by)
         chosen = candidates.chosen
         result = Result(
@@ -293,7 +292,7 @@ class Compressor:
 
     def _candidates(
         self,
-        values: FineTuning,
+        values: FineTuning | None,
         train: Iterable[Any] | None,
         val: Iterable[Any] | None,
         evaluate: Callable[[nn.Module], float] | None,
@@ -305,6 +304,9 @@ class Compressor:
             check_validation(self.network.model, val, next(self.network.model.parameters()).device)
             evaluate, judged_by = self.ranks.averaged(partial(_minus_loss, batches=val)), "the loss on val="
         candidates = Candidates(self.network.model, evaluate)
+        if not self.steps and evaluate is None and train is not None and self._calibrated(candidates, train):
+            return candidates, ""  # there is nothing to compare it by: the plain one need not be made
+        values = self.run.end() if values is None else values
         if self.steps or evaluate is not None:
             first = TRAINED if self.steps else ONE_SHOT
             candidates.add(first, *self.run.file(values, self.method, train))  # what raises here leaves the values
@@ -314,15 +316,20 @@ class Compressor:
         if self.steps and evaluate is not None:
             candidates.add(ONE_SHOT, *self.run.one_shot(self._make_method(), train))
         few = sum(weight.numel() for weight in self.network.weights) <= MAX_CALIBRATED_WEIGHTS
-        asked = not self.steps or (evaluate is not None and few and not _hopeless(candidates))
+        asked = evaluate is not None and (not self.steps or (few and not _hopeless(candidates)))
         if train is not None and asked:
-            method, moments = self.run.calibrated(self._make_method(), train)
-            if moments:
-                candidates.add(ONE_SHOT, *self.run.one_shot(method, train, moments))
+            self._calibrated(candidates, train)
         if not candidates.best:
             values.write()
             candidates.add(ONE_SHOT, *self.run.file(values, self.method, train))
         return candidates, "" if evaluate is None else judged_by
+
+    def _calibrated(self, candidates: Candidates, train: Iterable[Any]) -> bool:
+        """Adds the network that is calibrated on data; returns whether it can be."""
+        method, moments = self.run.calibrated(self._make_method(), train)
+        if moments:
+            candidates.add(ONE_SHOT, *self.run.one_shot(method, train, moments))
+        return bool(moments)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that a resumed run needs besides model and optimizer: tensors, numbers, containers."""
