@@ -198,6 +198,7 @@ def test_the_recipe_trains_and_both_protocols_agree():
     assert all(bool(torch.isfinite(tensor).all()) for tensor in states[2].values())
 
 
+@pytest.mark.any_file
 def test_one_file_serves_both_inputs(tmp_path):
     task = make_task()
     model = train_aggregated(task, 2, epochs=20, progress=False, device="cpu")

@@ -57,7 +57,7 @@ def test_is_idempotent(seed, budget):
 def test_error_falls_with_the_budget(seed):
     """Both knapsacks are exact, their alternation is not: a larger budget may err by 5 % more, never by more."""
     weights = draw(seed)
-    errors = [project_weight_bits(weights, weights, budget).squared_error for budget in range(50, 6000, 850)]
+    errors = [project_weight_bits(weights, weights, budget).squared_error for budget in range(50, 6000, 1900)]
     assert all(later <= earlier * 1.05 for earlier, later in itertools.pairwise(errors))
     assert errors[-1] < 0.2 * errors[0]
 

@@ -61,6 +61,7 @@ def wait_until(done: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_search_outlives_the_loss_of_a_node(cluster: Cluster, tmp_path: Path, capfd: Any) -> None:
     # A lost node is no failure of the trial: without any retry, too, it is started again.
     settings = SearchSettings(6, workers=2, ray_address=cluster.address, retries=0, progress=False)

@@ -141,6 +141,7 @@ def test_columns_are_quantized_alike(shape, groups):
         assert len(codes.unique()) > 2
 
 
+@pytest.mark.any_file
 @pytest.mark.parametrize("ratio", [8, 30])
 def test_projections_with_feedback_are_as_good(monkeypatch, ratio):
     weights, generator = network(), torch.Generator().manual_seed(0)
@@ -153,6 +154,7 @@ def test_projections_with_feedback_are_as_good(monkeypatch, ratio):
     assert compiled.error < 1.03 * plain.error
 
 
+@pytest.mark.any_file
 def test_where_the_disk_is_full_numpy_goes_on(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

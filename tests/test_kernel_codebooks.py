@@ -165,7 +165,7 @@ def test_a_sample_speaks_for_a_large_layer(monkeypatch):
 
 
 @given(st.integers(0, 10**6), st.floats(0.4, 4.0))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_both_kinds_together_are_never_worse_than_either_alone(seed, rate):
     weights = draw(seed, [(12, 8, 3, 3), (10, 16), (5, 7)])
     budget = int(rate * dense_bits(weights))

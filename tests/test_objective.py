@@ -191,9 +191,8 @@ def test_going_on_under_another_plan():
 
 
 def test_identity_tells_searches_apart():
-    changes = ({}, {"target": "601B"}, {"space": "global"}, {"epochs": 5})
-    identities = [make_objective(**change).identity for change in changes]
-    identities.append(make_objective(norm=True).identity)
+    changes = ({}, {"target": "weights:61x"}, {"space": "global"}, {"epochs": 5}, {"norm": True})
+    identities = [make_objective(**{"target": "weights:60x"} | change).identity for change in changes]
     assert len({tuple(sorted(identity.items())) for identity in identities}) == 5
 
 
