@@ -41,12 +41,19 @@ def test_the_distance_of_w_from_v_is_forgotten() -> None:
     lazy.points()
     lazy.update([coded([[1.0, 0.0]])])
     kept, pruned = 0.5, 0.25
-    steps = ((1.0, 1 - 1 / 16), (1.0, 1 - 2 / 16), (0.5, 1 - 3 / 32), (1.0, 1 - 1 / 4), (0.2, 1 - 0.05), (0.0, 1.0))
-    for relative_lr, memory in steps:
+    for relative_lr, forgotten in (
+        (1.0, 1 / 16),
+        (1.0, 2 / 16),
+        (0.5, 3 / 16),
+        (1.0, 1 / 4),
+        (0.2, 1 / 4),
+        (0.0, 1 / 4),
+    ):
         w -= 0.2
         lazy.after_step(relative_lr)
         w.copy_(torch.tensor([[1.0, 0.0]]))
-        kept, pruned = memory * kept - 0.2, memory * pruned - 0.5 * 0.2
+        kept = (1 - forgotten) * kept - 0.2
+        pruned = (1 - relative_lr * forgotten) * pruned - 0.5 * 0.2
         assert lazy.hidden[0].tolist() == [pytest.approx([1 + kept, pruned])]
 
 

@@ -27,9 +27,9 @@ class SolverConstants:
         updates: projections of a run, in which tables and multiplier are estimated anew, whatever its length.
         min_steps_per_update: ... but not more often than once in so many optimizer steps.
         pruned_rate: the part of the optimizer's move that reaches a weight which is zero in V.
-        memory_steps: the steps at the peak learning rate, more at a lower one, in which all but 1/e of W - V is
-            forgotten, once there have been as many: a pruned weight, without effect on the loss, walks at random, and a
-            kept one is moved away from the few values that it may take.
+        memory_steps: the steps in which all but 1/e of W - V is forgotten, once there have been as many: a pruned
+            weight, without effect on the loss, walks at random, and a kept one is moved away from the few values that
+            it may take. Of pruned weights more steps at a learning rate below its peak.
         idle_decay: what is left, after each update, of a weight whose gradient was exactly zero since the last.
         path_start: the budget begins at so many times the target ...
         path_fraction: ... and falls to it, geometrically, over this part of the steps before fine-tuning.

@@ -7,11 +7,11 @@
 
 Dual averaging through a projection (Courbariaux et al. 2015; Dockhorn et al. 2021, "ProxConnect"; of pruning alone Lin
 et al. 2020, "dynamic model pruning with feedback"), with two changes. D is diagonal: 1 where V is nonzero,
-`pruned_rate` where V is zero. And W - V is forgotten, within `memory_steps` at the peak learning rate and in proportion
-to the rate. A weight that is zero in V has no effect, so nothing answers its moves and W walks at random there: at the
-full rate and without end the largest of hundreds of thousands of such walks push out weights that the network uses. A
-weight that cannot be what it should be, because few values are left to it, is moved the same way for ever: it would ask
-for more and more bits. Moves and memory have the same clock, the sum of the learning rates, so that W - V tends to
+`pruned_rate` where V is zero. And W - V is forgotten within `memory_steps`, where V is zero in proportion to the
+learning rate. A weight that is zero in V has no effect, so nothing answers its moves and W walks at random there: at
+the full rate and without end the largest of hundreds of thousands of such walks push out weights that the network uses.
+A weight that cannot be what it should be, because few values are left to it, is moved the same way for ever: it would
+ask for more and more bits. Where V is zero moves and memory have one clock, the sum of the learning rates: W tends to
 `memory_steps` mean moves whatever the rate, and still says which weights are missed when the rate has come down.
 
 | symbol | meaning | in the code |
@@ -25,7 +25,7 @@ for more and more bits. Moves and memory have the same clock, the sum of the lea
 | lambda | Lagrange multiplier: squared error per bit | `Projection.multiplier` |
 | rho | weight of the proximal term, set by 1 - exp(-rho sum lr) | = `SolverConstants.admm_contraction` |
 | D | diagonal: 1 where V is nonzero, less than 1 where V is zero | `SolverConstants.pruned_rate` |
-| m | what step t leaves of W - V: 1 - (lr / peak) min(t / T, 1) / T | T = `SolverConstants.memory_steps` |
+| m | left of W - V: 1 - r min(t / T, 1) / T; r = 1, where V is 0 lr / peak | T = `SolverConstants.memory_steps` |
 | b, n | bits and nonzeros of a layer | `QuantizedTensor.bits`, `QuantizedTensor.nonzeros` |
 | K | size of a layer's codebook | length of `QuantizedTensor.values` |
 """
@@ -71,7 +71,8 @@ class LazyProjection:
             idle_decay: what is left, after each update, of a weight whose gradient was exactly zero since the last:
                 it reads a unit that is never active or feeds one that nothing reads, and would be written for nothing.
             fading: whether each tensor may have such weights; not those that most batches do not touch (embeddings).
-            memory_steps: steps at the peak rate in which all but 1/e of W - V is forgotten; in the first ones less.
+            memory_steps: the steps in which all but 1/e of W - V is forgotten; in the first ones, and of pruned weights
+                at a low learning rate, less.
         """
         self.weights, self.pruned_rate, self.idle_decay = list(weights), pruned_rate, idle_decay
         self.memory_steps, self.steps = max(1.0, memory_steps), 0
@@ -98,12 +99,14 @@ class LazyProjection:
                 activity.addcmul_(gradient, gradient)
         self.steps += 1
         # At first W - V is not of moves but of the weights as they were given, which a short run cannot learn anew.
-        # In proportion to the learning rate, as the moves are: else all of it would be forgotten as the rate falls.
-        memory = 1 - relative_lr * min(self.steps / self.memory_steps, 1) / self.memory_steps
+        forgotten = min(self.steps / self.memory_steps, 1) / self.memory_steps
+        memory = 1 - forgotten
+        # Its moves, too, are in proportion to the rate: else nothing would be left of them when the rate has come down.
+        memory_of_pruned = 1 - relative_lr * forgotten
         for weight, hidden, index, values in zip(self.weights, self.hidden, self.index, self.values, strict=True):
             now, flat = weight.detach().flatten(), hidden.view(-1)
             kept = torch.lerp(values, flat[index], memory) + (now[index] - values).float()
-            flat.mul_(memory).add_(now, alpha=self.pruned_rate)  # elsewhere V is zero
+            flat.mul_(memory_of_pruned).add_(now, alpha=self.pruned_rate)  # elsewhere V is zero
             flat.index_copy_(0, index, kept)
 
     @torch.no_grad()
