@@ -27,7 +27,7 @@ from autocompress.training.batches import TeacherTargets, check_batches, default
 from autocompress.training.checkpoint import CHECKPOINT_NAME, Callback, TrainerCallback
 from autocompress.training.checks import check_task, guesses, name_of
 from autocompress.training.evaluation import Evaluation, evaluate, hold_out
-from autocompress.training.layer_statistics import refit_batch_norm
+from autocompress.training.layer_statistics import has_batch_norm, refit_batch_norm
 from autocompress.training.losses import (
     classification_loss,
     correct_predictions,
@@ -362,7 +362,7 @@ def _some_batches(model: nn.Module, train: Iterable[Any] | None, seed: int) -> l
 
     They are kept, because a loader that is being gone through cannot be gone through from its start as well.
     """
-    if train is None or not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+    if train is None or not has_batch_norm(model):
         return []
     with seeded(seed):
         set_epoch(train, 0)
