@@ -3,10 +3,15 @@
 import math
 import os
 import signal
+import sys
 
 # The networks here are tiny: a second thread mostly waits, and beside the other processes of the tests it waits long.
 # In the environment for the processes that tests start, too; it is read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where the user has asked for no bytecode, every process that tests start would compile all of PyTorch that it imports,
+# which takes 10 s of it; the README's command installs without, so that only what is used is compiled, once.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Tests need no network: transformers, asked for a configuration that is not there, would look for it elsewhere.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
