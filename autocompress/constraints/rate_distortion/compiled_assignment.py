@@ -312,12 +312,12 @@ def near_multiplier(layers: Sequence[CompiledLayer], budget_bits: float, start: 
 def _visit_columns(
     w: Any,
     factor: Any,
+    mixes: bool,
+    per_bit: Any,
     code_bits: Any,
     row_bits: Any,
     column_bits: Any,
     values: Any,
-    best: Any,
-    ends: Any,
     codes: Any,
     errors: Any,
 ) -> None:
@@ -326,59 +326,51 @@ def _visit_columns(
     Args:
         w: float32; what each column was made before it was quantized is left in it.
         factor: float32 [n, n], upper triangular.
-        code_bits, row_bits, column_bits: times the multiplier.
+        mixes: whether there is more in the factor than its diagonal.
+        per_bit: float32 [R], what a bit costs in each row.
+        code_bits, row_bits, column_bits: float32 [K], [R], [n].
         values: float32 [K].
-        best: int32 [n, K], of each column the values that are best somewhere.
-        ends: float32 [n, K], thresholds between these, then infinity.
         codes: int16 [R, n], 0 for zero; filled in.
         errors: float32 [R, n], over the diagonal of the factor; filled in.
     """
     columns = w.shape[1]
+    cheapest = code_bits[0]
+    for k in range(len(code_bits)):
+        cheapest = min(cheapest, code_bits[k])
     for r in range(w.shape[0]):
+        price = per_bit[r]
         for j in range(columns):
-            x, scale = w[r, j], factor[j, j]
-            low, high = 0, ends.shape[1] - 1
-            while low < high:
-                middle = (low + high) // 2
-                if ends[j, middle] <= x:
-                    low = middle + 1
-                else:
-                    high = middle
-            code = best[j, low]
-            value = values[code]
-            cost = code_bits[code] + (row_bits[r] + column_bits[j])
-            off, whole = (x - value) / scale, x / scale
-            if off * off + cost < whole * whole:
-                codes[r, j], error = code + 1, off
-            else:
-                codes[r, j], error = 0, whole
-            errors[r, j] = error
-            for i in range(j + 1, columns):
-                w[r, i] -= error * factor[j, i]
+            x, scale, position = w[r, j], factor[j, j], (row_bits[r] + column_bits[j]) * price
+            code, error = 0, x / scale
+            least = error * error
+            if cheapest * price + position < least:  # else it is not worth a look at the values
+                for k in range(len(values)):
+                    off = (x - values[k]) / scale
+                    cost = off * off + code_bits[k] * price + position
+                    if cost < least:
+                        least, code, error = cost, k + 1, off
+            codes[r, j], errors[r, j] = code, error
+            if mixes:
+                for i in range(j + 1, columns):
+                    w[r, i] -= error * factor[j, i]
 
 
 def assign_columns(
-    w: Tensor, factor: Tensor, tables: LayerTables, columns: slice, multiplier: float
+    w: Tensor, factor: Tensor | None, tables: LayerTables, rows: slice, columns: slice, per_bit: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Returns codes, int16 [R, n], and errors over the factor's diagonal [R, n] of some columns; see `error_feedback`.
 
     Args:
         w: float32 [R, n], contiguous; changed, see `_visit_columns`.
-        factor: float32 [n, n], of these columns.
-        tables: of these rows.
-        columns: which of the layer these are.
-        multiplier: error per bit.
+        factor: float32 [n, n], of these columns; None = each weight stands for itself.
+        tables: of the layer.
+        rows, columns: which of the layer these are.
+        per_bit: error per bit in each row, float32 [R].
     """
-    lengths, values = tables.lengths, tables.values.numpy()
-    parts = (lengths.code_bits, lengths.row_bits, lengths.column_bits[columns])
-    code_bits, row_bits, column_bits = (np.float32(multiplier) * part.numpy() for part in parts)
-    size = w.shape[1]
-    best = np.zeros((size, len(values)), np.int32)
-    ends = np.full((size, len(values)), np.inf, np.float32)
-    for j, scale in enumerate(factor.diagonal().tolist()):
-        kept, thresholds = lower_envelope(values, code_bits * np.float32(scale**2))
-        best[j, : len(kept)], ends[j, : len(thresholds)] = kept, thresholds
+    lengths = tables.lengths
+    square = (torch.eye(w.shape[1]) if factor is None else factor).contiguous()
+    parts = (square, per_bit, lengths.code_bits, lengths.row_bits[rows], lengths.column_bits[columns], tables.values)
+    matrix, *vectors = (part.numpy().astype(np.float32, copy=False) for part in parts)
     codes, errors = np.empty(w.shape, np.int16), np.empty(w.shape, np.float32)
-    given = (factor.contiguous().numpy(), code_bits, row_bits, column_bits, values, best, ends, codes, errors)
-    _visit_columns(w.numpy(), *given)
+    _visit_columns(w.numpy(), matrix, factor is not None, *vectors, codes, errors)
     return torch.from_numpy(codes), torch.from_numpy(errors)

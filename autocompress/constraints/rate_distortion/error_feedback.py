@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -133,39 +133,24 @@ def _compiled_assignment(
     layer: _Layer, tables: LayerTables, shape: tuple[int, int], multiplier: float
 ) -> tuple[Tensor, Tensor]:
     """Returns what `_assigned` does, by compiled code."""
-    from autocompress.constraints.rate_distortion.compiled_assignment import LargeWeights, assign_columns
+    from autocompress.constraints.rate_distortion.compiled_assignment import assign_columns
 
-    rows, columns = layer.x.shape[1:]
-    if columns == 1:
-        matrix, found = layer.x.view(shape), torch.zeros(shape, dtype=torch.int64)
-        for some, count in _alike(layer.counts.view(shape)[:, 0]):
-            part = LargeWeights(matrix[some]).layer(_of_rows(tables, some))
-            found[some] = part.assign(multiplier / count).codes().long()
-        return found, matrix
-    w, codes = layer.x.clone(), torch.zeros(layer.x.shape, dtype=torch.int64)
+    mixes = layer.x.shape[2] > 1
+    w = layer.x.clone() if mixes else layer.x.view(1, *shape)
+    codes = torch.empty(w.shape, dtype=torch.int16)
+    groups, rows, columns = w.shape
+    per_bit = (multiplier / layer.counts).view(groups, rows, -1)[:, :, 0].contiguous()
     for group, factor in enumerate(layer.feedback.factor):
-        for some, count in _alike(layer.counts[group]):
-            of_these, made = _of_rows(tables, group * rows + some), w[group, some]
-            for start in range(0, columns, COLUMNS_AT_ONCE):
-                here = slice(start, start + COLUMNS_AT_ONCE)
-                block = made[:, here].contiguous()
-                code, errors = assign_columns(block, factor[here, here], of_these, here, multiplier / count)
-                codes[group, some, here], made[:, here] = code.long(), block
+        made, of = w[group], slice(group * rows, (group + 1) * rows)
+        for start in range(0, columns, COLUMNS_AT_ONCE):
+            here = slice(start, start + COLUMNS_AT_ONCE)
+            block = made[:, here].contiguous()
+            square = factor[here, here] if mixes else None
+            codes[group, :, here], errors = assign_columns(block, square, tables, of, here, per_bit[group])
+            if mixes:
+                made[:, here] = block
                 made[:, here.stop :] -= errors @ factor[here, here.stop :]
-            w[group, some] = made
-    return codes.view(shape), w.view(shape)
-
-
-def _alike(counts: Tensor) -> Iterator[tuple[Tensor, float]]:
-    """Yields the places of rows whose errors count the same, int64 [m], and what they count."""
-    for count in sorted(set(counts.tolist())):
-        yield (counts == count).nonzero().flatten(), count
-
-
-def _of_rows(tables: LayerTables, rows: Tensor) -> LayerTables:
-    """Returns the tables of some rows."""
-    lengths = tables.lengths
-    return LayerTables(tables.values, replace(lengths, row_bits=lengths.row_bits[rows]))
+    return codes.view(shape).long(), w.view(shape)
 
 
 def _tables(layer: _Layer, codes: Tensor, made: Tensor, values: Tensor) -> LayerTables:
