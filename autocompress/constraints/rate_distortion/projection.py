@@ -320,9 +320,9 @@ def _search(problem: _Problem, previous: WarmStart | None) -> _Candidate | float
 COMPILED_FROM = 1 << 20
 
 
-def compiles(tensors: Sequence[Tensor]) -> bool:
-    """Says whether code for these weights is to be compiled: they are many, on the CPU, and numba is there."""
-    large = sum(tensor.numel() for tensor in tensors) >= COMPILED_FROM
+def compiles(tensors: Sequence[Tensor], least: float) -> bool:
+    """Says whether code for these weights is to be compiled: at least so many, on the CPU, and numba is there."""
+    large = sum(tensor.numel() for tensor in tensors) >= least
     if not large or any(tensor.device.type != "cpu" for tensor in tensors):
         return False
     try:
@@ -334,7 +334,7 @@ def compiles(tensors: Sequence[Tensor]) -> bool:
 
 def _weights(matrices: Sequence[Tensor], energy: EnergyBudget | None) -> list[Weights]:
     """Returns weights for the compiled assignment where there is one, which knows no energy."""
-    if energy is not None or not compiles(matrices):
+    if energy is not None or not compiles(matrices, COMPILED_FROM):
         return [Weights(matrix) for matrix in matrices]
     from autocompress.constraints.rate_distortion.compiled_assignment import LargeWeights
 
