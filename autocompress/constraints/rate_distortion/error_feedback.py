@@ -34,8 +34,6 @@ ROUNDS, MIN_IMPROVEMENT, PATIENCE = 10, 0.01, 2
 MULTIPLIERS_TRIED, TOLERANCE = 12, 0.003
 MAX_MOVE = math.log(4)  # of the multiplier's logarithm, as long as the budget was passed on one side only
 COLUMNS_AT_ONCE = 64
-# Loading what is compiled costs about as much as projecting so many weights without it.
-COMPILED_FROM = 1 << 13
 RICHER = 2.0  # budget that the first tables are made for
 
 
@@ -250,7 +248,7 @@ def project_with_feedback(
         The projection; `error` is tr G (V - X) H (V - X)^T over all layers. Where no pass is within the budget, that of
         `project_to_bits`.
     """
-    compiled = compiles(points, COMPILED_FROM)
+    compiled = compiles(points)
     layers = [_Layer.of(x, its, compiled) for x, its in zip(points, feedback, strict=True)]
     state = _start(points, [layer.scale for layer in layers], budget_bits) if previous is None else previous
     multiplier, tables = state.multiplier, state.tables

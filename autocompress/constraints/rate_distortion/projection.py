@@ -320,10 +320,9 @@ def _search(problem: _Problem, previous: WarmStart | None) -> _Candidate | float
 COMPILED_FROM = 1 << 20
 
 
-def compiles(tensors: Sequence[Tensor], least: float) -> bool:
-    """Says whether code for these weights is to be compiled: at least so many, on the CPU, and numba is there."""
-    large = sum(tensor.numel() for tensor in tensors) >= least
-    if not large or any(tensor.device.type != "cpu" for tensor in tensors):
+def compiles(tensors: Sequence[Tensor]) -> bool:
+    """Says whether there can be compiled code for these weights: they are on the CPU, and numba is there."""
+    if any(tensor.device.type != "cpu" for tensor in tensors):
         return False
     try:
         importlib.import_module("autocompress.constraints.rate_distortion.compiled_assignment")
@@ -334,7 +333,8 @@ def compiles(tensors: Sequence[Tensor], least: float) -> bool:
 
 def _weights(matrices: Sequence[Tensor], energy: EnergyBudget | None) -> list[Weights]:
     """Returns weights for the compiled assignment where there is one, which knows no energy."""
-    if energy is not None or not compiles(matrices, COMPILED_FROM):
+    few = sum(matrix.numel() for matrix in matrices) < COMPILED_FROM
+    if few or energy is not None or not compiles(matrices):
         return [Weights(matrix) for matrix in matrices]
     from autocompress.constraints.rate_distortion.compiled_assignment import LargeWeights
 
