@@ -103,8 +103,8 @@ class KernelChoice:
 
 
 @dataclass(frozen=True)
-class WarmStart:
-    """The centroids of a layer's choices.
+class LayerCentroids:
+    """The centroids of a layer's choices, from which the next are found.
 
     Attributes:
         scalars: centroids [at most K] by number of kept weights, then by K.
@@ -116,8 +116,8 @@ class WarmStart:
 
 
 def code_choices(
-    target: Tensor, max_bits: int, start: WarmStart | None = None, kinds: int = EITHER
-) -> tuple[list[CodeChoice], WarmStart]:
+    target: Tensor, max_bits: int, start: LayerCentroids | None = None, kinds: int = EITHER
+) -> tuple[list[CodeChoice], LayerCentroids]:
     """Returns the choices that a layer has in so many bits, the cheapest first, and what to start from next time.
 
     Args:
@@ -126,7 +126,7 @@ def code_choices(
         start: what the last update returned.
         kinds: SCALARS, KERNELS or EITHER.
     """
-    start, after = start or WarmStart(), WarmStart()
+    start, after = start or LayerCentroids(), LayerCentroids()
     choices: list[CodeChoice] = []
     if kinds & KERNELS:
         choices += _kernel_choices(target, max_bits, start.kernels, after.kernels)
@@ -210,13 +210,13 @@ class CodeBitsProjection:
     used_bits: int
     squared_error: float
     allocation: Allocation
-    starts: list[WarmStart]
+    starts: list[LayerCentroids]
 
 
 def project_code_bits(
     points: Sequence[Tensor],
     budget_bits: int,
-    starts: Sequence[WarmStart] | None = None,
+    starts: Sequence[LayerCentroids] | None = None,
     *,
     kinds: int = EITHER,
     last: bool = False,
@@ -242,7 +242,7 @@ def project_code_bits(
     room = budget_bits - sum(least)
     layers = [
         code_choices(target, room + own, start, kinds)
-        for target, own, start in zip(points, least, starts or [WarmStart()] * len(points), strict=True)
+        for target, own, start in zip(points, least, starts or [LayerCentroids()] * len(points), strict=True)
     ]
     choices = [found for found, _ in layers]
     allocation = allocate_choices(choices, budget_bits)
@@ -284,7 +284,7 @@ class CodeBitsConstraint(WeightsOnlyConstraint):
         super().__init__(network)
         self.budget_bits, self.constants = budget_bits, constants
 
-    def start(self) -> list[WarmStart] | None:
+    def start(self) -> list[LayerCentroids] | None:
         return None
 
     def budget(self, fraction: float) -> int:
@@ -294,24 +294,24 @@ class CodeBitsConstraint(WeightsOnlyConstraint):
         self,
         x: Sequence[Tensor],
         budget: int,
-        state: list[WarmStart] | None,
+        state: list[LayerCentroids] | None,
         w: Sequence[Tensor] | None = None,
         *,
         last: bool = False,
-    ) -> tuple[Projection, list[WarmStart] | None]:
+    ) -> tuple[Projection, list[LayerCentroids] | None]:
         """Returns V; with `last` codebooks of kernels are fitted to all vectors."""
         found = project_code_bits(x, budget, state, last=last, kinds=KINDS[self.constants.codebooks])
         error, greedy = found.squared_error, not found.allocation.exact
         return Projection(found.quantized, None, error, relative_error(error, x), 0.0, greedy=greedy), found.starts
 
     def project_last(
-        self, x: Sequence[Tensor], budget: int, state: list[WarmStart] | None, w: Sequence[Tensor] | None = None
-    ) -> tuple[Projection, list[WarmStart] | None]:
+        self, x: Sequence[Tensor], budget: int, state: list[LayerCentroids] | None, w: Sequence[Tensor] | None = None
+    ) -> tuple[Projection, list[LayerCentroids] | None]:
         return self.project(x, budget, state, last=True)
 
-    def to_plain(self, state: list[WarmStart] | None) -> dict[str, Any]:
+    def to_plain(self, state: list[LayerCentroids] | None) -> dict[str, Any]:
         return {"starts": None if state is None else [[start.scalars, start.kernels] for start in state]}
 
-    def from_plain(self, saved: dict[str, Any]) -> list[WarmStart] | None:
+    def from_plain(self, saved: dict[str, Any]) -> list[LayerCentroids] | None:
         starts = saved["starts"]
-        return None if starts is None else [WarmStart(scalars, kernels) for scalars, kernels in starts]
+        return None if starts is None else [LayerCentroids(scalars, kernels) for scalars, kernels in starts]
