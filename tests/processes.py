@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from autocompress.constraints import file_size
-from autocompress.constraints.rate_distortion import error_feedback
+from autocompress.constraints.rate_distortion import error_feedback, projection
 
 # The first is what an optimizer imports.
 PRELOADED = ["torch._dynamo", "autocompress.solver.compression", "baselines.optuna_search", "studies.running.run"]
@@ -29,7 +29,7 @@ def forks() -> ForkServerContext:
 
 def search_little() -> None:
     """Ends the search for the best file early in this process: where any file within the target will do."""
-    file_size.FINAL_ROUNDS, error_feedback.ROUNDS = 2, 3
+    file_size.FINAL_ROUNDS, error_feedback.ROUNDS, projection.ROUNDS = 2, 3, 1
 
 
 def _run(code: str, words: list[str], cwd: Path, environment: dict[str, str], outputs: tuple[Path, Path]) -> None:

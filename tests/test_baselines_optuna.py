@@ -204,12 +204,13 @@ def test_evolution_has_several_generations(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "pruner"),
     [
-        ("optuna-gp", None),
-        ("optuna-nsga2", None),
         ("optuna-tpe", "hyperband"),
         ("optuna-cmaes", "median"),
         ("uniform", None),
-        *(pytest.param(name, None, marks=pytest.mark.slow) for name in ("random", "optuna-tpe", "optuna-cmaes")),
+        *(
+            pytest.param(name, None, marks=pytest.mark.slow)
+            for name in ("random", "optuna-tpe", "optuna-cmaes", "optuna-gp", "optuna-nsga2")
+        ),
     ],
 )
 def test_resumed_search_equals_an_uninterrupted_one(name: str, pruner: str | None, tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ class TestRayPbt(RayContract):
         assert again == first
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_ray")
 class TestPopulation:
     def test_the_worst_go_on_from_the_best_with_new_values(self, tmp_path):
@@ -172,6 +173,7 @@ class TestRunning:
         assert capfd.readouterr() == ("", "")
         assert signal.getsignal(signal.SIGINT) is before  # the handler of Ctrl-C comes back
 
+    @pytest.mark.slow
     def test_what_is_refused_by_the_objective_is_an_error(self):
         with pytest.raises(InvalidInputError, match="the weights do not fit"):
             RayOptuna().search(FailsOnce(refuses=True), SearchSettings(1, retries=0, progress=False))

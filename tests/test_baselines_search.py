@@ -48,7 +48,14 @@ def test_a_search_and_its_end() -> None:
     assert judge.scores(result.model).loss <= best.loss
 
 
-@pytest.mark.parametrize("method", ["uniform", "magnitude", "gradual", "random", "optuna-tpe"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "random",
+        "gradual",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("uniform", "magnitude", "optuna-tpe")),
+    ],
+)
 def test_files_use_98_percent_of_the_target(method: str) -> None:
     used = [trial.size / 400 for trial in run(method, target="400B").trials if trial.state == "complete"]
     assert max(used) <= 1
