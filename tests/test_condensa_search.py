@@ -25,6 +25,8 @@ from baselines.condensa.searcher import CondensaSearcher
 from baselines.condensa.space import CondensaSpace
 from baselines.interface import Report, SearchSettings, Values, go_on
 
+pytestmark = pytest.mark.any_file
+
 SETTINGS = SearchSettings(10, progress=False)
 
 

@@ -12,6 +12,8 @@ from autocompress.network.network_state import vector_tensors
 from autocompress.network.selection import original_bytes, select
 from autocompress.targets import combined
 
+pytestmark = pytest.mark.any_file
+
 TARGETS = [
     "600B",
     "600B and energy:60%",

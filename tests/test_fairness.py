@@ -22,6 +22,8 @@ from baselines.interface import SearchOutcome, SearchSettings
 from baselines.objective import PlanObjective
 from baselines.optuna_search import OptunaSearcher
 
+pytestmark = pytest.mark.any_file
+
 EPOCHS = 3
 METHODS = [("optuna-tpe", "per-layer"), ("random", "price"), ("uniform", "uniform"), ("magnitude", "magnitude")]
 
