@@ -33,6 +33,8 @@ from baselines.repair import to_border
 from baselines.space import GradualSpace, MultiplierSpace, PathSpace, PlanSpace
 
 HEADROOM = 1.05
+# The part of the steps before fine-tuning in which gradual pruning comes to its sparsity.
+PRUNED_BY = 0.5
 
 
 class PlanMethod:
@@ -130,9 +132,9 @@ class GradualMethod(PlanMethod):
     """Keep fractions that fall from 1 by the cubic schedule; nothing is quantized before the last projection."""
 
     def _loosened(self, layer: LayerPlan, fraction: float) -> LayerPlan:
-        share = fraction / self.constants.path_fraction if self.constants.path_fraction else 1.0
+        share = min(1.0, fraction / PRUNED_BY)
         # One value: only the mask is used. What the estimate had too few of could not come back in the end.
-        return LayerPlan(cubic_schedule(min(1.0, HEADROOM * layer.keep_fraction), min(1.0, share)), 1)
+        return LayerPlan(cubic_schedule(min(1.0, HEADROOM * layer.keep_fraction), share), 1)
 
     def _projected(self, quantized: list[QuantizedTensor], points: Sequence[Tensor]) -> Projection:
         found = super()._projected(quantized, points)

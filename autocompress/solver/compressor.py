@@ -108,7 +108,7 @@ class Compressor:
                 f"the optimizer is {optimizer!r}; give the torch.optim.Optimizer that the loop steps"
             )
         self.total_steps = whole_number("total_steps", total_steps, 0)
-        self.target, self.constants = combined(target), constants
+        self.target = combined(target)
         self.model, self.optimizer = model, optimizer
         self.ranks = ranks_of(model, group)
         self.ranks.check_same({"total_steps": self.total_steps, "target": str(self.target)})
@@ -119,12 +119,13 @@ class Compressor:
         self.ranks.synchronize_buffers(self.network.model)
         self.original_bytes = original_bytes(model)
         self.energy = count_energy(self.target, self.network, example, energy_model)
+        last = constants.fine_tuning_fraction if self.target.quality is None else SEARCH_FRACTION
+        projected = max(0, self.total_steps - fine_tuning_steps(self.total_steps, last))
+        self.constants = constants.for_steps(projected)
         self.method = self._make_method()
         self.quality = make_quality_search(
             self.target.quality, self.network, self.method, self.original_bytes, self.evaluate, refit
         )
-        fraction = constants.fine_tuning_fraction if self.quality is None else SEARCH_FRACTION
-        projected = max(0, self.total_steps - fine_tuning_steps(self.total_steps, fraction))
         rate = RelativeRate(optimizer, self.network.weights)
         self.run = Run(self.network, self.method, self._make_solver(projected), rate, self.ranks, constants)
         self.run.phases = self._make_phases(projected)

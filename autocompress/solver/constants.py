@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from autocompress.energy.accelerator import EnergyBudget
 from autocompress.errors import InvalidInputError
@@ -32,7 +32,8 @@ class SolverConstants:
             it may take. Of pruned weights more steps at a learning rate below its peak.
         idle_decay: what is left, after each update, of a weight whose gradient was exactly zero since the last.
         path_start: the budget begins at so many times the target ...
-        path_fraction: ... and falls to it, geometrically, over this part of the steps before fine-tuning.
+        path_fraction: ... and falls to it, geometrically, over this part of the steps before fine-tuning ...
+        path_steps: ... but over at least so many of them, as far as these are no more than half.
         path_ceiling: no budget on the path is above this part of the original float32 weights.
         fine_tuning_fraction: the last part of a run: assignments are fixed, codebook values and vectors are trained.
         fine_tuning_step: its peak step as a part of the root mean square of a layer's codebook.
@@ -51,7 +52,8 @@ class SolverConstants:
     memory_steps: float = 1000.0
     idle_decay: float = 0.5
     path_start: float = 8.0
-    path_fraction: float = 0.5
+    path_fraction: float = 0.3
+    path_steps: float = 30.0
     path_ceiling: float = 0.08
     fine_tuning_fraction: float = 0.1
     fine_tuning_step: float = 0.002
@@ -71,6 +73,11 @@ class SolverConstants:
     def steps_per_update(self, steps: int) -> int:
         """Returns the optimizer steps from one projection to the next, in so many of them."""
         return max(1, self.min_steps_per_update, steps // max(1, self.updates))
+
+    def for_steps(self, steps: int) -> SolverConstants:
+        """Returns the constants of a run of so many optimizer steps before fine-tuning: its path is a part of them."""
+        least = min(0.5, self.path_steps / max(steps, 1))
+        return replace(self, path_fraction=max(self.path_fraction, least))
 
 
 DEFAULTS = SolverConstants()
