@@ -118,7 +118,6 @@ def test_in_a_loop_of_ones_own_nothing_decides_and_that_is_said(trained) -> None
     ]
 
 
-@pytest.mark.any_file
 def test_a_regressor_without_a_loss_learns_the_given_networks_outputs() -> None:
     torch.manual_seed(0)
     x = torch.randn(512, 6)
