@@ -369,8 +369,9 @@ def assign_columns(
     """
     lengths = tables.lengths
     square = (torch.eye(w.shape[1]) if factor is None else factor).contiguous()
-    parts = (square, per_bit, lengths.code_bits, lengths.row_bits[rows], lengths.column_bits[columns], tables.values)
-    matrix, *vectors = (part.numpy().astype(np.float32, copy=False) for part in parts)
+    parts = (per_bit, lengths.code_bits, lengths.row_bits[rows], lengths.column_bits[columns], tables.values)
+    price, code_bits, row_bits, column_bits, values = (part.numpy().astype(np.float32, copy=False) for part in parts)
     codes, errors = np.empty(w.shape, np.int16), np.empty(w.shape, np.float32)
-    _visit_columns(w.numpy(), matrix, factor is not None, *vectors, codes, errors)
+    given = (w.numpy(), square.numpy(), factor is not None, price, code_bits, row_bits, column_bits, values)
+    _visit_columns(*given, codes, errors)
     return torch.from_numpy(codes), torch.from_numpy(errors)
