@@ -23,13 +23,11 @@ import torch  # noqa: E402
 from processes import search_little  # noqa: E402
 
 from autocompress.codec import state_coder  # noqa: E402
-from autocompress.constraints import file_size  # noqa: E402
-from autocompress.constraints.rate_distortion import error_feedback, projection  # noqa: E402
+from autocompress.constraints.rate_distortion import projection  # noqa: E402
 
 torch.set_num_threads(1)
 
 _COMPILED_FROM = {module: module.COMPILED_FROM for module in (state_coder, projection)}
-_ROUNDS = file_size.FINAL_ROUNDS, error_feedback.ROUNDS, projection.ROUNDS
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -41,6 +39,4 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     compiles = item.path.stem.startswith("test_compiled") or item.get_closest_marker("slow") is not None
     for module, least in _COMPILED_FROM.items():
         module.COMPILED_FROM = least if compiles else math.inf
-    file_size.FINAL_ROUNDS, error_feedback.ROUNDS, projection.ROUNDS = _ROUNDS
-    if item.get_closest_marker("any_file") is not None:
-        search_little()
+    search_little(item.get_closest_marker("any_file") is not None)

@@ -27,9 +27,15 @@ def forks() -> ForkServerContext:
     return context
 
 
-def search_little() -> None:
-    """Ends the search for the best file early in this process: where any file within the target will do."""
-    file_size.FINAL_ROUNDS, error_feedback.ROUNDS, projection.ROUNDS = 2, 3, 1
+# What the search for the best file may try at most, and how little of it gives some file within the target.
+_ROUNDS = [(file_size, "FINAL_ROUNDS", 2), (error_feedback, "ROUNDS", 3), (projection, "ROUNDS", 1)]
+_USUAL = [getattr(module, name) for module, name, _ in _ROUNDS]
+
+
+def search_little(little: bool = True) -> None:
+    """Ends the search for the best file early in this process, where any file within the target will do, or not."""
+    for (module, name, few), usual in zip(_ROUNDS, _USUAL, strict=True):
+        setattr(module, name, few if little else usual)
 
 
 def _run(code: str, words: list[str], cwd: Path, environment: dict[str, str], outputs: tuple[Path, Path]) -> None:

@@ -121,7 +121,7 @@ def test_the_wheel_is_installed(installed, tmp_path):
     code = "import autocompress as ac, sys; print(ac.__file__); assert all(hasattr(ac, name) for name in ac.__all__)"
     assert run(str(installed), "-I", "-c", code, cwd=tmp_path).startswith(str(installed.parent.parent))
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    assert run(str(installed), "-m", "autocompress", "--version", cwd=tmp_path) == f"autocompress {version}\n"
+    assert run(str(installed), "-I", "-m", "autocompress", "--version", cwd=tmp_path) == f"autocompress {version}\n"
 
 
 @pytest.mark.slow

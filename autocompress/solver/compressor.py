@@ -119,15 +119,15 @@ class Compressor:
         self.ranks.synchronize_buffers(self.network.model)
         self.original_bytes = original_bytes(model)
         self.energy = count_energy(self.target, self.network, example, energy_model)
-        last = constants.fine_tuning_fraction if self.target.quality is None else SEARCH_FRACTION
-        projected = max(0, self.total_steps - fine_tuning_steps(self.total_steps, last))
+        fraction = constants.fine_tuning_fraction if self.target.quality is None else SEARCH_FRACTION
+        projected = max(0, self.total_steps - fine_tuning_steps(self.total_steps, fraction))
         self.constants = constants.for_steps(projected)
         self.method = self._make_method()
         self.quality = make_quality_search(
             self.target.quality, self.network, self.method, self.original_bytes, self.evaluate, refit
         )
         rate = RelativeRate(optimizer, self.network.weights)
-        self.run = Run(self.network, self.method, self._make_solver(projected), rate, self.ranks, constants)
+        self.run = Run(self.network, self.method, self._make_solver(projected), rate, self.ranks, self.constants)
         self.run.phases = self._make_phases(projected)
         self._parameters = [
             (name, module, key, parameter)

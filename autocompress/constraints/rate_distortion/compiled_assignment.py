@@ -1,9 +1,10 @@
-"""The assignment of `assignment` for large networks on the CPU, compiled: one pass over the weights, none kept.
+"""What is compiled of projections: the assignment of `assignment` for large networks, and the pass of `error_feedback`.
 
 `assignment.Layer` keeps the weights that may be worth a nonzero, sorted, some 50 bytes for each. Here numba looks at
 every weight each time, in little more than the time that it takes to read it, and keeps the counts and sums that the
 search asks for. Decisions are made by the same float32 operations, so that the assignments are the same; sums may
-differ in their last digits, as the weights come in another order.
+differ in their last digits, as the weights come in another order. The pass of error feedback is compiled for networks
+of any size: it goes from column to column, which numpy and PyTorch do one call at a time.
 """
 
 from __future__ import annotations
@@ -334,9 +335,7 @@ def _visit_columns(
         errors: float32 [R, n], over the diagonal of the factor; filled in.
     """
     columns = w.shape[1]
-    cheapest = code_bits[0]
-    for k in range(len(code_bits)):
-        cheapest = min(cheapest, code_bits[k])
+    cheapest = code_bits.min()
     for r in range(w.shape[0]):
         price = per_bit[r]
         for j in range(columns):
